@@ -1,0 +1,79 @@
+"""`mit`: StreamingLLM as first published, the oracle of the house.
+
+Keys are kept unrotated and all of them are rotated at every step to their place in the cache
+(Xiao et al. 2023, section 3.2). Slow and plain on purpose, and written apart from the other caches:
+it shares their bookkeeping, and no line of their storage, eviction or rotation.
+"""
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from streamcache.bounded import BoundedCache
+from streamcache.policy import EvictionPolicy
+from streamcache.rotary import Rotation
+
+
+class ReferenceCache(BoundedCache):
+    """`mit`: unrotated keys, rotated anew at every step."""
+
+    def __init__(self, model_or_config: PreTrainedModel | PreTrainedConfig, policy: EvictionPolicy):
+        self._keys: dict[int, Tensor] = {}  # by layer, [B, H, size, D], unrotated
+        self._values: dict[int, Tensor] = {}
+        super().__init__(model_or_config, policy)
+
+    @property
+    def largest_position(self) -> int:
+        return self.policy.capacity + self.policy.window_size
+
+    def _make_room(self, n_tokens: int, dropped: int, rebase: bool) -> None:
+        if dropped:
+            for states in (self._keys, self._values):
+                for layer, kept in states.items():
+                    sinks, rest = kept[:, :, : self.policy.n_sink], kept[:, :, self.policy.n_sink :]
+                    states[layer] = torch.cat([sinks, rest[:, :, dropped:]], dim=2)
+        if rebase:
+            self.base = self.evicted
+
+    def _append(self, layer_idx: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        rotation = self.geometry.layers[layer_idx].rotation
+        place = torch.arange(self.size + keys.shape[2], device=keys.device)
+        position = place + (self.evicted - self.base)
+        new = rotate(keys, -position[self.size :], rotation)
+        if layer_idx in self._keys:
+            new = torch.cat([self._keys[layer_idx], new], dim=2)
+            values = torch.cat([self._values[layer_idx], values], dim=2)
+        self._keys[layer_idx], self._values[layer_idx] = new, values
+        return rotate(new, position, rotation), values
+
+    def _select(self, rows: Tensor) -> None:
+        for states in (self._keys, self._values):
+            for layer, kept in states.items():
+                states[layer] = kept[rows.to(kept.device)]
+
+    @property
+    def batch_size(self) -> int:
+        return self._keys[0].shape[0] if self._keys else -1
+
+    def reset(self) -> None:
+        super().reset()
+        self._keys.clear()
+        self._values.clear()
+
+
+def rotate(keys: Tensor, position: Tensor, rotation: Rotation | None) -> Tensor:
+    """RoPE written out: keys [B, H, n, D] turned to `position` [n] (Su et al. 2021, eq. 34)."""
+    if rotation is None:
+        return keys
+    n_planes = rotation.inv_freq.shape[0]
+    i = torch.arange(n_planes, device=keys.device)
+    if rotation.layout == "half":
+        first, second = i + rotation.start, i + rotation.start + n_planes
+    else:
+        first, second = 2 * i + rotation.start, 2 * i + rotation.start + 1
+    angle = position[:, None].double() * rotation.inv_freq.to(keys.device)
+    x, y = keys[..., first].double(), keys[..., second].double()
+    rotated = keys.clone()
+    rotated[..., first] = (x * angle.cos() - y * angle.sin()).to(keys.dtype)
+    rotated[..., second] = (x * angle.sin() + y * angle.cos()).to(keys.dtype)
+    return rotated
