@@ -39,8 +39,8 @@ class BoundedCache(Cache):
 
     def __init__(self, model_or_config: PreTrainedModel | PreTrainedConfig, policy: EvictionPolicy):
         super().__init__(layers=[])
-        from_config = isinstance(model_or_config, PreTrainedConfig)
-        config = model_or_config if from_config else model_or_config.config
+        model = None if isinstance(model_or_config, PreTrainedConfig) else model_or_config
+        config: PreTrainedConfig = model_or_config if model is None else model.config  # type: ignore[assignment]
         context = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
         self.policy = policy
         self.geometry = measure(model_or_config)
@@ -51,8 +51,8 @@ class BoundedCache(Cache):
                 f"and this cache uses {self.largest_position + 1}; choose a smaller total"
             )
         warn_beyond(policy, context)
-        if not from_config:
-            attach(model_or_config, BoundedCache)  # type: ignore[type-abstract]
+        if model is not None:
+            attach(model, BoundedCache)  # type: ignore[type-abstract]
         self.reset()
 
     @property

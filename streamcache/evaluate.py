@@ -1,0 +1,210 @@
+"""From a configuration to a record: perplexity, speed, prunes, memory."""
+
+import math
+import resource
+from collections.abc import Iterable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from streamcache import records
+from streamcache.baseline import Baseline
+from streamcache.configurations import Configuration
+from streamcache.corpora import TokenStream
+from streamcache.decode import Advance, Laps, Stream, sequential_nll, time_tokens
+from streamcache.models import LoadedModel
+from streamcache.onepass import streaming_nll
+from streamcache.policy import EvictionPolicy
+from streamcache.recompute import recompute_step
+from streamcache.records import Quality, Record, Speed
+
+Method = Literal["one-pass", "sequential"]
+
+_ROUNDS = 8  # blocks per configuration, taken in turn so that a drift of the machine hits all alike
+_WARM_UP = 32  # tokens
+
+
+def subject(loaded: LoadedModel, text: TokenStream) -> records.Subject:
+    return records.Subject(
+        model=loaded.name,
+        revision=loaded.revision,
+        dtype=str(loaded.model.dtype).removeprefix("torch."),
+        text=text.name,
+        text_source=text.source,
+        text_digest=text.digest,
+        n_tokens=text.input_ids.shape[0],
+    )
+
+
+def stream_nll(
+    loaded: LoadedModel,
+    text: TokenStream,
+    configuration: Configuration,
+    method: Method,
+    advance: Advance | None = None,
+) -> Tensor:
+    """NLL of the stream under a configuration, float32 [T - 1] on the CPU."""
+    ids = text.input_ids.to(loaded.model.device)
+    if method == "one-pass":
+        return streaming_nll(loaded.model, ids, configuration.policy).cpu()
+    cache = configuration.cache(loaded.model)
+    return sequential_nll(loaded.model, ids, cache, advance).cpu()
+
+
+def quality(
+    nll: Tensor, policy_floor: int, method: str, baseline: Baseline | None = None
+) -> Quality:
+    """Perplexities of a stream's NLL [T - 1], compared with a baseline where there is one."""
+    steady = nll[policy_floor - 1 :]  # position t is predicted with min(t + 1, floor) entries held
+    increase, n_compared = None, 0
+    if baseline is not None:
+        made_from = baseline.fingerprint
+        positions = made_from.positions()
+        full = positions >= max(policy_floor - 1, made_from.n_sink + made_from.window_size)
+        if n_compared := int(full.sum()):
+            ours = nll[positions[full]].double().mean()
+            theirs = torch.tensor(baseline.nll, dtype=torch.float64)[full].mean()
+            increase = math.exp(ours - theirs) - 1
+    return Quality(
+        method=method,
+        ppl=ppl(nll),
+        ppl_steady=ppl(steady) if len(steady) else None,
+        n_positions=len(nll),
+        n_steady=len(steady),
+        ppl_increase=increase,
+        n_compared=n_compared,
+    )
+
+
+def baseline_quality(baseline: Baseline) -> Quality:
+    """Perplexities of the baseline itself, over the positions it was evaluated at."""
+    nll = torch.tensor(baseline.nll, dtype=torch.float64)
+    positions = baseline.fingerprint.positions()
+    floor = baseline.fingerprint.n_sink + baseline.fingerprint.window_size
+    # All early positions were evaluated and only some late ones: weigh the late ones up.
+    early, late = nll[positions < floor], nll[positions >= floor]
+    n_late = max(0, baseline.fingerprint.n_tokens - 1 - floor)
+    total = early.sum() + (late.mean() * n_late if len(late) else 0.0)
+    return Quality(
+        method="recompute",
+        ppl=math.exp(total / (len(early) + (n_late if len(late) else 0))),
+        ppl_steady=math.exp(late.mean()) if len(late) else None,
+        n_positions=len(nll),
+        n_steady=len(late),
+        ppl_increase=0.0 if len(late) else None,
+        n_compared=len(late),
+    )
+
+
+def ppl(nll: Tensor) -> float:
+    """exp of the mean NLL."""
+    return math.exp(nll.double().mean())
+
+
+def speeds(
+    loaded: LoadedModel,
+    text: TokenStream,
+    baseline: EvictionPolicy,
+    configurations: Iterable[Configuration],
+    n_tokens: int,
+    baseline_runs: int,
+    advance: Advance | None = None,
+) -> dict[str, Speed]:
+    """TPOT of each configuration and its speedup over the recompute baseline, all in one run.
+
+    The configurations take turns in blocks; the baseline is timed between the blocks. A text
+    shorter than a cache is repeated: what a token costs does not depend on which token it is.
+
+    Args:
+        baseline: its floor is the length of the baseline's context.
+        n_tokens: timed tokens per configuration.
+        baseline_runs: timed forwards of the baseline.
+        advance: called with 1 for each finished block.
+    """
+    model, device = loaded.model, loaded.model.device
+    configurations = list(configurations)
+    longest = max(c.policy.floor for c in [*configurations, Configuration("", baseline)])
+    ids = text.input_ids.to(device)
+    ids = ids.repeat(longest // ids.shape[0] + 1)
+    recompute = recompute_step(model, ids, baseline.n_sink, baseline.window_size)
+    streams = {c.name: Stream(model, ids, c.cache(model)) for c in configurations if c.mode}
+    for step in streams.values():
+        time_tokens(step, _WARM_UP, device)
+    time_tokens(recompute, 2, device)
+    blocks: dict[str, list[Laps]] = {name: [] for name in (*streams, "baseline")}
+    for i in range(_ROUNDS):
+        due = (i + 1) * baseline_runs // _ROUNDS - i * baseline_runs // _ROUNDS
+        if due:
+            blocks["baseline"].append(time_tokens(recompute, due, device))
+        for name, step in streams.items():
+            blocks[name].append(time_tokens(step, math.ceil(n_tokens / _ROUNDS), device))
+            if advance:
+                advance(1)
+    laps = {name: Laps.join(parts) for name, parts in blocks.items()}
+    base = _percentile(laps["baseline"].token_ms, 50)
+    return {name: _speed(lap, base) for name, lap in laps.items()}
+
+
+def n_blocks(configurations: Iterable[Configuration]) -> int:
+    """How often `speeds` will call `advance`."""
+    return _ROUNDS * sum(c.mode is not None for c in configurations)
+
+
+def _speed(laps: Laps, baseline_p50_ms: float) -> Speed:
+    p50 = _percentile(laps.token_ms, 50)
+    n = len(laps.token_ms)
+    return Speed(
+        tpot_p50_ms=p50,
+        tpot_p99_ms=_percentile(laps.token_ms, 99),
+        tpot_mean_ms=laps.wall_ms / n,
+        tpot_device_ms=sum(laps.token_ms) / n if laps.on_device else None,
+        n_tokens=n,
+        speedup=baseline_p50_ms / p50,
+        baseline_p50_ms=baseline_p50_ms,
+    )
+
+
+def _percentile(values: list[float], percent: float) -> float:
+    return float(torch.tensor(values, dtype=torch.float64).quantile(percent / 100))
+
+
+def record(
+    configuration: Configuration,
+    loaded: LoadedModel,
+    text: TokenStream,
+    quality: Quality | None,
+    speed: Speed | None,
+    notes: tuple[str, ...] = (),
+) -> Record:
+    policy = configuration.policy
+    fed = text.input_ids.shape[0] - 1
+    counted = records.Prunes(0, 0, 0)
+    if configuration.mode is not None:
+        counted = records.Prunes(*policy.count(fed))
+    return Record(
+        configuration=configuration.name,
+        mode=configuration.mode or "recompute",
+        policy=records.Policy(
+            policy.n_sink,
+            policy.window_size,
+            policy.cache_slack,
+            policy.max_drop,
+            policy.compress_every,
+            policy.capacity,
+        ),
+        subject=subject(loaded, text),
+        environment=records.environment(loaded.model.device),
+        quality=quality,
+        speed=speed,
+        prunes=counted,
+        peak_memory_bytes=peak_memory(loaded.model.device),
+        notes=notes,
+    )
+
+
+def peak_memory(device: torch.device) -> int:
+    """Most memory held so far, bytes: on the device, or by the process on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,34 @@
+"""What an interrupted comparison had finished, so that the next run goes on from there."""
+
+import hashlib
+from pathlib import Path
+
+import msgspec
+
+from streamcache import records
+from streamcache.configurations import Configuration
+from streamcache.records import Quality, Subject
+
+
+class Unfinished:
+    """Qualities by configuration, on disk until `finish`.
+
+    Kept only while a run is unfinished: a later run measures anew, since the code may have changed.
+    """
+
+    def __init__(self, folder: Path, subject: Subject, method: str):
+        key = hashlib.sha256(msgspec.json.encode((subject, method))).hexdigest()[:12]
+        self.path = folder / f"unfinished-{key}.json"
+        self._done: dict[str, Quality] = {}
+        if self.path.exists():
+            self._done = msgspec.json.decode(self.path.read_bytes(), type=dict[str, Quality])
+
+    def get(self, configuration: Configuration) -> Quality | None:
+        return self._done.get(configuration.name)
+
+    def put(self, configuration: Configuration, quality: Quality) -> None:
+        self._done[configuration.name] = quality
+        records.write_bytes(self.path, msgspec.json.encode(self._done))
+
+    def finish(self) -> None:
+        self.path.unlink(missing_ok=True)

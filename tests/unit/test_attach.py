@@ -1,0 +1,241 @@
+"""The hooks on a model: what they refuse, what they leave alone, what a failed call leaves behind."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedModel
+
+from streamcache.attach import PaddingError
+from streamcache.bounded import BoundedCache
+from streamcache.cache import RerotatingCache, StreamingCache
+from streamcache.policy import EvictionPolicy, PolicyError
+from streamcache.reference import ReferenceCache
+from tests.tiny import copy_of, error, expected, llama, neox, stream, text
+
+POLICY = EvictionPolicy(4, 16, 4, 3, 5)  # capacity 24
+TIGHT = 1e-4
+
+CACHES = [StreamingCache, RerotatingCache, ReferenceCache]
+each_cache = pytest.mark.parametrize("cache_type", CACHES)
+
+
+@pytest.fixture(scope="module")
+def model() -> PreTrainedModel:
+    return llama()
+
+
+def left_padded(batch: int, n_tokens: int) -> Tensor:
+    mask = torch.ones(batch, n_tokens, dtype=torch.long)
+    mask[0, :3] = 0
+    return mask
+
+
+Call = Callable[[PreTrainedModel, StreamingCache, Tensor], Any]
+
+REFUSED: dict[str, tuple[type[Exception], str, Call]] = {
+    "a left-padded generate": (
+        PaddingError,
+        "padding would become the attention sinks",
+        lambda model, cache, ids: model.generate(
+            ids, attention_mask=left_padded(*ids.shape), past_key_values=cache, max_new_tokens=4
+        ),
+    ),
+    "a left-padded forward": (
+        PaddingError,
+        "padding would become the attention sinks",
+        lambda model, cache, ids: model(
+            input_ids=ids, attention_mask=left_padded(*ids.shape), past_key_values=cache
+        ),
+    ),
+    "a left-padded forward, by place": (
+        PaddingError,
+        "padding would become the attention sinks",
+        lambda model, cache, ids: model(ids, left_padded(*ids.shape), None, cache),
+    ),
+    "one padded token": (
+        PaddingError,
+        "padding would become the attention sinks",
+        lambda model, cache, ids: model(
+            input_ids=ids[:, :1], attention_mask=left_padded(2, 1), past_key_values=cache
+        ),
+    ),
+    "a mask of ones own": (
+        PaddingError,
+        "makes its own mask",
+        lambda model, cache, ids: model(
+            input_ids=ids, attention_mask=torch.ones(2, 1, 40, 40), past_key_values=cache
+        ),
+    ),
+    "positions that do not count on": (
+        ValueError,
+        "count on from the 0 tokens seen",
+        lambda model, cache, ids: model(
+            input_ids=ids, position_ids=torch.arange(1, 41)[None], past_key_values=cache
+        ),
+    ),
+    "the loss of a long input": (
+        ValueError,
+        "longer than the window of 16",
+        lambda model, cache, ids: model(input_ids=ids, labels=ids, past_key_values=cache),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refused_before_a_token_is_processed(model: PreTrainedModel, case: str) -> None:
+    kind, message, call = REFUSED[case]
+    ids, cache = text(40, batch=2), StreamingCache(model, POLICY)
+    with pytest.raises(kind, match=message):
+        call(model, cache, ids)
+    assert cache.seen == 0
+    assert error(stream(model, cache, ids), expected(model, POLICY, ids)) < TIGHT
+
+
+def test_positions_that_count_on_are_accepted(model: PreTrainedModel) -> None:
+    ids, cache = text(60), StreamingCache(model, POLICY)
+    logits = stream(model, cache, ids[:, :50])
+    right = torch.arange(50, 60)[None]
+    last = model(input_ids=ids[:, 50:], position_ids=right, past_key_values=cache).logits
+    reference = expected(model, POLICY, ids, [1] * 50 + [10])
+    assert error(torch.cat([logits, last], dim=1), reference) < TIGHT
+    with pytest.raises(ValueError, match="count on from the 60 tokens seen"):
+        model(input_ids=ids[:, :10], position_ids=right, past_key_values=cache)
+
+
+@each_cache
+def test_other_caches_pass_through(cache_type: type[BoundedCache]) -> None:
+    """A model with hooks serves a DynamicCache, and a padded batch, bit for bit as before."""
+    model, ids, mask = neox(), text(30, batch=2), left_padded(2, 30)
+    before = model(input_ids=ids, attention_mask=mask, past_key_values=DynamicCache()).logits
+    without_cache = model(input_ids=ids, attention_mask=mask).logits
+    stream(model, cache_type(model, POLICY), ids)
+    after = model(input_ids=ids, attention_mask=mask, past_key_values=DynamicCache()).logits
+    assert torch.equal(before, after)
+    assert torch.equal(without_cache, model(input_ids=ids, attention_mask=mask).logits)
+
+
+def test_a_model_is_attached_to_once(model: PreTrainedModel) -> None:
+    for cache_type in CACHES:
+        cache_type(model, POLICY)
+    assert len(model._forward_pre_hooks) == len(model._forward_hooks) == 1
+
+
+@each_cache
+def test_a_deep_copy_of_a_model(cache_type: type[BoundedCache]) -> None:
+    """The copy has hooks and a cache of its own; the original goes on as if there were none."""
+    original, ids = neox(), text(100)
+    cache = cache_type(original, POLICY)
+    first = stream(original, cache, ids[:, :50])
+    other = copy.deepcopy(original)
+    with torch.no_grad():
+        other.get_output_embeddings().weight *= -1
+    negated = stream(other, cache_type(other, POLICY), ids)
+    rest = stream(original, cache, ids[:, 50:])
+    reference = expected(original, POLICY, ids)
+    assert error(torch.cat([first, rest], dim=1), reference) < TIGHT
+    assert error(-negated, reference) < TIGHT
+
+
+@each_cache
+def test_a_deep_copy_of_a_cache(model: PreTrainedModel, cache_type: type[BoundedCache]) -> None:
+    """A stream can be forked: each branch goes on by itself."""
+    ids, other = text(90), text(90, seed=1)
+    other[:, :50] = ids[:, :50]
+    trunk = cache_type(model, POLICY)
+    stream(model, trunk, ids[:, :50])
+    branch = copy.deepcopy(trunk)
+    for cache, whole in ((branch, other), (trunk, ids)):
+        logits = stream(model, cache, whole[:, 50:])
+        assert error(logits, expected(model, POLICY, whole)[:, 50:]) < TIGHT
+
+
+def test_two_caches_on_one_model_do_not_mix(model: PreTrainedModel) -> None:
+    one, two = text(70), text(70, seed=1)
+    caches = StreamingCache(model, POLICY), StreamingCache(model, EvictionPolicy(2, 9))
+    pairs = [
+        (stream(model, caches[0], a), stream(model, caches[1], b))
+        for a, b in zip(one.split(1, dim=1), two.split(1, dim=1))
+    ]
+    for cache, ids, logits in zip(caches, (one, two), zip(*pairs)):
+        assert error(torch.cat(logits, dim=1), expected(model, cache.policy, ids)) < TIGHT
+
+
+@each_cache
+def test_an_interrupted_forward_can_be_run_again(cache_type: type[BoundedCache]) -> None:
+    model, ids = llama(), text(80)
+    cache = cache_type(model, POLICY)
+    first = stream(model, cache, ids[:, :50])
+
+    def interrupt(module: nn.Module, args: Any) -> None:
+        raise KeyboardInterrupt
+
+    hook = model.get_decoder().layers[1].register_forward_pre_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        stream(model, cache, ids[:, 50:53], [3])
+    hook.remove()
+    assert cache.seen == 50
+    rest = stream(model, cache, ids[:, 50:], [3] + [1] * 27)
+    reference = expected(model, POLICY, ids, [1] * 50 + [3] + [1] * 27)
+    assert error(torch.cat([first, rest], dim=1), reference) < TIGHT
+
+
+@each_cache
+def test_embeddings_instead_of_ids(model: PreTrainedModel, cache_type: type[BoundedCache]) -> None:
+    ids = text(61)
+    embeddings = model.get_input_embeddings()(ids)
+    with torch.no_grad():
+        by_ids = model(input_ids=ids, past_key_values=cache_type(model, POLICY)).logits
+        by_vectors = model(
+            inputs_embeds=embeddings, past_key_values=cache_type(model, POLICY)
+        ).logits
+    assert torch.equal(by_ids, by_vectors)
+
+
+@pytest.mark.parametrize("n_last", [1, 5])
+def test_the_last_logits_of_a_long_input(model: PreTrainedModel, n_last: int) -> None:
+    ids = text(61)
+    with torch.no_grad():
+        every = model(input_ids=ids, past_key_values=StreamingCache(model, POLICY)).logits
+        last = model(
+            input_ids=ids, past_key_values=StreamingCache(model, POLICY), logits_to_keep=n_last
+        ).logits
+    assert last.shape == (1, n_last, every.shape[-1])
+    assert torch.allclose(last, every[:, -n_last:], atol=1e-5)
+
+
+def test_the_base_model_alone(model: PreTrainedModel) -> None:
+    """Called below the hooks from the start, the stream is exact as long as chunks fit."""
+    ids, whole = text(100), copy_of(model, torch.float32)
+    cache = StreamingCache(whole, POLICY)
+    with torch.no_grad():
+        pieces = [
+            whole.get_decoder()(input_ids=piece, past_key_values=cache).last_hidden_state
+            for piece in ids.split(1, dim=1)
+        ]
+        logits = whole.get_output_embeddings()(torch.cat(pieces, dim=1))
+        assert error(logits, expected(model, POLICY, ids)) < TIGHT
+        with pytest.raises(PolicyError, match="17 tokens does not fit window_size=16"):
+            whole.get_decoder()(input_ids=ids[:, :17], past_key_values=cache)
+
+
+def test_the_base_model_after_positions_started_anew(model: PreTrainedModel) -> None:
+    """Below the hooks the model counts all tokens seen: wrong then, so it must not pass silently."""
+    ids, cache = text(61), StreamingCache(model, POLICY)
+    stream(model, cache, ids[:, :60])
+    assert cache.base > 0
+    with pytest.raises((RuntimeError, ValueError)), torch.no_grad():
+        model.get_decoder()(input_ids=ids[:, 60:], past_key_values=cache)
+
+
+@each_cache
+def test_a_bounded_cache_cannot_be_rolled_back(
+    model: PreTrainedModel, cache_type: type[BoundedCache]
+) -> None:
+    cache = cache_type(model, POLICY)
+    stream(model, cache, text(10))
+    with pytest.raises(NotImplementedError, match="what it evicted is gone"):
+        cache.crop(5)

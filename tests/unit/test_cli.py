@@ -1,0 +1,190 @@
+"""The command line: a table, a record, and one line for everything a user can get wrong."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from streamcache import baseline, cli, records
+from streamcache.configurations import NAMED
+
+QUICK = ["--max-eval-tokens", "300", "--runs", "1"]
+
+
+class Ran:
+    def __init__(self, status: int, out: str, err: str):
+        self.status, self.out, self.err = status, out, err
+
+
+@pytest.fixture
+def run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> "Run":
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("STREAMCACHE_DATA", raising=False)
+    monkeypatch.setattr(cli.out, "width", 160)
+    return Run(monkeypatch, capsys)
+
+
+class Run:
+    """Calls the entry point as the shell would."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+        self.monkeypatch, self.capsys = monkeypatch, capsys
+
+    def __call__(self, *arguments: str) -> Ran:
+        self.monkeypatch.setattr(sys, "argv", ["streamcache", *arguments])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        captured = self.capsys.readouterr()
+        assert isinstance(caught.value.code, int)
+        return Ran(caught.value.code, captured.out, captured.err)
+
+
+def test_eval_writes_a_record_and_prints_it(run: Run, tmp_path: Path) -> None:
+    output = tmp_path / "record.json"
+    ran = run(
+        *("eval", *QUICK, "--tpot-tokens", "16", "--output-file", str(output)),
+        *("--window-size", "60", "--compress-every", "8", "--max-drop", "3"),
+    )
+    assert ran.status == 0, ran.err
+    record = records.read(output)
+    assert record.policy == records.Policy(4, 60, None, 3, 8, 71)
+    assert record.mode == "fast" and record.subject.model == "reference"
+    assert record.quality is not None and record.quality.method == "one-pass"
+    nll = np.load(tmp_path / "record.nll.npy")
+    assert record.quality.ppl == pytest.approx(np.exp(nll.astype(np.float64).mean()))
+    assert nll.shape == (299,) and record.quality.n_steady == 299 - 63
+    assert record.quality.ppl_steady == pytest.approx(np.exp(nll[63:].astype(np.float64).mean()))
+    assert record.speed is not None and record.speed.tpot_p50_ms > 0
+    assert record.speed.tpot_p99_ms >= record.speed.tpot_p50_ms
+    assert record.prunes.scheduled > 0 and record.prunes.evicted > 200
+    assert record.peak_memory_bytes > 1e8 and record.environment.threads >= 1
+    assert "S=4 W=60 R=8" in ran.out and f"{record.quality.ppl:.3f}" in ran.out
+
+
+@pytest.mark.parametrize("mode", ["mit", "ours", "fast"])
+def test_sequential_decoding_agrees_with_the_one_pass(run: Run, tmp_path: Path, mode: str) -> None:
+    settings = ["--window-size", "40", "--n-sink", "2", "--tpot-tokens", "8", *QUICK]
+    for method in ("one-pass", "sequential"):
+        output = str(tmp_path / f"{method}.json")
+        arguments = ["--streaming-mode", mode, "--ppl-method", method, "--output-file", output]
+        assert run("eval", *settings, *arguments).status == 0
+    first, second = (np.load(tmp_path / f"{m}.nll.npy") for m in ("one-pass", "sequential"))
+    assert np.abs(first - second).max() < 5e-4
+
+
+def test_the_baseline_is_made_once_and_found_again(run: Run, tmp_path: Path) -> None:
+    assert run("baseline", *QUICK).status == 0
+    made = list((tmp_path / "runs" / "baselines").iterdir())
+    assert len(made) == 1 and len(baseline.read(made[0]).nll) == 299
+    before = made[0].stat().st_mtime_ns
+    assert run("eval", *QUICK, "--tpot-tokens", "8").status == 0
+    assert made[0].stat().st_mtime_ns == before and len(list(made[0].parent.iterdir())) == 1
+
+
+def test_eval_of_the_baseline_itself(run: Run, tmp_path: Path) -> None:
+    output = tmp_path / "b.json"
+    ran = run("eval", *QUICK, "--mode", "baseline", "--output-file", str(output))
+    assert ran.status == 0, ran.err
+    record = json.loads(output.read_text())
+    assert record["mode"] == "recompute" and record["speed"]["speedup"] == 1.0
+
+
+def test_a_budget_gives_the_window(run: Run, tmp_path: Path) -> None:
+    output = tmp_path / "r.json"
+    ran = run(
+        *("eval", *QUICK, "--cap-total", "128", "--n-sink", "8", "--cache-slack", "16"),
+        *("--overlap", "4", "--tpot-tokens", "8", "--output-file", str(output)),
+    )
+    assert ran.status == 0, ran.err
+    assert records.read(output).policy.window_size == 128 - 8 - 16 - 4
+
+
+def test_compare_prints_a_row_for_each_configuration(run: Run, tmp_path: Path) -> None:
+    names = "baseline,mit,best,fast"
+    ran = run("compare", *QUICK, "--tpot-tokens", "8", "--configs", names)
+    assert ran.status == 0, ran.err
+    for name in names.split(","):
+        assert name in ran.out
+        assert records.read(tmp_path / "runs" / "compare" / f"{name}.json").configuration == name
+    assert not list((tmp_path / "runs").glob("unfinished*"))
+
+
+def test_an_interrupted_comparison_goes_on(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, measured = cli._nll, []
+
+    def interrupted_at_best(*arguments: object) -> object:
+        measured.append(arguments[2].name)  # type: ignore[attr-defined]
+        if measured == ["mit", "best"]:
+            raise KeyboardInterrupt
+        return real(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(cli, "_nll", interrupted_at_best)
+    arguments = ["compare", *QUICK, "--tpot-tokens", "8", "--configs", "mit,best,fast"]
+    ran = run(*arguments)
+    assert ran.status == 130 and "run the same command to go on" in ran.err
+    assert run(*arguments).status == 0
+    assert measured == ["mit", "best", "best", "fast"], "what was finished is not repeated"
+
+
+def test_random_weights_have_a_speed_and_no_ppl(run: Run, tmp_path: Path) -> None:
+    output = tmp_path / "r.json"
+    ran = run(
+        *("eval", *QUICK, "--model-name", "random:reference", "--tpot-tokens", "8"),
+        *("--window-size", "32", "--output-file", str(output)),
+    )
+    assert ran.status == 0, ran.err
+    assert records.read(output).quality is None and "random weights" in ran.out
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["eval", "--n-sink", "-1"], ["n_sink", ">= 0", "-1"]),
+        (["eval", "--window-size", "0"], ["window_size", ">= 1"]),
+        (["eval", "--compress-every", "0"], ["compress_every", ">= 1"]),
+        (["eval", "--max-drop", "-2"], ["max_drop", ">= 1"]),
+        (["eval", "--cap-total", "20", "--n-sink", "32"], ["total=20", "at least 33"]),
+        (["eval", "--cap-total", "64", "--window-size", "9"], ["--window-size or --cap-total"]),
+        (["eval", "--overlap", "4"], ["--cap-total"]),
+        (["eval", "--streaming-mode", "quick"], ["mit", "ours", "fast"]),
+        (["eval", "--model-name", "no/such/thing"], ["no/such/thing"]),
+        (["eval", "--model-name", "random:huge"], ["random:huge", "pythia-2.8b"]),
+        (["eval", "--dataset-name", "nowhere.txt"], ["nowhere.txt"]),
+        (["eval", "--dataset-name", "pg19", "--data-dir", "."], ["pg19"]),
+        (["eval", "--dtype", "int3"], ["float16"]),
+        (["eval", "--device", "tpu"], ["tpu", "cpu"]),
+        (["compare", "--configs", "mit,fats"], ["'fats'", "baseline, mit"]),
+        (["eval", "--max-eval-tokens", "30000"], ["24000", "30000"]),
+        (["evaluate"], ["evaluate"]),
+    ],
+)
+def test_bad_input_gets_one_line_and_status_2(
+    run: Run, arguments: list[str], words: list[str]
+) -> None:
+    ran = run(*arguments)
+    assert ran.status == 2
+    assert ran.err.count("\n") == 1 and "Traceback" not in ran.err, ran.err
+    for word in words:
+        assert word in ran.err
+
+
+def test_a_baseline_of_something_else_is_refused(run: Run, tmp_path: Path) -> None:
+    stored = tmp_path / "b.json"
+    assert run("baseline", *QUICK, "--baseline-file", str(stored)).status == 0
+    ran = run(*("eval", "--max-eval-tokens", "280", "--runs", "1", "--baseline-file", str(stored)))
+    assert ran.status == 2 and "text_digest" in ran.err and "streamcache baseline" in ran.err
+
+
+def test_the_named_configurations_are_those_of_the_specification() -> None:
+    policy = {name: configuration.policy for name, configuration in NAMED.items()}
+    assert policy["best"].capacity == 2048 == policy["baseline"].floor
+    assert policy["quality"].capacity == 2064
+    assert policy["lazy-R64"].slack == 63 and policy["softlite-slack"].slack == 16
+    assert policy["softlite-none"].slack == 31 and policy["softlite-maxdrop"].max_drop == 32
+    assert {policy[f"sink-{s}"].floor for s in (4, 16, 32, 64)} == {2048}

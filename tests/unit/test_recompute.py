@@ -1,0 +1,119 @@
+"""The fixed baseline: contexts re-encoded from scratch, and a stored one that is checked."""
+
+from pathlib import Path
+
+import msgspec
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from streamcache import baseline as baselines
+from streamcache.baseline import BaselineMismatch, Fingerprint, obtain
+from streamcache.recompute import context_ids, recompute_nll, recompute_step
+from streamcache.records import RecordError
+from tests import tiny
+
+S, W = 3, 13
+
+
+def by_hand(model: PreTrainedModel, ids: torch.Tensor, t: int) -> float:
+    """The definition: context = first S and last W tokens up to t, at positions 0 ... n - 1."""
+    kept = [i for i in range(t + 1) if i < S or i > t - W]
+    with torch.no_grad():
+        logits = model(input_ids=ids[kept][None], use_cache=False).logits[0, -1]
+    return float(-torch.log_softmax(logits.double(), -1)[ids[t + 1]])
+
+
+def test_every_position_is_predicted_from_its_own_context() -> None:
+    model, ids = tiny.llama(), tiny.text(60)[0]
+    positions = torch.tensor([40, 0, 15, 16, 58, 17, 2])
+    nll = recompute_nll(model, ids, S, W, positions)
+    assert nll.tolist() == pytest.approx([by_hand(model, ids, int(t)) for t in positions], abs=1e-4)
+
+
+def test_the_context_is_the_whole_text_until_it_exceeds_the_window() -> None:
+    ids = torch.arange(30)
+    assert context_ids(ids, S, W, 15).tolist() == list(range(16))
+    assert context_ids(ids, S, W, 16).tolist() == [0, 1, 2, *range(4, 17)]
+
+
+def test_positions_without_a_next_token_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"0 \.\.\. 8"):
+        recompute_nll(tiny.llama(), tiny.text(10)[0], S, W, torch.tensor([9]))
+
+
+def test_a_timed_step_needs_a_full_window() -> None:
+    model = tiny.llama()
+    assert recompute_step(model, tiny.text(40)[0], S, W)().shape == (1, 1, tiny.VOCABULARY)
+    with pytest.raises(ValueError, match="16 tokens"):
+        recompute_step(model, tiny.text(10)[0], S, W)
+
+
+def wanted(**changes: object) -> Fingerprint:
+    fields: dict[str, object] = {
+        "model": "tiny",
+        "revision": "seed0",
+        "dtype": "float32",
+        "text_digest": "d",
+        "n_tokens": 60,
+        "n_sink": S,
+        "window_size": W,
+        "late_positions": 5,
+    }
+    return Fingerprint(**{**fields, **changes})  # type: ignore[arg-type]
+
+
+def test_all_early_positions_and_evenly_spread_late_ones() -> None:
+    positions = wanted().positions().tolist()
+    assert positions[:16] == list(range(16))
+    assert len(positions) == 21 and positions[16] == 16 and positions[-1] == 58
+    assert positions == sorted(set(positions))
+    assert wanted(n_tokens=10).positions().tolist() == list(range(9))
+    assert wanted(late_positions=43).positions().tolist() == list(range(59))
+
+
+def test_a_baseline_is_made_once_and_reused(tmp_path: Path) -> None:
+    model, ids, path = tiny.llama(), tiny.text(60)[0], tmp_path / "b.json"
+    done: list[int] = []
+    first = obtain(path, wanted(), model, ids, done.append)
+    assert sum(done) == len(first.nll) == 21
+    again = obtain(path, wanted(), None, ids, lambda n: None)  # type: ignore[arg-type]
+    assert again == first
+
+
+def test_an_interrupted_baseline_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    model, ids, path = tiny.llama(), tiny.text(60)[0], tmp_path / "b.json"
+    whole = obtain(tmp_path / "whole.json", wanted(), model, ids, lambda n: None)
+    half = msgspec.structs.replace(whole, nll=[7.0, *whole.nll[1:18]])
+    baselines.records.write(path, half)
+    resumed = obtain(path, wanted(), model, ids, lambda n: None)
+    assert resumed.nll[0] == 7.0, "what was finished is not computed again"
+    assert resumed.nll[18:] == pytest.approx(whole.nll[18:], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("model", "other"),
+        ("revision", "seed1"),
+        ("dtype", "float16"),
+        ("text_digest", "e"),
+        ("n_tokens", 50),
+        ("n_sink", 4),
+        ("window_size", 12),
+        ("late_positions", 6),
+    ],
+)
+def test_a_baseline_of_something_else_is_refused(tmp_path: Path, field: str, value: object) -> None:
+    path = tmp_path / "b.json"
+    baselines.records.write(path, baselines.Baseline(wanted(), [0.0] * 21))
+    with pytest.raises(BaselineMismatch, match=rf"its {field} is .*streamcache baseline") as caught:
+        obtain(path, wanted(**{field: value}), None, None, lambda n: None)  # type: ignore[arg-type]
+    assert repr(value) in str(caught.value)
+
+
+def test_a_file_that_is_no_baseline_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "b.json"
+    path.write_text('{"schema": "streamcache-baseline"')
+    with pytest.raises(RecordError, match="not a readable streamcache baseline"):
+        baselines.read(path)
