@@ -52,8 +52,9 @@ class Arena:
     def _allocate(self, like: Tensor) -> None:
         n_layers, n_heads, n_slots, key_dim, value_dim = self.shape
         lead = (n_layers, like.shape[0], n_heads, n_slots)
-        self.keys = like.new_empty((*lead, key_dim))
-        self.values = like.new_empty((*lead, value_dim))
+        with torch.inference_mode(False):  # so that the stream may leave inference mode later
+            self.keys = like.new_empty((*lead, key_dim))
+            self.values = like.new_empty((*lead, value_dim))
         if self.rotation is not None:
             self.rotation = self.rotation.to(like.device)
 
@@ -85,7 +86,7 @@ class Arena:
 
     def turn(self, begin: int, end: int, offset: int) -> None:
         """Turn the keys in the slots begin ... end - 1 by `offset` positions, in place."""
-        if self.rotation is not None:
+        if self.rotation is not None and begin < end:
             planes = self.rotation.planes(self.keys[..., begin:end, :])
             planes.copy_(turn(planes, self.rotation.phase(offset)))
 

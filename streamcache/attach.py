@@ -76,18 +76,19 @@ def _feed_all_but_last(
     The first piece fills the cache. The others are an eighth of the window: the queries of a piece
     no longer see what the whole piece evicts, so short pieces stay close to the exact stream.
     """
-    if kwargs.get("labels") is not None:
-        raise ValueError(
-            f"labels need the input in one forward, and it is longer than the window of "
-            f"{past.policy.window_size} tokens; take the loss from the logits instead"
-        )
+    for name in ("labels", "output_hidden_states", "output_attentions"):
+        if kwargs.get(name) is not None and kwargs[name] is not False:
+            raise ValueError(
+                f"{name} need the input in one forward, and it is longer than the window of "
+                f"{past.policy.window_size} tokens: feed it in pieces"
+            )
     tokens: Tensor = kwargs[key]
     room = max(0, min(past.policy.capacity - past.size, past.policy.window_size))
     pieces = [tokens[:, :room]] if room else []
     pieces += tokens[:, room:].split(max(1, past.policy.window_size // 8), dim=1)
-    logits = [model(**{**kwargs, key: piece}).logits for piece in pieces[:-1]]
-    if kwargs.get("logits_to_keep", 0) == 0:
-        past.leading_logits = logits
+    past.leading_logits = [
+        model(**{**kwargs, key: piece, "return_dict": True}).logits for piece in pieces[:-1]
+    ]
     return pieces[-1]
 
 
@@ -100,8 +101,13 @@ def _after(
 ) -> Any:
     past = kwargs.get("past_key_values")
     if isinstance(past, cache_type) and past.leading_logits:
-        outputs.logits = torch.cat([*past.leading_logits, outputs.logits], dim=1)
+        last = outputs[0] if isinstance(outputs, tuple) else outputs.logits
+        logits = torch.cat([*past.leading_logits, last], dim=1)
+        logits = logits[:, -kwargs.get("logits_to_keep", 0) :]
         past.leading_logits = []
+        if isinstance(outputs, tuple):
+            return (logits, *outputs[1:])
+        outputs.logits = logits
     return outputs
 
 

@@ -31,7 +31,8 @@ class BoundedCache(Cache):
     Attributes:
         seen: tokens appended so far.
         evicted: tokens evicted so far.
-        base: tokens subtracted from the positions the model is given.
+        base: tokens subtracted from the positions the model is given. RoPE scores depend on
+            differences only; a token's place in the cache is its position less the first sink's.
 
     Raises:
         UnsupportedModelError: the model cannot be streamed correctly (see `rotary.measure`).
@@ -45,20 +46,15 @@ class BoundedCache(Cache):
         self.policy = policy
         self.geometry = measure(model_or_config)
         limit = self.geometry.max_position
-        if limit is not None and self.largest_position >= limit:
+        if limit is not None and policy.capacity > limit:
             raise UnsupportedModelError(
                 f"{config.model_type} turns its keys by a table that holds for {limit} positions "
-                f"and this cache uses {self.largest_position + 1}; choose a smaller total"
+                f"and this cache holds {policy.capacity}; choose a smaller total"
             )
         warn_beyond(policy, context)
         if model is not None:
             attach(model, BoundedCache)  # type: ignore[type-abstract]
         self.reset()
-
-    @property
-    @abstractmethod
-    def largest_position(self) -> int:
-        """The largest position a re-based stream gives to a token."""
 
     @abstractmethod
     def _make_room(self, n_tokens: int, dropped: int, rebase: bool) -> None:
@@ -92,6 +88,9 @@ class BoundedCache(Cache):
     def prepare(self, n_tokens: int, rebase: bool = True) -> None:
         """Evict for the next `n_tokens`, and start positions anew if it is time.
 
+        Starting anew gives the next token position 0 and turns what is held to before it. So the
+        angles a model takes in float32 stay small: below the capacity in positions.
+
         Raises:
             PolicyError: n_tokens > window_size.
         """
@@ -106,6 +105,11 @@ class BoundedCache(Cache):
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         n_tokens = key_states.shape[-2]
+        if self.base and self._prepared != n_tokens:
+            raise RuntimeError(
+                "positions of this stream were re-based: go on calling the model the cache was "
+                "built for, not a part of it"
+            )
         self.prepare(n_tokens, rebase=False)
         self._check_position(n_tokens)
         keys, values = self._append(layer_idx, key_states.detach(), value_states.detach())

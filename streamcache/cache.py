@@ -31,8 +31,8 @@ class StreamingCache(BoundedCache):
     """`fast`: window keys stay as they came; an eviction turns and rewrites the sinks, O(S).
 
     A drop-in for `model.generate(past_key_values=StreamingCache(model, policy))` and for plain
-    forwards of one or several tokens. Takes the memory of twice the capacity. When the buffer is
-    full (once per capacity), the window moves to its front and positions start anew.
+    forwards of one or several tokens. Takes the memory of twice the capacity. Once per capacity the
+    window moves to the front of its buffer, and is turned back so that positions start anew.
     """
 
     def __init__(self, model_or_config: PreTrainedModel | PreTrainedConfig, policy: EvictionPolicy):
@@ -42,10 +42,6 @@ class StreamingCache(BoundedCache):
         self._end: int = 0
         super().__init__(model_or_config, policy)
         self._build_arenas(self.geometry.layers)
-
-    @property
-    def largest_position(self) -> int:
-        return 2 * self.policy.capacity - 1
 
     def _build_arenas(self, layers: tuple[LayerGeometry, ...]) -> None:
         groups: dict[_Shape, list[int]] = {}
@@ -76,19 +72,20 @@ class StreamingCache(BoundedCache):
                 arena.save_sinks()
         self._begin += dropped
         crowded = self._end + n_tokens > self._n_slots
-        if not (dropped or crowded):
+        due = rebase and self._rebase_is_due(dropped, n_tokens)
+        if not (dropped or crowded or due):
             return
         if crowded:
             self._move_to_front()
-        if rebase and self._rebase_is_due(dropped, crowded):
+        if due:
             for arena in self._arenas:
-                arena.turn(self._begin + self.policy.n_sink, self._end, self.base - self.evicted)
-            self.base = self.evicted
+                arena.turn(self._begin + self.policy.n_sink, self._end, self.base - self.seen)
+            self.base = self.seen
         for arena in self._arenas:
             arena.place_sinks(self._begin, self.evicted - self.base)
 
-    def _rebase_is_due(self, dropped: int, crowded: bool) -> bool:
-        return crowded
+    def _rebase_is_due(self, dropped: int, n_tokens: int) -> bool:
+        return self.next_position + n_tokens > self.policy.capacity
 
     def _move_to_front(self) -> None:
         window = self._begin + self.policy.n_sink
@@ -122,13 +119,13 @@ class StreamingCache(BoundedCache):
 
 
 class RerotatingCache(StreamingCache):
-    """`ours`, the paper's way: every eviction turns the whole window back to positions 0 ... n - 1.
+    """`ours`, the paper's way: every eviction turns the whole window back to its new place.
 
     Dear, which is why pruning lazily pays there. The keys are turned again and again in the model's
     dtype, as published: exact in float32, a rounding per eviction in half precision.
     """
 
-    def _rebase_is_due(self, dropped: int, crowded: bool) -> bool:
+    def _rebase_is_due(self, dropped: int, n_tokens: int) -> bool:
         return dropped > 0
 
 

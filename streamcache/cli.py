@@ -174,8 +174,13 @@ def _baseline(
     return made
 
 
-def _has_quality(loaded: LoadedModel) -> bool:
-    return not loaded.name.startswith("random:")
+def _no_quality(loaded: LoadedModel, text: TokenStream) -> str | None:
+    """Why a PPL would mean nothing; None where it means something."""
+    if loaded.name.startswith("random:"):
+        return "random weights: TPOT only, a PPL would mean nothing"
+    if text.source == "packaged" and loaded.name != "reference":
+        return "the packaged stream is text of the reference model: TPOT only for this one"
+    return None
 
 
 RANDOM_NOTE = "random weights: TPOT only, a PPL would mean nothing"
@@ -203,7 +208,7 @@ def baseline(
     configuration = Configuration("baseline", EvictionPolicy(n_sink, window_size), None)
     loaded, text = _load(**where)
     quality = None
-    if _has_quality(loaded):
+    if not _no_quality(loaded, text):
         made = _baseline(loaded, text, configuration.policy, positions, baseline_file, output_dir)
         quality = evaluate.baseline_quality(made)
     _measure_speed(loaded, text, configuration, quality, runs, output_file)
@@ -259,7 +264,7 @@ def evaluate_one(
     else:
         configuration = Configuration(_name_of(policy, streaming_mode), policy, streaming_mode)
     quality = None
-    if _has_quality(loaded):
+    if not _no_quality(loaded, text):
         against = policy if mode == "baseline" else BASELINE
         made = _baseline(loaded, text, against, None, baseline_file, output_dir)
         if mode == "baseline":
@@ -293,7 +298,8 @@ def compare(
     chosen = [NAMED[name] for name in names]
     loaded, text = _load(**where)
     qualities: dict[str, Quality | None] = dict.fromkeys(names)
-    if _has_quality(loaded):
+    unfinished = None
+    if not _no_quality(loaded, text):
         made = _baseline(loaded, text, BASELINE, None, None, output_dir)
         unfinished = Unfinished(output_dir, evaluate.subject(loaded, text), ppl_method)
         for configuration in chosen:
@@ -313,7 +319,7 @@ def compare(
         quality, speed = qualities[configuration.name], speeds[configuration.name]
         rows.append(_record(configuration, loaded, text, quality, speed))
         records.write(output_dir / "compare" / f"{configuration.name}.json", rows[-1])
-    if _has_quality(loaded):
+    if unfinished:
         unfinished.finish()
     err.print(f"records: {output_dir / 'compare'}")
     out.print(report.table(rows))
@@ -369,5 +375,6 @@ def _record(
     quality: Quality | None,
     speed: Speed,
 ) -> Record:
-    notes = () if quality else ("random weights: TPOT only, a PPL would mean nothing",)
+    reason = _no_quality(loaded, text)
+    notes = (reason,) if reason else ()
     return evaluate.record(configuration, loaded, text, quality, speed, notes)

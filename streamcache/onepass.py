@@ -24,7 +24,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from streamcache.policy import EvictionPolicy, warn_beyond
 from streamcache.rotary import ModelGeometry, Rotation, measure, turn
 
-# Tokens a block, by device: short ones waste fewer keys, long ones keep a GPU busy.
+# Tokens a block, by device: short ones look at fewer keys in vain, long ones keep a GPU busy.
 _BLOCK = {"cpu": 256, "cuda": 1024}
 
 
@@ -115,9 +115,8 @@ class _Stream:
 
     def feed(self, model: PreTrainedModel, text: Tensor, begin: int, end: int) -> Tensor:
         """Logits [end - begin, V] of the next block, text[begin:end]."""
-        n_sink = min(self.n_sink, begin)
         n_stale = self.evicted[begin] - self.evicted[self.begin]  # no query sees them any longer
-        self.kept = slice(n_sink), slice(n_sink + n_stale, None)
+        self.kept = slice(self.n_sink), slice(self.n_sink + n_stale, None)
         self.block = _Block(self.n_sink, begin, self.evicted[begin:end], text.device)
         self.begin, self.served = begin, []
         ids = text[None, begin:end]
@@ -250,11 +249,11 @@ class _ModelMask(NamedTuple):
     reach: int | None
 
 
-def _make_mask(*, local_size: int | None = None, use_vmap: bool = False, **_: object) -> _ModelMask:
-    """A mask function of transformers."""
-    if use_vmap:
-        raise ValueError("it lays a mask of its own over the causal one")
-    return _ModelMask(local_size)
+def _make_mask(
+    *, local_size: int | None = None, use_vmap: bool = False, **_: object
+) -> _ModelMask | None:
+    """A mask function of transformers; None where the model adds to the mask (`use_vmap`)."""
+    return None if use_vmap else _ModelMask(local_size)
 
 
 def _refuse_unknown(attention_mask: object, others: dict[str, object]) -> None:

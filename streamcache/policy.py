@@ -57,13 +57,8 @@ class EvictionPolicy:
     compress_every: int = 1
 
     def __post_init__(self) -> None:
-        _require("n_sink", self.n_sink, 0)
         _require("window_size", self.window_size, 1)
-        _require("compress_every", self.compress_every, 1)
-        if self.cache_slack is not None:
-            _require("cache_slack", self.cache_slack, 0, " or None (= compress_every - 1)")
-        if self.max_drop is not None:
-            _require("max_drop", self.max_drop, 1, " or None (no limit)")
+        _check(self.n_sink, self.cache_slack, self.max_drop, self.compress_every)
         if self.compress_every >= 128:
             _warn(f"compress_every={self.compress_every}: the paper reports broken PPL from 128 on")
         if self.cache_slack is not None and self.cache_slack > 32:
@@ -149,7 +144,7 @@ class EvictionPolicy:
         for name, value in (("overlap", overlap), ("refresh", refresh)):
             _require(name, value, 0)
         _require("total", total, 1)
-        _require("compress_every", compress_every, 1)
+        _check(n_sink, cache_slack, max_drop, compress_every)
         slack = compress_every - 1 if cache_slack is None else cache_slack
         window_size = total - n_sink - slack - overlap - refresh
         if window_size < 1:
@@ -168,6 +163,15 @@ def warn_beyond(policy: EvictionPolicy, context: int | None) -> None:
             f"capacity {policy.capacity} (n_sink + window_size + slack) exceeds the model's "
             f"trained context of {context} tokens"
         )
+
+
+def _check(n_sink: int, cache_slack: int | None, max_drop: int | None, compress_every: int) -> None:
+    _require("n_sink", n_sink, 0)
+    _require("compress_every", compress_every, 1)
+    if cache_slack is not None:
+        _require("cache_slack", cache_slack, 0, " or None (= compress_every - 1)")
+    if max_drop is not None:
+        _require("max_drop", max_drop, 1, " or None (no limit)")
 
 
 def _require(name: str, value: object, minimum: int, otherwise: str = "") -> None:

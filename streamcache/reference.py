@@ -22,10 +22,6 @@ class ReferenceCache(BoundedCache):
         self._values: dict[int, Tensor] = {}
         super().__init__(model_or_config, policy)
 
-    @property
-    def largest_position(self) -> int:
-        return self.policy.capacity + self.policy.window_size
-
     def _make_room(self, n_tokens: int, dropped: int, rebase: bool) -> None:
         if dropped:
             for states in (self._keys, self._values):
@@ -33,7 +29,7 @@ class ReferenceCache(BoundedCache):
                     sinks, rest = kept[:, :, : self.policy.n_sink], kept[:, :, self.policy.n_sink :]
                     states[layer] = torch.cat([sinks, rest[:, :, dropped:]], dim=2)
         if rebase:
-            self.base = self.evicted
+            self.base = self.seen
 
     def _append(self, layer_idx: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         rotation = self.geometry.layers[layer_idx].rotation
@@ -41,8 +37,8 @@ class ReferenceCache(BoundedCache):
         position = place + (self.evicted - self.base)
         new = rotate(keys, -position[self.size :], rotation)
         if layer_idx in self._keys:
-            new = torch.cat([self._keys[layer_idx], new], dim=2)
-            values = torch.cat([self._values[layer_idx], values], dim=2)
+            new = torch.cat([self._keys[layer_idx][:, :, : self.size], new], dim=2)
+            values = torch.cat([self._values[layer_idx][:, :, : self.size], values], dim=2)
         self._keys[layer_idx], self._values[layer_idx] = new, values
         return rotate(new, position, rotation), values
 

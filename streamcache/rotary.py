@@ -130,7 +130,12 @@ def _refuse_by_config(config: PreTrainedConfig) -> None:
     text = config.get_text_config(decoder=True)
     rope = getattr(text, "rope_parameters", None) or {}
     tables = [rope, *(v for v in rope.values() if isinstance(v, dict))]
+    kinds = getattr(text, "layer_types", None) or []
+    stateful = ("conv", "linear", "mamba", "recurrent")
     reasons = {
+        "some of its layers keep a state other than keys and values": any(
+            word in kind for kind in kinds for word in stateful
+        ),
         "it is an encoder-decoder": getattr(config, "is_encoder_decoder", False),
         "multi-head latent attention (MLA) rebuilds its keys from a shared latent": getattr(
             text, "kv_lora_rank", None
@@ -212,7 +217,9 @@ def _measure(model: PreTrainedModel) -> ModelGeometry:
     found: list[Rotation | None] = []
     for layer in range(n_layers):
         keys = origin[layer][0]
-        last = [r for r in found[-1:]]  # most models turn every layer alike: try that first
+        # most models turn every layer alike: try the last one's rotation first
+        dim = keys.shape[-1]
+        last = [r for r in found[-1:] if r and r.start + 2 * r.inv_freq.shape[0] <= dim]
         for rotation in [*last, None, *_hypotheses(model, keys.shape[-1], keys.device)]:
             if fits(layer, rotation, near, 3e-2 if half else 1e-3):
                 found.append(rotation)

@@ -1,4 +1,4 @@
-"""Tiny models with random weights, and the three ways of feeding a stream to one."""
+"""Tiny models with random weights, streams fed to them, and what the oracle says of those."""
 
 import copy
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ _SHAPE: dict[str, Any] = {
 def tiny_config(family: str, **settings: Any) -> PreTrainedConfig:
     """A small config of a family (a `model_type` of transformers); settings override the shape."""
     config = AutoConfig.for_model(family, **{**_SHAPE, **settings})
-    config._experts_implementation = "eager"
+    config._experts_implementation = "eager"  # the others know no float64 on a CPU
     return config
 
 
@@ -112,6 +112,7 @@ def expected(
     return torch.stack([oracle.logits(row, kept) for row in ids])
 
 
+@torch.no_grad()
 def error(logits: Tensor, reference: Tensor) -> float:
     """The largest difference, in units of the reference's standard deviation over the vocabulary.
 

@@ -154,7 +154,7 @@ def test_random_weights_have_a_speed_and_no_ppl(run: Run, tmp_path: Path) -> Non
         (["eval", "--overlap", "4"], ["--cap-total"]),
         (["eval", "--streaming-mode", "quick"], ["mit", "ours", "fast"]),
         (["eval", "--model-name", "no/such/thing"], ["no/such/thing"]),
-        (["eval", "--model-name", "random:huge"], ["random:huge", "pythia-2.8b"]),
+        (["eval", "--model-name", "random:huge"], ["'huge'", "pythia-2.8b"]),
         (["eval", "--dataset-name", "nowhere.txt"], ["nowhere.txt"]),
         (["eval", "--dataset-name", "pg19", "--data-dir", "."], ["pg19"]),
         (["eval", "--dtype", "int3"], ["float16"]),

@@ -1,4 +1,4 @@
-"""Drop-in use: `model.generate` and plain forwards with a bounded cache in `past_key_values`."""
+"""Drop-in use: `model.generate` with a bounded cache in `past_key_values`."""
 
 from typing import Any
 
@@ -11,11 +11,10 @@ from streamcache.bounded import BoundedCache
 from streamcache.cache import RerotatingCache, StreamingCache
 from streamcache.policy import EvictionPolicy
 from streamcache.reference import ReferenceCache
-from tests.tiny import error, expected, llama, stream, text
+from tests.tiny import expected, llama, stream, text
 
 POLICY = EvictionPolicy(4, 16, 4, 3, 5)  # capacity 24
 WIDE = EvictionPolicy(4, 124)
-TIGHT = 1e-4
 
 each_cache = pytest.mark.parametrize(
     "cache_type", [StreamingCache, RerotatingCache, ReferenceCache]
@@ -27,7 +26,7 @@ def model() -> PreTrainedModel:
     return llama()
 
 
-def generate(model: PreTrainedModel, cache: Any, ids: Tensor, n_new: int, **how: Any) -> Tensor:
+def generate(model: Any, cache: Any, ids: Tensor, n_new: int, **how: Any) -> Tensor:
     """The new tokens [B, n_new] of `model.generate`."""
     how = {"attention_mask": torch.ones_like(ids), "do_sample": False, **how}
     out = model.generate(ids, past_key_values=cache, max_new_tokens=n_new, pad_token_id=0, **how)
@@ -64,32 +63,11 @@ def test_a_long_generate_is_the_exact_stream(
     cache, ids = cache_type(model, POLICY), text(10)
     new = generate(model, cache, ids, 150)
     assert cache.seen == 159 and cache.evicted > 130
-    assert cache.base > 5 * POLICY.capacity and cache.next_position <= 2 * POLICY.capacity
+    assert cache.base > 5 * POLICY.capacity and cache.next_position <= POLICY.capacity
     assert torch.equal(new, by_hand(model, cache_type(model, POLICY), ids, 150))
     fed = torch.cat([ids, new[:, :-1]], dim=1)
     reference = expected(model, POLICY, fed, [10] + [1] * 149)
     assert torch.equal(new, reference[:, 9:].argmax(-1))
-
-
-def pieces_of(n_tokens: int, policy: EvictionPolicy) -> list[int]:
-    """How a long input is split: what fits, at most a window, then eighths of the window."""
-    pieces = [min(policy.capacity, policy.window_size)]
-    while sum(pieces) < n_tokens:
-        pieces.append(min(policy.window_size // 8, n_tokens - sum(pieces)))
-    return pieces
-
-
-@each_cache
-@pytest.mark.parametrize("n_tokens", [17, 24, 61])
-def test_a_long_input_is_split_and_returns_all_its_logits(
-    model: PreTrainedModel, cache_type: type[BoundedCache], n_tokens: int
-) -> None:
-    ids, cache = text(n_tokens, batch=2), cache_type(model, POLICY)
-    with torch.no_grad():
-        logits = model(input_ids=ids, past_key_values=cache).logits
-    assert (cache.seen, cache.size) == (n_tokens, logits.shape[1] - cache.evicted)
-    reference = expected(model, POLICY, ids, pieces_of(n_tokens, POLICY))
-    assert error(logits, reference) < TIGHT
 
 
 @each_cache
@@ -99,8 +77,6 @@ def test_a_prompt_longer_than_the_capacity(
     ids = text(61)
     new = generate(model, cache_type(model, POLICY), ids, 30)
     assert torch.equal(new, by_hand(model, cache_type(model, POLICY), ids, 30))
-    reference = expected(model, POLICY, ids, pieces_of(61, POLICY))
-    assert new[0, 0] == reference[0, -1].argmax()
 
 
 @each_cache
@@ -113,13 +89,6 @@ def test_a_prompt_in_chunks_of_ones_own(
     head = stream(model, other, ids, [7] * 8 + [5])[:, -1:].argmax(-1)
     rest = by_hand(model, other, head, 19)
     assert torch.equal(new, torch.cat([head, rest], dim=1))
-
-
-@each_cache
-def test_steps_of_several_tokens(model: PreTrainedModel, cache_type: type[BoundedCache]) -> None:
-    ids, steps = text(90), [1, 5, 16, 1, 1, 3, 16, 16, 2, 4, 9, 16]
-    logits = stream(model, cache_type(model, POLICY), ids, steps)
-    assert error(logits, expected(model, POLICY, ids, steps)) < TIGHT
 
 
 @each_cache
@@ -152,27 +121,3 @@ def test_beam_search_reorders_the_cache(model: PreTrainedModel) -> None:
     bounded = generate(model, ReferenceCache(model, POLICY), ids, 40, **how)
     for cache_type in (StreamingCache, RerotatingCache):
         assert torch.equal(generate(model, cache_type(model, POLICY), ids, 40, **how), bounded)
-
-
-@each_cache
-def test_rows_follow_their_beams(model: PreTrainedModel, cache_type: type[BoundedCache]) -> None:
-    """After a reordering each row goes on as the stream of the row it came from."""
-    ids, rows = text(80, batch=3), torch.tensor([2, 0, 0])
-    cache = cache_type(model, POLICY)
-    stream(model, cache, ids[:, :50])
-    cache.reorder_cache(rows)
-    logits = stream(model, cache, ids[:, 50:])
-    streams = torch.cat([ids[rows, :50], ids[:, 50:]], dim=1)
-    assert error(logits, expected(model, POLICY, streams)[:, 50:]) < TIGHT
-
-
-@each_cache
-def test_reset_forgets_the_stream(model: PreTrainedModel, cache_type: type[BoundedCache]) -> None:
-    cache, ids = cache_type(model, POLICY), text(70)
-    first = stream(model, cache, ids)
-    cache.reset()
-    assert (cache.seen, cache.size, cache.get_seq_length()) == (0, 0, 0)
-    assert torch.equal(stream(model, cache, ids), first)
-    cache.reset()
-    other = text(70, batch=2)
-    assert error(stream(model, cache, other), expected(model, POLICY, other)) < TIGHT

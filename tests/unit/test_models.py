@@ -219,6 +219,14 @@ def test_broken_weights_are_refused_in_one_line(folder: Path) -> None:
         load_model(str(folder))
 
 
+def test_pickled_weights_are_never_loaded(tmp_path: Path) -> None:
+    cached = tmp_path / "cache" / "models--mill--heron" / "snapshots" / COMMIT
+    torch.save(save_model(cached).state_dict(), cached / "pytorch_model.bin")
+    (cached / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match="cannot load mill/heron"):
+        load_model("mill/heron", revision=COMMIT)
+
+
 def test_code_in_a_repository_is_never_run(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     config |= {"model_type": "heron", "auto_map": {"AutoConfig": "heron.HeronConfig"}}

@@ -59,8 +59,8 @@ def sink_values_left_behind(self: Arena, begin: int, offset: int) -> None:
 
 
 def one_sink_less(self: Arena, *shape: Any) -> None:
-    *rest, n_sink, n_slots = shape
-    make_arena(self, *rest, n_sink=n_sink - 1, n_slots=n_slots)
+    make_arena(self, *shape)
+    self.n_sink -= 1
 
 
 def no_turn_on_rebasing(self: Arena, begin: int, end: int, offset: int) -> None:

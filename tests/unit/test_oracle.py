@@ -77,7 +77,7 @@ def test_positions_start_anew_many_times_in_a_long_stream() -> None:
     assert policy.capacity == 24
     cache = StreamingCache(model, policy)
     logits = stream(model, cache, ids)
-    assert cache.base > 2900 and cache.next_position < 2 * policy.capacity
+    assert cache.base > 2900 and cache.next_position <= policy.capacity
     assert error(logits, expected(model, policy, ids)) < TIGHT
 
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from streamcache.policy import EvictionPolicy, PolicyError, Prunes
 from tests.oracle import kept_after_each
+from tests.tiny import rule
 
 N_TOKENS = 120
 
@@ -21,18 +22,6 @@ def policies(draw: st.DrawFn) -> EvictionPolicy:
         cache_slack=draw(st.none() | st.integers(0, 20)),
         max_drop=draw(st.none() | st.integers(1, 12)),
         compress_every=draw(st.integers(1, 40)),
-    )
-
-
-def rule(policy: EvictionPolicy) -> tuple[int, int, int, int | None, int]:
-    """The parameters of the specification: S, W, sigma in force, delta, R."""
-    sigma = policy.cache_slack
-    return (
-        policy.n_sink,
-        policy.window_size,
-        policy.compress_every - 1 if sigma is None else sigma,
-        policy.max_drop,
-        policy.compress_every,
     )
 
 

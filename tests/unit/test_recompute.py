@@ -8,6 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from streamcache import baseline as baselines
+from streamcache import records
 from streamcache.baseline import BaselineMismatch, Fingerprint, obtain
 from streamcache.recompute import context_ids, recompute_nll, recompute_step
 from streamcache.records import RecordError
@@ -85,7 +86,7 @@ def test_an_interrupted_baseline_goes_on_where_it_stopped(tmp_path: Path) -> Non
     model, ids, path = tiny.llama(), tiny.text(60)[0], tmp_path / "b.json"
     whole = obtain(tmp_path / "whole.json", wanted(), model, ids, lambda n: None)
     half = msgspec.structs.replace(whole, nll=[7.0, *whole.nll[1:18]])
-    baselines.records.write(path, half)
+    records.write(path, half)
     resumed = obtain(path, wanted(), model, ids, lambda n: None)
     assert resumed.nll[0] == 7.0, "what was finished is not computed again"
     assert resumed.nll[18:] == pytest.approx(whole.nll[18:], abs=1e-5)
@@ -106,7 +107,7 @@ def test_an_interrupted_baseline_goes_on_where_it_stopped(tmp_path: Path) -> Non
 )
 def test_a_baseline_of_something_else_is_refused(tmp_path: Path, field: str, value: object) -> None:
     path = tmp_path / "b.json"
-    baselines.records.write(path, baselines.Baseline(wanted(), [0.0] * 21))
+    records.write(path, baselines.Baseline(wanted(), [0.0] * 21))
     with pytest.raises(BaselineMismatch, match=rf"its {field} is .*streamcache baseline") as caught:
         obtain(path, wanted(**{field: value}), None, None, lambda n: None)  # type: ignore[arg-type]
     assert repr(value) in str(caught.value)

@@ -37,7 +37,7 @@ def test_two_hundred_thousand_tokens() -> None:
                 tail.append(logits)
             if t + 1 in (20_000, N_TOKENS):
                 memory[t + 1] = resident_bytes()
-    assert cache.next_position < 2 * POLICY.capacity, "positions start anew"
+    assert cache.next_position <= POLICY.capacity, "positions start anew"
     assert memory[N_TOKENS] - memory[20_000] < 2**20, "memory is flat after warm-up"
 
     start = N_TOKENS - n_compared - horizon

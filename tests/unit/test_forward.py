@@ -1,0 +1,146 @@
+"""Plain forwards with a bounded cache: steps and inputs of any length, against the oracle."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from streamcache.bounded import BoundedCache
+from streamcache.cache import RerotatingCache, StreamingCache
+from streamcache.policy import EvictionPolicy
+from streamcache.reference import ReferenceCache
+from tests.tiny import error, expected, llama, stream, text
+
+POLICY = EvictionPolicy(4, 16, 4, 3, 5)  # capacity 24
+TIGHT = 1e-4
+
+each_cache = pytest.mark.parametrize(
+    "cache_type", [StreamingCache, RerotatingCache, ReferenceCache]
+)
+
+
+@pytest.fixture(scope="module")
+def model() -> PreTrainedModel:
+    return llama()
+
+
+def pieces_of(n_tokens: int, policy: EvictionPolicy) -> list[int]:
+    """How a long input is split: what fits, at most a window, then eighths of the window."""
+    pieces = [min(policy.capacity, policy.window_size)]
+    while sum(pieces) < n_tokens:
+        pieces.append(min(policy.window_size // 8, n_tokens - sum(pieces)))
+    return pieces
+
+
+@each_cache
+def test_steps_of_several_tokens(model: PreTrainedModel, cache_type: type[BoundedCache]) -> None:
+    ids, steps = text(90), [1, 5, 16, 1, 1, 3, 16, 16, 2, 4, 9, 16]
+    logits = stream(model, cache_type(model, POLICY), ids, steps)
+    assert error(logits, expected(model, POLICY, ids, steps)) < TIGHT
+
+
+@each_cache
+@pytest.mark.parametrize("n_tokens", [17, 24, 61])
+def test_a_long_input_is_split_and_returns_all_its_logits(
+    model: PreTrainedModel, cache_type: type[BoundedCache], n_tokens: int
+) -> None:
+    ids, cache = text(n_tokens, batch=2), cache_type(model, POLICY)
+    with torch.no_grad():
+        logits = model(input_ids=ids, past_key_values=cache).logits
+    assert cache.seen == logits.shape[1] == n_tokens
+    reference = expected(model, POLICY, ids, pieces_of(n_tokens, POLICY))
+    assert error(logits, reference) < TIGHT
+
+
+@each_cache
+def test_rows_follow_their_beams(model: PreTrainedModel, cache_type: type[BoundedCache]) -> None:
+    """After a reordering each row goes on as the stream of the row it came from."""
+    ids, rows = text(80, batch=3), torch.tensor([2, 0, 0])
+    cache = cache_type(model, POLICY)
+    stream(model, cache, ids[:, :50])
+    cache.reorder_cache(rows)
+    logits = stream(model, cache, ids[:, 50:])
+    streams = torch.cat([ids[rows, :50], ids[:, 50:]], dim=1)
+    assert error(logits, expected(model, POLICY, streams)[:, 50:]) < TIGHT
+
+
+@each_cache
+def test_reset_forgets_the_stream(model: PreTrainedModel, cache_type: type[BoundedCache]) -> None:
+    cache, ids = cache_type(model, POLICY), text(70)
+    first = stream(model, cache, ids)
+    cache.reset()
+    assert (cache.seen, cache.size, cache.get_seq_length()) == (0, 0, 0)
+    assert torch.equal(stream(model, cache, ids), first)
+    cache.reset()
+    other = text(70, batch=2)
+    assert error(stream(model, cache, other), expected(model, POLICY, other)) < TIGHT
+
+
+@pytest.mark.parametrize("n_last", [1, 5])
+def test_the_last_logits_of_a_long_input(model: PreTrainedModel, n_last: int) -> None:
+    ids = text(61)
+    with torch.no_grad():
+        every = model(input_ids=ids, past_key_values=StreamingCache(model, POLICY)).logits
+        last = model(
+            input_ids=ids, past_key_values=StreamingCache(model, POLICY), logits_to_keep=n_last
+        ).logits
+    assert last.shape == (1, n_last, every.shape[-1])
+    assert torch.allclose(last, every[:, -n_last:], atol=1e-5)
+
+
+@each_cache
+def test_embeddings_instead_of_ids(model: PreTrainedModel, cache_type: type[BoundedCache]) -> None:
+    ids = text(61)
+    embeddings = model.get_input_embeddings()(ids)
+    with torch.no_grad():
+        by_ids = model(input_ids=ids, past_key_values=cache_type(model, POLICY)).logits
+        by_vectors = model(
+            inputs_embeds=embeddings, past_key_values=cache_type(model, POLICY)
+        ).logits
+    assert torch.equal(by_ids, by_vectors)
+
+
+def test_two_caches_on_one_model_do_not_mix(model: PreTrainedModel) -> None:
+    one, two = text(70), text(70, seed=1)
+    caches = StreamingCache(model, POLICY), StreamingCache(model, EvictionPolicy(2, 9))
+    pairs = [
+        (stream(model, caches[0], a), stream(model, caches[1], b))
+        for a, b in zip(one.split(1, dim=1), two.split(1, dim=1))
+    ]
+    for cache, ids, logits in zip(caches, (one, two), zip(*pairs)):
+        assert error(torch.cat(logits, dim=1), expected(model, cache.policy, ids)) < TIGHT
+
+
+@each_cache
+def test_a_deep_copy_of_a_cache(model: PreTrainedModel, cache_type: type[BoundedCache]) -> None:
+    """A stream can be forked: each branch goes on by itself."""
+    ids, other = text(90), text(90, seed=1)
+    other[:, :50] = ids[:, :50]
+    trunk = cache_type(model, POLICY)
+    stream(model, trunk, ids[:, :50])
+    branch = copy.deepcopy(trunk)
+    for cache, whole in ((branch, other), (trunk, ids)):
+        logits = stream(model, cache, whole[:, 50:])
+        assert error(logits, expected(model, POLICY, whole)[:, 50:]) < TIGHT
+
+
+@each_cache
+def test_an_interrupted_forward_can_be_run_again(cache_type: type[BoundedCache]) -> None:
+    model, ids = llama(), text(80)
+    cache = cache_type(model, POLICY)
+    first = stream(model, cache, ids[:, :50])
+
+    def interrupt(module: nn.Module, args: Any) -> None:
+        raise KeyboardInterrupt
+
+    hook = model.get_decoder().layers[1].register_forward_pre_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        stream(model, cache, ids[:, 50:53], [3])
+    hook.remove()
+    assert cache.seen == 50
+    rest = stream(model, cache, ids[:, 50:], [3] + [1] * 27)
+    reference = expected(model, POLICY, ids, [1] * 50 + [3] + [1] * 27)
+    assert error(torch.cat([first, rest], dim=1), reference) < TIGHT
