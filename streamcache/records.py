@@ -2,7 +2,6 @@
 
 import os
 import platform
-import tempfile
 from pathlib import Path
 
 import msgspec
@@ -119,17 +118,17 @@ def write(path: Path, value: msgspec.Struct) -> None:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file all or nothing."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with unfinished.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def read(path: Path) -> Record:

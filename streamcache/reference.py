@@ -61,15 +61,16 @@ def rotate(keys: Tensor, position: Tensor, rotation: Rotation | None) -> Tensor:
     """RoPE written out: keys [B, H, n, D] turned to `position` [n] (Su et al. 2021, eq. 34)."""
     if rotation is None:
         return keys
-    n_planes = rotation.inv_freq.shape[0]
-    i = torch.arange(n_planes, device=keys.device)
-    if rotation.layout == "half":
-        first, second = i + rotation.start, i + rotation.start + n_planes
-    else:
-        first, second = 2 * i + rotation.start, 2 * i + rotation.start + 1
+    start, end = rotation.start, rotation.start + 2 * rotation.inv_freq.shape[0]
+    middle = (start + end) // 2
+    halves = (slice(start, middle), slice(middle, end))
+    pairs = (slice(start, end, 2), slice(start + 1, end, 2))
+    first, second = halves if rotation.layout == "half" else pairs
     angle = position[:, None].double() * rotation.inv_freq.to(keys.device)
-    x, y = keys[..., first].double(), keys[..., second].double()
+    wide = torch.promote_types(keys.dtype, torch.float32)
+    cos, sin = angle.cos().to(wide), angle.sin().to(wide)
+    x, y = keys[..., first].to(wide), keys[..., second].to(wide)
     rotated = keys.clone()
-    rotated[..., first] = (x * angle.cos() - y * angle.sin()).to(keys.dtype)
-    rotated[..., second] = (x * angle.sin() + y * angle.cos()).to(keys.dtype)
+    rotated[..., first] = x * cos - y * sin
+    rotated[..., second] = x * sin + y * cos
     return rotated
