@@ -2,19 +2,29 @@
 
 from streamcache.bounded import BoundedCache
 from streamcache.cache import RerotatingCache, StreamingCache
+from streamcache.capture import CapturedDecoder, EagerWarning
+from streamcache.onepass import OnePassUnsupported, streaming_nll
 from streamcache.policy import EvictionPolicy, PolicyError, PolicyWarning
+from streamcache.recompute import recompute_nll
 from streamcache.reference import ReferenceCache
+from streamcache.ring import RingCache
 from streamcache.rotary import UnsupportedModelError
 
 __version__ = "0.1.0"
 
 __all__ = [
     "BoundedCache",
+    "CapturedDecoder",
+    "EagerWarning",
     "EvictionPolicy",
+    "OnePassUnsupported",
     "PolicyError",
     "PolicyWarning",
     "ReferenceCache",
     "RerotatingCache",
+    "RingCache",
     "StreamingCache",
     "UnsupportedModelError",
+    "recompute_nll",
+    "streaming_nll",
 ]
