@@ -9,7 +9,7 @@ from transformers import DynamicCache
 
 from streamcache import EvictionPolicy, ReferenceCache, RerotatingCache, StreamingCache
 from streamcache.decode import Stream, time_tokens
-from tests.bench.conftest import Bench
+from tests.bench.harness import Bench
 
 ROUNDS, BLOCK = 24, 16  # short blocks: what disturbs the machine disturbs all contestants alike
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from tests.bench.conftest import CPU_CONFIGURATIONS, Bench, measure
+from tests.bench.harness import CPU_CONFIGURATIONS, Bench, measure
 
 
 @pytest.mark.parametrize("name", CPU_CONFIGURATIONS)

@@ -6,7 +6,7 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from streamcache.configurations import NAMED
-from tests.bench.conftest import Bench, measure
+from tests.bench.harness import Bench, measure
 
 
 @pytest.mark.gpu

@@ -1,47 +1,16 @@
 """The command line: a table, a record, and one line for everything a user can get wrong."""
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from streamcache import EvictionPolicy, baseline, cli, records
+from streamcache import baseline, cli, records
 from streamcache.configurations import NAMED
+from tests.shell import Run
 
 QUICK = ["--max-eval-tokens", "300", "--runs", "1"]
-
-
-class Ran:
-    def __init__(self, status: int, out: str, err: str):
-        self.status, self.out, self.err = status, out, err
-
-
-@pytest.fixture
-def run(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> "Run":
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("STREAMCACHE_DATA", raising=False)
-    monkeypatch.setattr(cli.out, "width", 160)
-    monkeypatch.setattr(cli, "BASELINE", EvictionPolicy(4, 124))  # a short one is quicker
-    return Run(monkeypatch, capsys)
-
-
-class Run:
-    """Calls the entry point as the shell would."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-        self.monkeypatch, self.capsys = monkeypatch, capsys
-
-    def __call__(self, *arguments: str) -> Ran:
-        self.monkeypatch.setattr(sys, "argv", ["streamcache", *arguments])
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        captured = self.capsys.readouterr()
-        assert isinstance(caught.value.code, int)
-        return Ran(caught.value.code, captured.out, captured.err)
 
 
 def test_eval_writes_a_record_and_prints_it(run: Run, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.unit.test_cli import Run, run  # noqa: F401
+from tests.shell import Run
 
 ROOT = Path(__file__).parents[2]
 DOCS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -37,7 +37,7 @@ COMMANDS = [
 @pytest.mark.parametrize("command", [c for c in COMMANDS if re.search(r"(^|\s)streamcache ", c)])
 def test_streamcache_commands(
     command: str,
-    run: Run,  # noqa: F811
+    run: Run,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -1,0 +1,17 @@
+"""Fixtures of the unit tests."""
+
+from pathlib import Path
+
+import pytest
+
+from streamcache import EvictionPolicy, cli
+from tests.shell import Run
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("STREAMCACHE_DATA", raising=False)
+    monkeypatch.setattr(cli.out, "width", 160)
+    monkeypatch.setattr(cli, "BASELINE", EvictionPolicy(4, 124))  # a short one is quicker
+    return Run(monkeypatch, capsys)
