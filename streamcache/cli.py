@@ -137,7 +137,8 @@ def _progress(description: str, total: int) -> Iterator[Callable[[int], None]]:
         TaskProgressColumn(show_speed=True),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=err, transient=True) as progress:
+    hidden = not err.is_terminal
+    with Progress(*columns, console=err, transient=True, disable=hidden) as progress:
         task = progress.add_task(description, total=total)
         yield lambda n: progress.advance(task, n)
 

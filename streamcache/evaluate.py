@@ -57,21 +57,21 @@ def quality(
 ) -> Quality:
     """Perplexities of a stream's NLL [T - 1], compared with a baseline where there is one."""
     steady = nll[policy_floor - 1 :]  # position t is predicted with min(t + 1, floor) entries held
-    increase, n_compared = None, 0
+    compared, increase, n_compared = None, None, 0
     if baseline is not None:
         made_from = baseline.fingerprint
         positions = made_from.positions()
         full = positions >= max(policy_floor - 1, made_from.n_sink + made_from.window_size)
         if n_compared := int(full.sum()):
-            ours = nll[positions[full]].double().mean()
-            theirs = torch.tensor(baseline.nll, dtype=torch.float64)[full].mean()
-            increase = math.exp(ours - theirs) - 1
+            compared = ppl(nll[positions[full]])
+            increase = compared / ppl(torch.tensor(baseline.nll)[full]) - 1
     return Quality(
         method=method,
         ppl=ppl(nll),
         ppl_steady=ppl(steady) if len(steady) else None,
         n_positions=len(nll),
         n_steady=len(steady),
+        ppl_compared=compared,
         ppl_increase=increase,
         n_compared=n_compared,
     )
@@ -79,19 +79,17 @@ def quality(
 
 def baseline_quality(baseline: Baseline) -> Quality:
     """Perplexities of the baseline itself, over the positions it was evaluated at."""
-    nll = torch.tensor(baseline.nll, dtype=torch.float64)
-    positions = baseline.fingerprint.positions()
+    nll = torch.tensor(baseline.nll)
     floor = baseline.fingerprint.n_sink + baseline.fingerprint.window_size
-    # All early positions were evaluated and only some late ones: weigh the late ones up.
-    early, late = nll[positions < floor], nll[positions >= floor]
-    n_late = max(0, baseline.fingerprint.n_tokens - 1 - floor)
-    total = early.sum() + (late.mean() * n_late if len(late) else 0.0)
+    late = nll[baseline.fingerprint.positions() >= floor]
+    steady = ppl(late) if len(late) else None
     return Quality(
         method="recompute",
-        ppl=math.exp(total / (len(early) + (n_late if len(late) else 0))),
-        ppl_steady=math.exp(late.mean()) if len(late) else None,
+        ppl=ppl(nll),
+        ppl_steady=steady,
         n_positions=len(nll),
         n_steady=len(late),
+        ppl_compared=steady,
         ppl_increase=0.0 if len(late) else None,
         n_compared=len(late),
     )

@@ -55,11 +55,12 @@ class Quality(msgspec.Struct, frozen=True):
     """Perplexities. The increase compares identical positions with the recompute baseline."""
 
     method: str  # "one-pass", "sequential" or "recompute"
-    ppl: float  # all evaluated positions
+    ppl: float  # all evaluated positions: of a baseline, often a sample
     ppl_steady: float | None  # from the position where the cache is first full
     n_positions: int
     n_steady: int
-    ppl_increase: float | None = None  # fraction; None without a baseline
+    ppl_compared: float | None = None  # at the positions shared with the baseline
+    ppl_increase: float | None = None  # fraction, at those; None without a baseline
     n_compared: int = 0
 
 

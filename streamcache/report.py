@@ -2,48 +2,63 @@
 
 from collections.abc import Sequence
 
+from rich import box
 from rich.table import Table
 
 from streamcache.records import Record
+
+DASH = "–"
 
 
 def table(records: Sequence[Record]) -> Table:
     """One row per configuration: quality beside speed."""
     first = records[0]
     text = f"{first.subject.text} ({first.subject.text_source}), {first.subject.n_tokens} tokens"
-    title = f"{first.subject.model} {first.subject.dtype} · {text} · {first.environment.device}"
-    view = Table(title=title, caption="\n".join(_notes(records)), title_justify="left")
-    view.add_column("configuration")
-    view.add_column("rotation")
-    for header in ("PPL", "steady", "increase", "TPOT p50", "p99", "mean ms", "speedup"):
-        view.add_column(header, justify="right")
-    view.add_column("prunes\nsched/forced", justify="right")
+    view = Table(
+        title=f"{first.subject.model} {first.subject.dtype}, {first.environment.device}: {text}",
+        caption="\n".join(_notes(records)),
+        title_justify="left",
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=0,
+        show_edge=False,  # fits 80 columns
+    )
+    view.add_column("configuration", no_wrap=True)
+    for header in ("PPL", "steady", "compared", "increase", "p50 ms", "p99 ms", "speedup"):
+        view.add_column(header, justify="right", no_wrap=True)
+    view.add_column("prunes", justify="right", no_wrap=True)
     for record in records:
-        quality, speed = record.quality, record.speed
-        view.add_row(
-            record.configuration,
-            record.mode,
-            f"{quality.ppl:.3f}" if quality else "–",
-            f"{quality.ppl_steady:.3f}" if quality and quality.ppl_steady else "–",
-            _percent(quality.ppl_increase) if quality else "–",
-            f"{speed.tpot_p50_ms:.2f}" if speed else "–",
-            f"{speed.tpot_p99_ms:.2f}" if speed else "–",
-            f"{speed.tpot_mean_ms:.2f}" if speed else "–",
-            f"{speed.speedup:.2f}x" if speed and speed.speedup else "–",
-            f"{record.prunes.scheduled}/{record.prunes.forced}",
-        )
+        view.add_row(*_row(record))
     return view
 
 
-def _percent(fraction: float | None) -> str:
-    return "–" if fraction is None else f"{100 * fraction:+.2f} %"
+def _row(record: Record) -> list[str]:
+    quality, speed = record.quality, record.speed
+    cells = [DASH] * 7
+    if quality:
+        # The PPL of a sample of positions compares with nothing but the same sample.
+        if quality.n_positions == record.subject.n_tokens - 1:
+            cells[:2] = _number(quality.ppl), _number(quality.ppl_steady)
+        cells[2] = _number(quality.ppl_compared)
+        if quality.ppl_increase is not None:
+            cells[3] = f"{100 * quality.ppl_increase:+.2f} %"
+    if speed:
+        cells[4:6] = _number(speed.tpot_p50_ms), _number(speed.tpot_p99_ms)
+        if speed.speedup:
+            cells[6] = f"{speed.speedup:.2f}x"
+    prunes = f"{record.prunes.scheduled}+{record.prunes.forced}"
+    return [record.configuration, *cells, prunes]
+
+
+def _number(value: float | None) -> str:
+    return DASH if value is None else f"{value:.2f}"
 
 
 def _notes(records: Sequence[Record]) -> list[str]:
-    methods = sorted({record.quality.method for record in records if record.quality})
-    compared = {record.quality.n_compared for record in records if record.quality}
-    lines = [f"PPL by {', '.join(methods)}"] if methods else []
-    if compared - {0}:
-        lines.append(f"increase over the recompute baseline at {max(compared)} identical positions")
-    lines += list(dict.fromkeys(note for record in records for note in record.notes))
-    return lines
+    qualities = [record.quality for record in records if record.quality]
+    lines = ["TPOT p50, p99: ms per token, batch 1, evictions included; prunes: scheduled+forced"]
+    if methods := sorted({q.method for q in qualities} - {"recompute"}):
+        lines.append(f"PPL by {', '.join(methods)}, over all positions and in the steady state")
+    if compared := max((q.n_compared for q in qualities), default=0):
+        lines.append(f"compared: PPL at {compared} positions shared with the recompute baseline")
+    return [*lines, *dict.fromkeys(note for record in records for note in record.notes)]
