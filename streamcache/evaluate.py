@@ -47,7 +47,7 @@ def stream_nll(
     """NLL of the stream under a configuration, float32 [T - 1] on the CPU."""
     ids = text.input_ids.to(loaded.model.device)
     if method == "one-pass":
-        return streaming_nll(loaded.model, ids, configuration.policy).cpu()
+        return streaming_nll(loaded.model, ids, configuration.policy, advance).cpu()
     cache = configuration.cache(loaded.model)
     return sequential_nll(loaded.model, ids, cache, advance).cpu()
 

@@ -9,7 +9,7 @@ The model is told that every token is at position 0 and so hands out unrotated q
 They are turned here, by angles taken in float64: as exact at token 10^7 as at the first.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from inspect import signature
@@ -35,7 +35,12 @@ class OnePassUnsupported(ValueError):
     """
 
 
-def streaming_nll(model: PreTrainedModel, input_ids: Tensor, policy: EvictionPolicy) -> Tensor:
+def streaming_nll(
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    policy: EvictionPolicy,
+    advance: Callable[[int], None] | None = None,
+) -> Tensor:
     """NLL of each token of a teacher-forced stream, predicted from what the cache then holds.
 
     Agrees with feeding the text token by token to the model and a cache with this policy. The text
@@ -46,6 +51,7 @@ def streaming_nll(model: PreTrainedModel, input_ids: Tensor, policy: EvictionPol
         model: a causal language model whose attention goes through transformers' registry.
         input_ids: int64 [T], T >= 2, on any device.
         policy: what to evict and when.
+        advance: called with the number of tokens just finished.
 
     Returns:
         float32 [T - 1], nats, on the model's device: entry t is -log p(token t + 1) after token t
@@ -70,6 +76,8 @@ def streaming_nll(model: PreTrainedModel, input_ids: Tensor, policy: EvictionPol
             end = min(begin + block, n_queries)
             logits = stream.feed(model, text, begin, end).float()
             nll[begin:end] = cross_entropy(logits, text[begin + 1 : end + 1], reduction="none")
+            if advance:
+                advance(end - begin)
     return nll
 
 

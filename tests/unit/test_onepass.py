@@ -334,3 +334,9 @@ def test_memory_does_not_grow_with_the_text(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(onepass, "_fused", watched)
     streaming_nll(TINIEST, text(500)[0], policy)
     assert 48 < max(held) <= policy.capacity + 48
+
+
+def test_progress_counts_every_prediction_once() -> None:
+    done: list[int] = []
+    streaming_nll(neox(), text(600)[0], EvictionPolicy(4, 60), done.append)
+    assert sum(done) == 599 and len(done) > 1
