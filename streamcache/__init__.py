@@ -9,8 +9,9 @@ from streamcache.recompute import recompute_nll
 from streamcache.reference import ReferenceCache
 from streamcache.ring import RingCache
 from streamcache.rotary import UnsupportedModelError
+from streamcache.version import VERSION
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
 __all__ = [
     "BoundedCache",

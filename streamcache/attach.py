@@ -56,6 +56,7 @@ def _before(
     positioned = "position_ids" in names
     if positioned:
         kwargs["position_ids"] = None
+    past.leading_logits = []
     if n_tokens > past.policy.window_size:
         kwargs[key] = _feed_all_but_last(model, past, key, kwargs)
         n_tokens = kwargs[key].shape[1]

@@ -11,11 +11,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from streamcache import records
+from streamcache.decode import finite
+from streamcache.policy import EvictionPolicy
 from streamcache.recompute import recompute_nll
-from streamcache.records import RecordError
+from streamcache.records import RecordError, Subject
 
 _SAVE_EVERY_S = 10.0
-_SLICE = 64  # positions between looks at the clock
+_SLICE = 16  # positions between looks at the clock
 
 
 class BaselineMismatch(ValueError):
@@ -63,9 +65,15 @@ def read(path: Path) -> Baseline:
         RecordError: it cannot be read as one.
     """
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Baseline)
+        stored = msgspec.json.decode(path.read_bytes(), type=Baseline)
     except (OSError, msgspec.MsgspecError) as error:
         raise RecordError(f"{path} is not a readable streamcache baseline: {error}") from error
+    if stored.version != records.SCHEMA_VERSION:
+        raise RecordError(
+            f"{path} has schema version {stored.version}, "
+            f"this release reads {records.SCHEMA_VERSION}"
+        )
+    return stored
 
 
 def check(stored: Fingerprint, wanted: Fingerprint, path: Path) -> None:
@@ -79,7 +87,8 @@ def check(stored: Fingerprint, wanted: Fingerprint, path: Path) -> None:
         if have != want:
             raise BaselineMismatch(
                 f"{path} does not fit: its {name} is {have!r}, this run's is {want!r}; "
-                f"make a new one with `streamcache baseline` and the options of this run"
+                "make a new one with `streamcache baseline --baseline-file` and the options of "
+                "this run"
             )
 
 
@@ -89,31 +98,58 @@ def obtain(
     model: PreTrainedModel,
     input_ids: Tensor,
     advance: Callable[[int], None],
+    replace: bool = False,
 ) -> Baseline:
     """The stored baseline at `path`, made or finished first if need be.
 
-    What is done is saved every few seconds, so an interrupted run goes on where it stopped.
+    What is done is saved every few seconds and on the way out, so an interrupted run goes on where
+    it stopped.
+
+    Args:
+        replace: make a new one where the file at `path` is of something else.
 
     Raises:
         BaselineMismatch: the file at `path` has another fingerprint.
+        NotFiniteError: the model predicts something that is no number.
     """
     nll: list[float] = []
     if path.exists():
         stored = read(path)
-        check(stored.fingerprint, wanted, path)
-        nll = list(stored.nll)
+        if not replace:
+            check(stored.fingerprint, wanted, path)
+        if stored.fingerprint == wanted:
+            nll = list(stored.nll)
     positions = wanted.positions()
     advance(len(nll))
-    saved = time.monotonic()
+    saved, n_saved = time.monotonic(), len(nll)
     early = min(wanted.n_sink + wanted.window_size, wanted.n_tokens - 1)
-    while len(nll) < len(positions):
-        stop = early if len(nll) < early else len(nll) + _SLICE
-        part = positions[len(nll) : stop]
-        rows = recompute_nll(
-            model, input_ids, wanted.n_sink, wanted.window_size, part, advance=advance
-        )
-        nll += rows.tolist()
-        if len(nll) >= len(positions) or time.monotonic() - saved > _SAVE_EVERY_S:
+    try:
+        while len(nll) < len(positions):
+            stop = early if len(nll) < early else len(nll) + _SLICE
+            part = positions[len(nll) : stop]
+            rows = recompute_nll(
+                model, input_ids, wanted.n_sink, wanted.window_size, part, advance=advance
+            )
+            nll += finite(rows).tolist()
+            if time.monotonic() - saved > _SAVE_EVERY_S:
+                records.write(path, Baseline(wanted, nll))
+                saved, n_saved = time.monotonic(), len(nll)
+    finally:
+        if len(nll) > n_saved:
             records.write(path, Baseline(wanted, nll))
-            saved = time.monotonic()
     return Baseline(wanted, nll)
+
+
+def wanted_for(subject: Subject, policy: EvictionPolicy, late_positions: int) -> Fingerprint:
+    """The fingerprint of the baseline that a measurement of `subject` is compared with."""
+    available = max(0, subject.n_tokens - 1 - policy.floor)
+    return Fingerprint(
+        model=subject.model,
+        revision=subject.revision,
+        dtype=subject.dtype,
+        text_digest=subject.text_digest,
+        n_tokens=subject.n_tokens,
+        n_sink=policy.n_sink,
+        window_size=policy.window_size,
+        late_positions=min(late_positions, available),
+    )

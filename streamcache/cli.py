@@ -27,6 +27,7 @@ from streamcache import evaluate, records, report
 from streamcache.attach import PaddingError
 from streamcache.configurations import BASELINE, NAMED, Configuration, Mode
 from streamcache.corpora import CorpusError, TokenStream, load_tokens
+from streamcache.decode import NotFiniteError
 from streamcache.models import LoadedModel, ModelError, load_model
 from streamcache.onepass import OnePassUnsupported
 from streamcache.policy import EvictionPolicy, PolicyError
@@ -39,12 +40,14 @@ EXPECTED = (
     CorpusError,
     ModelError,
     PaddingError,
+    NotFiniteError,
     OnePassUnsupported,
     UnsupportedModelError,
     baselines.BaselineMismatch,
     records.RecordError,
 )
 Command = Callable[..., Any]
+File = click.Path(dir_okay=False, path_type=Path)
 DEFAULT_TABLE = "baseline,mit,ours-standard,best,fast"
 _LATE_ON_CPU = 64  # baseline positions with a full window; each is a forward over the window
 
@@ -55,12 +58,17 @@ def main() -> None:
     """Entry point: runs a command and turns what a user can cause into one line."""
     try:
         status = commands.main(standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        err.print(error.format_message())
+        sys.exit(2)
     except click.ClickException as error:
         _fail(error.format_message())
     except EXPECTED as error:
         _fail(str(error))
+    except OSError as error:  # a folder that cannot be written, a full disk
+        _fail(f"{error.strerror or error}: {error.filename or ''}")
     except (click.Abort, KeyboardInterrupt):
-        err.print("interrupted; what was finished is on disk, run the same command to go on")
+        err.print("interrupted; the same command goes on from what baseline and compare finished")
         sys.exit(130)
     sys.exit(status if isinstance(status, int) else 0)
 
@@ -98,6 +106,9 @@ def subject_options(command: Command) -> Command:
         click.option("--dataset-config", help="wikitext: wikitext-103-v1; pg19: a Gutenberg id"),
         click.option("--data-dir", type=Path, help="local corpora; or set STREAMCACHE_DATA"),
         click.option("--max-eval-tokens", type=click.IntRange(2), default=4096, show_default=True),
+        click.option(
+            "--positions", type=click.IntRange(1), help="of the baseline with a full window"
+        ),
         click.option("--output-dir", type=Path, default=Path("runs"), show_default=True),
     ]
     for option in reversed(options):
@@ -143,6 +154,10 @@ def _progress(description: str, total: int) -> Iterator[Callable[[int], None]]:
         yield lambda n: progress.advance(task, n)
 
 
+def on_gpu(loaded: LoadedModel) -> bool:
+    return loaded.model.device.type == "cuda"
+
+
 def _baseline(
     loaded: LoadedModel,
     text: TokenStream,
@@ -150,27 +165,17 @@ def _baseline(
     late_positions: int | None,
     path: Path | None,
     output_dir: Path,
+    replace: bool = False,
 ) -> baselines.Baseline:
-    n_tokens = text.input_ids.shape[0]
-    available = max(0, n_tokens - 1 - policy.floor)
     if late_positions is None:
-        late_positions = available if loaded.model.device.type == "cuda" else _LATE_ON_CPU
-    wanted = baselines.Fingerprint(
-        model=loaded.name,
-        revision=loaded.revision,
-        dtype=str(loaded.model.dtype).removeprefix("torch."),
-        text_digest=text.digest,
-        n_tokens=n_tokens,
-        n_sink=policy.n_sink,
-        window_size=policy.window_size,
-        late_positions=min(late_positions, available),
-    )
+        late_positions = len(text.input_ids) if on_gpu(loaded) else _LATE_ON_CPU
+    wanted = baselines.wanted_for(evaluate.subject(loaded, text), policy, late_positions)
     if path is None:
         stem = f"{loaded.name}-{text.name}".replace("/", "_").replace(":", "_")
         path = output_dir / "baselines" / f"{stem}-{wanted.digest()}.json"
     with _progress("baseline", len(wanted.positions())) as advance:
         ids = text.input_ids.to(loaded.model.device)
-        made = baselines.obtain(path, wanted, loaded.model, ids, advance)
+        made = baselines.obtain(path, wanted, loaded.model, ids, advance, replace)
     err.print(f"baseline: {path}")
     return made
 
@@ -184,17 +189,13 @@ def _no_quality(loaded: LoadedModel, text: TokenStream) -> str | None:
     return None
 
 
-RANDOM_NOTE = "random weights: TPOT only, a PPL would mean nothing"
-
-
 @commands.command()
 @subject_options
 @click.option("--n-sink", type=int, default=4, show_default=True)
 @click.option("--window-size", type=int, default=2044, show_default=True)
 @click.option("--runs", type=click.IntRange(1), default=8, show_default=True, help="timed forwards")
-@click.option("--positions", type=click.IntRange(1), help="full-window positions; CUDA: all")
-@click.option("--baseline-file", type=Path, help="where to keep it; default: in --output-dir")
-@click.option("--output-file", type=Path, help="write the record (JSON)")
+@click.option("--baseline-file", type=File, help="where to keep it; default: in --output-dir")
+@click.option("--output-file", type=File, help="write the record (JSON)")
 def baseline(
     n_sink: int,
     window_size: int,
@@ -210,7 +211,8 @@ def baseline(
     loaded, text = _load(**where)
     quality = None
     if not _no_quality(loaded, text):
-        made = _baseline(loaded, text, configuration.policy, positions, baseline_file, output_dir)
+        policy, replace = configuration.policy, True
+        made = _baseline(loaded, text, policy, positions, baseline_file, output_dir, replace)
         quality = evaluate.baseline_quality(made)
     _measure_speed(loaded, text, configuration, quality, runs, output_file)
 
@@ -229,8 +231,8 @@ def baseline(
 @click.option("--ppl-method", type=click.Choice(["one-pass", "sequential"]), default="one-pass")
 @click.option("--tpot-tokens", type=click.IntRange(8), default=256, show_default=True)
 @click.option("--runs", type=click.IntRange(1), default=8, show_default=True, help="timed forwards")
-@click.option("--baseline-file", type=Path, help="a stored baseline; default: in --output-dir")
-@click.option("--output-file", type=Path, help="write the record (JSON) and NLLs (.nll.npy)")
+@click.option("--baseline-file", type=File, help="a stored baseline; default: in --output-dir")
+@click.option("--output-file", type=File, help="write the record (JSON) and NLLs (.nll.npy)")
 def evaluate_one(
     n_sink: int,
     window_size: int | None,
@@ -239,6 +241,7 @@ def evaluate_one(
     max_drop: int,
     cap_total: int | None,
     overlap: int,
+    positions: int | None,
     streaming_mode: Mode,
     mode: str,
     ppl_method: evaluate.Method,
@@ -252,6 +255,8 @@ def evaluate_one(
     """Measure one configuration: perplexity, its increase over the baseline, TPOT, speedup."""
     if window_size is not None and cap_total is not None:
         raise click.UsageError("give --window-size or --cap-total, not both")
+    if mode == "baseline" and (compress_every > 1 or cache_slack is not None or max_drop):
+        raise click.UsageError("the baseline evicts nothing: give --n-sink and --window-size only")
     if overlap and cap_total is None:
         raise click.UsageError("--overlap is set aside of a budget; give --cap-total with it")
     rest = (cache_slack, max_drop or None, compress_every)
@@ -261,20 +266,21 @@ def evaluate_one(
         policy = EvictionPolicy(n_sink, 2044 if window_size is None else window_size, *rest)
     loaded, text = _load(**where)
     if mode == "baseline":
+        policy = EvictionPolicy(n_sink, policy.window_size)
         configuration = Configuration("baseline", policy, None)
     else:
         configuration = Configuration(_name_of(policy, streaming_mode), policy, streaming_mode)
     quality = None
     if not _no_quality(loaded, text):
         against = policy if mode == "baseline" else BASELINE
-        made = _baseline(loaded, text, against, None, baseline_file, output_dir)
+        made = _baseline(loaded, text, against, positions, baseline_file, output_dir)
         if mode == "baseline":
             quality = evaluate.baseline_quality(made)
         else:
             nll = _nll(loaded, text, configuration, ppl_method)
-            quality = evaluate.quality(nll, policy.floor, ppl_method, made)
             if output_file is not None:
                 _write_nll(output_file.with_suffix(".nll.npy"), nll)
+            quality = evaluate.quality(nll, policy.floor, ppl_method, made)
     _measure_speed(loaded, text, configuration, quality, runs, output_file, tpot_tokens)
 
 
@@ -289,6 +295,7 @@ def compare(
     ppl_method: evaluate.Method,
     tpot_tokens: int,
     runs: int,
+    positions: int | None,
     output_dir: Path,
     **where: Any,
 ) -> None:
@@ -301,8 +308,9 @@ def compare(
     qualities: dict[str, Quality | None] = dict.fromkeys(names)
     unfinished = None
     if not _no_quality(loaded, text):
-        made = _baseline(loaded, text, BASELINE, None, None, output_dir)
-        unfinished = Unfinished(output_dir, evaluate.subject(loaded, text), ppl_method)
+        made = _baseline(loaded, text, BASELINE, positions, None, output_dir)
+        where_made = records.environment(loaded.model.device)
+        unfinished = Unfinished(output_dir, where_made, made.fingerprint, ppl_method)
         for configuration in chosen:
             if configuration.mode is None:
                 qualities[configuration.name] = evaluate.baseline_quality(made)
@@ -333,7 +341,8 @@ def _name_of(policy: EvictionPolicy, mode: Mode) -> str:
             return configuration.name
     slack = "" if policy.cache_slack is None else f" σ={policy.cache_slack}"
     drop = "" if policy.max_drop is None else f" δ={policy.max_drop}"
-    return f"S={policy.n_sink} W={policy.window_size} R={policy.compress_every}{slack}{drop}"
+    sizes = f"S={policy.n_sink} W={policy.window_size} R={policy.compress_every}"
+    return f"{mode} {sizes}{slack}{drop}"
 
 
 def _nll(

@@ -21,6 +21,25 @@ def token_nll(logits: Tensor, targets: Tensor) -> Tensor:
     return torch.nn.functional.cross_entropy(logits.float(), targets, reduction="none")
 
 
+class NotFiniteError(ValueError):
+    """A model predicts something that is no number; the message says where."""
+
+
+def finite(nll: Tensor) -> Tensor:
+    """The NLLs [n] as they are.
+
+    Raises:
+        NotFiniteError: one of them is NaN or infinite.
+    """
+    if not bool((good := nll.isfinite()).all()):
+        first = int((~good).nonzero()[0])
+        raise NotFiniteError(
+            f"the NLL of prediction {first} of {len(nll)} is {float(nll[first])}: the model is "
+            "broken or its dtype too narrow"
+        )
+    return nll
+
+
 @torch.inference_mode()
 def fill(
     model: PreTrainedModel, input_ids: Tensor, cache: BoundedCache, advance: Advance | None = None
@@ -114,8 +133,8 @@ def time_tokens(step: Callable[[], object], n_tokens: int, device: torch.device)
 class Stream:
     """A batch-1 teacher-forced decode in the steady state; each call decodes one token.
 
-    The text [T] is gone through again from its middle when it ends: what a token costs does not
-    depend on which token it is.
+    The text [T] is gone through again when it ends: what a token costs does not depend on which
+    token it is.
     """
 
     def __init__(self, model: PreTrainedModel, input_ids: Tensor, cache: BoundedCache):

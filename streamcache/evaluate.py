@@ -12,7 +12,7 @@ from streamcache import records
 from streamcache.baseline import Baseline
 from streamcache.configurations import Configuration
 from streamcache.corpora import TokenStream
-from streamcache.decode import Advance, Laps, Stream, sequential_nll, time_tokens
+from streamcache.decode import Advance, Laps, Stream, finite, sequential_nll, time_tokens
 from streamcache.models import LoadedModel
 from streamcache.onepass import streaming_nll
 from streamcache.policy import EvictionPolicy
@@ -56,7 +56,7 @@ def quality(
     nll: Tensor, policy_floor: int, method: str, baseline: Baseline | None = None
 ) -> Quality:
     """Perplexities of a stream's NLL [T - 1], compared with a baseline where there is one."""
-    steady = nll[policy_floor - 1 :]  # position t is predicted with min(t + 1, floor) entries held
+    steady = nll[policy_floor - 1 :]  # after token floor - 1 the cache is full for the first time
     compared, increase, n_compared = None, None, 0
     if baseline is not None:
         made_from = baseline.fingerprint
@@ -96,8 +96,12 @@ def baseline_quality(baseline: Baseline) -> Quality:
 
 
 def ppl(nll: Tensor) -> float:
-    """exp of the mean NLL."""
-    return math.exp(nll.double().mean())
+    """exp of the mean NLL.
+
+    Raises:
+        NotFiniteError: an NLL is no number.
+    """
+    return math.exp(finite(nll).double().mean())
 
 
 def speeds(
@@ -140,8 +144,8 @@ def speeds(
             if advance:
                 advance(1)
     laps = {name: Laps.join(parts) for name, parts in blocks.items()}
-    base = _percentile(laps["baseline"].token_ms, 50)
-    return {name: _speed(lap, base) for name, lap in laps.items()}
+    base = _mean(laps["baseline"])
+    return {name: _speed(loaded.name, lap, base) for name, lap in laps.items()}
 
 
 def n_blocks(configurations: Iterable[Configuration]) -> int:
@@ -149,18 +153,22 @@ def n_blocks(configurations: Iterable[Configuration]) -> int:
     return _ROUNDS * sum(c.mode is not None for c in configurations)
 
 
-def _speed(laps: Laps, baseline_p50_ms: float) -> Speed:
-    p50 = _percentile(laps.token_ms, 50)
-    n = len(laps.token_ms)
+def _speed(model: str, laps: Laps, baseline_mean_ms: float) -> Speed:
+    mean, n = _mean(laps), len(laps.token_ms)
     return Speed(
-        tpot_p50_ms=p50,
+        model=model,
+        tpot_mean_ms=mean,
+        tpot_p50_ms=_percentile(laps.token_ms, 50),
         tpot_p99_ms=_percentile(laps.token_ms, 99),
-        tpot_mean_ms=laps.wall_ms / n,
         tpot_device_ms=sum(laps.token_ms) / n if laps.on_device else None,
         n_tokens=n,
-        speedup=baseline_p50_ms / p50,
-        baseline_p50_ms=baseline_p50_ms,
+        speedup=baseline_mean_ms / mean,
+        baseline_mean_ms=baseline_mean_ms,
     )
+
+
+def _mean(laps: Laps) -> float:
+    return laps.wall_ms / len(laps.token_ms)
 
 
 def _percentile(values: list[float], percent: float) -> float:
@@ -202,7 +210,7 @@ def record(
 
 
 def peak_memory(device: torch.device) -> int:
-    """Most memory held so far, bytes: on the device, or by the process on the CPU."""
+    """The high-water mark so far, bytes: of the device, or of the process on the CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

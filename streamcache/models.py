@@ -91,6 +91,8 @@ def load_model(
     """
     place = _device(device)
     number = _dtype(dtype, place)
+    if place.type == "cuda":
+        torch.cuda.set_device(place)  # where events and graphs go, too
     kind, _, shape = name.partition(":")
     is_hub = kind != "random" and name != "reference" and not Path(name).is_dir()
     if revision is not None and not is_hub:

@@ -8,7 +8,7 @@ import msgspec
 import torch
 import transformers
 
-import streamcache
+from streamcache.version import VERSION
 
 SCHEMA_VERSION = 1
 
@@ -67,13 +67,14 @@ class Quality(msgspec.Struct, frozen=True):
 class Speed(msgspec.Struct, frozen=True):
     """Milliseconds per token, batch 1, steady state, evictions included."""
 
+    model: str  # what was timed: the shape counts, so it may differ from the subject's
+    tpot_mean_ms: float  # host clock, device-synchronised at the ends
     tpot_p50_ms: float
     tpot_p99_ms: float
-    tpot_mean_ms: float  # host clock, device-synchronised at the ends
     tpot_device_ms: float | None  # mean of CUDA event times
     n_tokens: int
-    speedup: float | None = None  # baseline TPOT / TPOT (p50), both from this run
-    baseline_p50_ms: float | None = None
+    speedup: float | None = None  # mean over mean, both from this run
+    baseline_mean_ms: float | None = None
 
 
 class Prunes(msgspec.Struct, frozen=True):
@@ -95,7 +96,7 @@ class Record(msgspec.Struct, frozen=True, tag="streamcache-eval", tag_field="sch
     quality: Quality | None
     speed: Speed | None
     prunes: Prunes
-    peak_memory_bytes: int
+    peak_memory_bytes: int  # high-water mark so far, of the device, or of the process on a CPU
     notes: tuple[str, ...] = ()
     version: int = SCHEMA_VERSION
 
@@ -108,7 +109,7 @@ def environment(device: torch.device) -> Environment:
         torch=str(torch.__version__),
         transformers=transformers.__version__,
         python=platform.python_version(),
-        streamcache=streamcache.__version__,
+        streamcache=VERSION,
         threads=torch.get_num_threads(),
     )
 

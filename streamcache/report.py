@@ -24,7 +24,7 @@ def table(records: Sequence[Record]) -> Table:
         show_edge=False,  # fits 80 columns
     )
     view.add_column("configuration", no_wrap=True)
-    for header in ("PPL", "steady", "compared", "increase", "p50 ms", "p99 ms", "speedup"):
+    for header in ("PPL", "steady", "shared", "increase", "TPOT", "p50", "p99", "speedup"):
         view.add_column(header, justify="right", no_wrap=True)
     view.add_column("prunes", justify="right", no_wrap=True)
     for record in records:
@@ -34,7 +34,7 @@ def table(records: Sequence[Record]) -> Table:
 
 def _row(record: Record) -> list[str]:
     quality, speed = record.quality, record.speed
-    cells = [DASH] * 7
+    cells = [DASH] * 8
     if quality:
         # The PPL of a sample of positions compares with nothing but the same sample.
         if quality.n_positions == record.subject.n_tokens - 1:
@@ -43,9 +43,10 @@ def _row(record: Record) -> list[str]:
         if quality.ppl_increase is not None:
             cells[3] = f"{100 * quality.ppl_increase:+.2f} %"
     if speed:
-        cells[4:6] = _number(speed.tpot_p50_ms), _number(speed.tpot_p99_ms)
+        times = (speed.tpot_mean_ms, speed.tpot_p50_ms, speed.tpot_p99_ms)
+        cells[4:7] = [_number(ms) for ms in times]
         if speed.speedup:
-            cells[6] = f"{speed.speedup:.2f}x"
+            cells[7] = f"{speed.speedup:.2f}x"
     prunes = f"{record.prunes.scheduled}+{record.prunes.forced}"
     return [record.configuration, *cells, prunes]
 
@@ -56,9 +57,9 @@ def _number(value: float | None) -> str:
 
 def _notes(records: Sequence[Record]) -> list[str]:
     qualities = [record.quality for record in records if record.quality]
-    lines = ["TPOT p50, p99: ms per token, batch 1, evictions included; prunes: scheduled+forced"]
+    lines = ["TPOT: mean ms per token, batch 1, evictions in; prunes: scheduled+forced"]
     if methods := sorted({q.method for q in qualities} - {"recompute"}):
         lines.append(f"PPL by {', '.join(methods)}, over all positions and in the steady state")
     if compared := max((q.n_compared for q in qualities), default=0):
-        lines.append(f"compared: PPL at {compared} positions shared with the recompute baseline")
+        lines.append(f"shared: PPL at {compared} full-window positions of the recompute baseline")
     return [*lines, *dict.fromkeys(note for record in records for note in record.notes)]

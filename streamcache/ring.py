@@ -110,7 +110,8 @@ class RingCache(BoundedCache):
         return self.policy.capacity - self.policy.n_sink
 
     def _make_room(self, n_tokens: int, dropped: int, rebase: bool) -> None:
-        if rebase and self.next_position + n_tokens - 1 > self.largest_position:
+        reach = self.geometry.max_position or self.largest_position + 1
+        if rebase and self.next_position + n_tokens > reach:
             self.rebase()
 
     def _append(self, layer_idx: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:

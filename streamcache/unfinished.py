@@ -6,8 +6,9 @@ from pathlib import Path
 import msgspec
 
 from streamcache import records
+from streamcache.baseline import Fingerprint
 from streamcache.configurations import Configuration
-from streamcache.records import Quality, Subject
+from streamcache.records import Environment, Quality
 
 
 class Unfinished:
@@ -16,18 +17,22 @@ class Unfinished:
     Kept only while a run is unfinished: a later run measures anew, since the code may have changed.
     """
 
-    def __init__(self, folder: Path, subject: Subject, method: str):
-        key = hashlib.sha256(msgspec.json.encode((subject, method))).hexdigest()[:12]
+    def __init__(self, folder: Path, environment: Environment, baseline: Fingerprint, method: str):
+        made_from = msgspec.json.encode((environment, baseline, method))
+        key = hashlib.sha256(made_from).hexdigest()[:12]
         self.path = folder / f"unfinished-{key}.json"
         self._done: dict[str, Quality] = {}
         if self.path.exists():
-            self._done = msgspec.json.decode(self.path.read_bytes(), type=dict[str, Quality])
+            try:
+                self._done = msgspec.json.decode(self.path.read_bytes(), type=dict[str, Quality])
+            except msgspec.MsgspecError:  # of another release: nothing that could be used
+                self.path.unlink()
 
     def get(self, configuration: Configuration) -> Quality | None:
-        return self._done.get(configuration.name)
+        return self._done.get(str(configuration))
 
     def put(self, configuration: Configuration, quality: Quality) -> None:
-        self._done[configuration.name] = quality
+        self._done[str(configuration)] = quality
         records.write_bytes(self.path, msgspec.json.encode(self._done))
 
     def finish(self) -> None:

@@ -49,16 +49,7 @@ class Bench:
     def baseline(self, folder: Path) -> baselines.Baseline:
         if self._baseline is None:
             subject = evaluate.subject(self.read, self.text)
-            wanted = baselines.Fingerprint(
-                model=subject.model,
-                revision=subject.revision,
-                dtype=subject.dtype,
-                text_digest=subject.text_digest,
-                n_tokens=subject.n_tokens,
-                n_sink=BASELINE.n_sink,
-                window_size=BASELINE.window_size,
-                late_positions=min(self.late_positions, subject.n_tokens - 1 - BASELINE.floor),
-            )
+            wanted = baselines.wanted_for(subject, BASELINE, self.late_positions)
             path = folder / f"{wanted.digest()}.json"
             ids = self.text.input_ids.to(self.read.model.device)
             self._baseline = baselines.obtain(path, wanted, self.read.model, ids, lambda n: None)

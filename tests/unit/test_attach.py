@@ -173,3 +173,28 @@ def test_a_bounded_cache_cannot_be_rolled_back(
     stream(model, cache, text(10))
     with pytest.raises(NotImplementedError, match="what it evicted is gone"):
         cache.crop(5)
+
+
+def test_an_interrupted_long_input_leaves_nothing_behind() -> None:
+    model: Any = neox()
+    cache = StreamingCache(model, EvictionPolicy(4, 16))
+    last_of_eight_pieces = stop_at(8)
+    handle = model.gpt_neox.layers[1].register_forward_pre_hook(last_of_eight_pieces)
+    with torch.no_grad(), pytest.raises(KeyboardInterrupt):
+        model(input_ids=text(30), past_key_values=cache)
+    handle.remove()
+    with torch.no_grad():
+        logits = model(input_ids=text(1), past_key_values=cache).logits
+    assert logits.shape[1] == 1
+
+
+def stop_at(call: int) -> Any:
+    """A hook that interrupts the forward when it is called that often."""
+    calls: list[object] = []
+
+    def hook(module: object, args: object) -> None:
+        calls.append(args)
+        if len(calls) == call:
+            raise KeyboardInterrupt
+
+    return hook

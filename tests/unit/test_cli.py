@@ -29,10 +29,13 @@ def test_eval_writes_a_record_and_prints_it(run: Run, tmp_path: Path) -> None:
     assert nll.shape == (299,) and record.quality.n_steady == 299 - 63
     assert record.quality.ppl_steady == pytest.approx(np.exp(nll[63:].astype(np.float64).mean()))
     assert record.speed is not None and record.speed.tpot_p50_ms > 0
+    assert record.speed.baseline_mean_ms is not None and record.speed.speedup == pytest.approx(
+        record.speed.baseline_mean_ms / record.speed.tpot_mean_ms
+    )
     assert record.speed.tpot_p99_ms >= record.speed.tpot_p50_ms
     assert record.prunes.scheduled > 0 and record.prunes.evicted > 200
     assert record.peak_memory_bytes > 1e8 and record.environment.threads >= 1
-    assert "S=4 W=60 R=8" in ran.out and f"{record.quality.ppl:.2f}" in ran.out
+    assert "fast S=4 W=60 R=8" in ran.out and f"{record.quality.ppl:.2f}" in ran.out
 
 
 @pytest.mark.parametrize("mode", ["mit", "ours", "fast"])
@@ -97,7 +100,7 @@ def test_an_interrupted_comparison_goes_on(
     monkeypatch.setattr(cli, "_nll", interrupted_at_best)
     arguments = ["compare", *QUICK, "--tpot-tokens", "8", "--configs", "mit,best,fast"]
     ran = run(*arguments)
-    assert ran.status == 130 and "run the same command to go on" in ran.err
+    assert ran.status == 130 and "the same command goes on" in ran.err
     assert run(*arguments).status == 0
     assert measured == ["mit", "best", "best", "fast"], "what was finished is not repeated"
 
@@ -129,6 +132,8 @@ def test_random_weights_have_a_speed_and_no_ppl(run: Run, tmp_path: Path) -> Non
         (["eval", "--dataset-name", "pg19", "--data-dir", "."], ["pg19"]),
         (["eval", "--dtype", "int3"], ["float16"]),
         (["eval", "--device", "tpu"], ["tpu", "cpu"]),
+        (["eval", "--mode", "baseline", "--compress-every", "4"], ["--n-sink and --window-size"]),
+        (["eval", "--output-file", "/"], ["/", "directory"]),
         (["compare", "--configs", "mit,fats"], ["'fats'", "baseline, mit"]),
         (["eval", "--max-eval-tokens", "30000"], ["24000", "30000"]),
         (["evaluate"], ["evaluate"]),
@@ -149,6 +154,29 @@ def test_a_baseline_of_something_else_is_refused(run: Run, tmp_path: Path) -> No
     assert run("baseline", *QUICK, "--baseline-file", str(stored)).status == 0
     ran = run(*("eval", "--max-eval-tokens", "280", "--runs", "1", "--baseline-file", str(stored)))
     assert ran.status == 2 and "text_digest" in ran.err and "streamcache baseline" in ran.err
+
+
+def test_baseline_makes_a_new_one_where_the_file_is_of_something_else(
+    run: Run, tmp_path: Path
+) -> None:
+    stored = str(tmp_path / "b.json")
+    shorter = ["--max-eval-tokens", "280", "--runs", "1", "--window-size", "124"]
+    for settings in ([*QUICK, "--window-size", "124"], shorter):
+        assert run("baseline", *settings, "--baseline-file", stored).status == 0
+    assert baseline.read(Path(stored)).fingerprint.n_tokens == 280
+    ran = run("eval", *shorter, "--tpot-tokens", "8", "--baseline-file", stored)
+    assert ran.status == 0, ran.err
+
+
+def test_without_a_command_there_is_help(run: Run) -> None:
+    ran = run()
+    assert ran.status == 2 and "compare" in ran.err and ran.err.count("\n") > 5
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("a file")
+    ran = run("baseline", *QUICK, "--window-size", "60", "--output-dir", str(tmp_path / "taken"))
+    assert ran.status == 2 and "taken" in ran.err and "Traceback" not in ran.err
 
 
 def test_the_named_configurations_are_those_of_the_specification() -> None:

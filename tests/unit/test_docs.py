@@ -50,7 +50,7 @@ def test_streamcache_commands(
     small = SMALL if words[1] == "baseline" else [*SMALL, "--tpot-tokens", "8"]
     ran = run(*words[1:], *small)
     assert ran.status == 0, ran.err
-    assert "TPOT p50" in ran.out
+    assert "TPOT" in ran.out
 
 
 def test_other_commands_are_those_of_ci_and_tox() -> None:
@@ -66,7 +66,7 @@ def test_other_commands_are_those_of_ci_and_tox() -> None:
             assert command in CI and command in tox["testenv:lint"]["commands"]
         elif words[0] == "pytest" and "gpu tests/bench" not in command:
             prefix = command.split(" --benchmark-json")[0]
-            assert prefix in CI or "grep -m 1 '^pip install.*pytest tests/unit$'" in CI
+            assert prefix in CI or command == "pytest tests/unit"
         elif words[0] == "pytest":
             assert command.split(" --benchmark-json")[0] in tox["testenv:{a800,h200}"]["commands"]
         else:

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from streamcache import baseline as baselines
 from streamcache import records
 from streamcache.baseline import BaselineMismatch, Fingerprint, obtain
+from streamcache.decode import NotFiniteError
 from streamcache.recompute import context_ids, recompute_nll, recompute_step
 from streamcache.records import RecordError
 from tests import tiny
@@ -118,3 +119,30 @@ def test_a_file_that_is_no_baseline_is_refused(tmp_path: Path) -> None:
     path.write_text('{"schema": "streamcache-baseline"')
     with pytest.raises(RecordError, match="not a readable streamcache baseline"):
         baselines.read(path)
+
+
+def test_an_interruption_keeps_what_was_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, ids, path = tiny.llama(), tiny.text(60)[0], tmp_path / "b.json"
+    fingerprint, real, calls = wanted(late_positions=40), recompute_nll, []
+
+    def interrupted(*arguments: object, **others: object) -> torch.Tensor:
+        calls.append(arguments)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(*arguments, **others)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(baselines, "recompute_nll", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        obtain(path, fingerprint, model, ids, lambda n: None)
+    assert len(baselines.read(path).nll) == 16 + 16
+    whole = obtain(path, fingerprint, model, ids, lambda n: None)
+    assert len(whole.nll) == 56 == len(baselines.read(path).nll)
+
+
+def test_a_model_that_predicts_no_numbers_is_refused(tmp_path: Path) -> None:
+    model = tiny.llama()
+    model.lm_head.weight.data[3, 5] = torch.nan
+    with pytest.raises(NotFiniteError, match="prediction 0 of 16 is nan"):
+        obtain(tmp_path / "b.json", wanted(), model, tiny.text(60)[0], lambda n: None)
