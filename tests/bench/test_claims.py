@@ -1,6 +1,6 @@
 """What the fast cache promises of its cost, measured in turns within one run on the CPU."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from statistics import median
 
 import pytest
@@ -45,7 +45,16 @@ def steps(cpu_bench: Bench) -> dict[str, Callable[[], object]]:
 
 
 @pytest.fixture(scope="module")
-def tpot(steps: dict[str, Callable[[], object]]) -> dict[str, float]:
+def one_thread() -> Iterator[None]:
+    """Threads that wait for each other turn a busy core into a twentyfold time for all."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def tpot(one_thread: None, steps: dict[str, Callable[[], object]]) -> dict[str, float]:
     """Median milliseconds per token of each contestant."""
     cpu = torch.device("cpu")
     times: dict[str, list[float]] = {name: [] for name in steps}
