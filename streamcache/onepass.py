@@ -23,6 +23,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 
 from streamcache.policy import EvictionPolicy, warn_beyond
 from streamcache.rotary import ModelGeometry, Rotation, measure, turn
+from streamcache.switch import attention_named
 
 # Tokens a block, by device: short ones look at fewer keys in vain, long ones keep a GPU busy.
 _BLOCK = {"cpu": 256, "cuda": 1024}
@@ -282,19 +283,12 @@ AttentionMaskInterface.register(_NAME, _make_mask)
 @contextmanager
 def _attention_by(stream: _Stream, model: PreTrainedModel) -> Iterator[None]:
     """Have the model attend by `stream`, for inference; afterwards it is as it was."""
-    found = (getattr(module, "config", None) for module in model.modules())
-    configs: list[Any] = [config for config in found if hasattr(config, "_attn_implementation")]
-    before = [config._attn_implementation for config in configs]
     training = model.training
     token = _stream.set(stream)
     try:
-        for config in configs:  # not by the public setter, which would set others' configs too
-            config._attn_implementation_internal = _NAME
         model.eval()
-        with torch.no_grad():
+        with attention_named(model, _NAME), torch.no_grad():
             yield
     finally:
-        for config, implementation in zip(configs, before):
-            config._attn_implementation_internal = implementation
         model.train(training)
         _stream.reset(token)

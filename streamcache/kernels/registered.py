@@ -11,13 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import (
-    AttentionInterface,
-    AttentionMaskInterface,
-    PreTrainedConfig,
-    PreTrainedModel,
-)
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.cache_utils import Cache
+
+from streamcache.switch import attention_named
 
 # layer, query [B, H, 1, D], key and value [B, Hkv, 1, D], scaling, softcap, reach -> [B, 1, H, D]
 Attend = Callable[[int, Tensor, Tensor, Tensor, float, float, int], Tensor]
@@ -32,20 +29,11 @@ def attention_by(attend: Attend, model: PreTrainedModel) -> Iterator[None]:
 
     They raise ValueError where their attention asks for what the function is not told.
     """
-    configs = {id(c): c for m in model.modules() if (c := getattr(m, "config", None)) is not None}
-    before = [
-        (c, c._attn_implementation_internal)
-        for c in configs.values()
-        if isinstance(c, PreTrainedConfig)
-    ]
     token = _at_work.set(attend)
     try:
-        for config, _ in before:
-            config._attn_implementation_internal = _NAME
-        yield
+        with attention_named(model, _NAME):
+            yield
     finally:
-        for config, implementation in before:
-            config._attn_implementation_internal = implementation
         _at_work.reset(token)
 
 

@@ -198,3 +198,14 @@ def test_captured(make: Any, compiled: bool, recwarn: pytest.WarningsRecorder) -
         decoder.reset()
         assert error(decode(decoder, ids.cuda()).cpu(), reference) < 10 * TIGHT
     assert decoder._graph is graph
+
+
+def test_positions_stay_within_a_table_of_angles() -> None:
+    """GPT-J's table ends: a long prompt, and steps after it, must not ask for a row past it."""
+    model, policy, ids = (
+        tiny("gptj", max_position_embeddings=64, rotary_dim=4),
+        EvictionPolicy(4, 56),
+        text(200),
+    )
+    logits = stream(model, RingCache(model, policy), ids)
+    assert error(logits, expected(model, policy, ids)) < 1e-4
