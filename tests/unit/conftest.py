@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from streamcache import EvictionPolicy, cli
+from streamcache import EvictionPolicy
+from streamcache.cli import common, measure
 from tests.shell import Run
 
 
@@ -12,6 +13,6 @@ from tests.shell import Run
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("STREAMCACHE_DATA", raising=False)
-    monkeypatch.setattr(cli.out, "width", 160)
-    monkeypatch.setattr(cli, "BASELINE", EvictionPolicy(4, 124))  # a short one is quicker
+    monkeypatch.setattr(common.out, "width", 160)
+    monkeypatch.setattr(measure, "BASELINE", EvictionPolicy(4, 124))  # a short one is quicker
     return Run(monkeypatch, capsys)

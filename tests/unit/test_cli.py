@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from streamcache import baseline, cli, records
+from streamcache import baseline, records
+from streamcache.cli import measure
 from streamcache.configurations import NAMED
 from tests.shell import Run
 
@@ -89,7 +90,7 @@ def test_compare_prints_a_row_for_each_configuration(run: Run, tmp_path: Path) -
 def test_an_interrupted_comparison_goes_on(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, measured = cli._nll, []
+    real, measured = measure._nll, []
 
     def interrupted_at_best(*arguments: object) -> object:
         measured.append(arguments[2].name)  # type: ignore[attr-defined]
@@ -97,7 +98,7 @@ def test_an_interrupted_comparison_goes_on(
             raise KeyboardInterrupt
         return real(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(cli, "_nll", interrupted_at_best)
+    monkeypatch.setattr(measure, "_nll", interrupted_at_best)
     arguments = ["compare", *QUICK, "--tpot-tokens", "8", "--configs", "mit,best,fast"]
     ran = run(*arguments)
     assert ran.status == 130 and "the same command goes on" in ran.err

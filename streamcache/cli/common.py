@@ -1,0 +1,136 @@
+"""What the commands share: options that name model and text, loading, progress, consoles."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+import transformers
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+from streamcache import baseline as baselines
+from streamcache import evaluate
+from streamcache.corpora import TokenStream, load_tokens
+from streamcache.models import LoadedModel, load_model
+from streamcache.policy import EvictionPolicy
+
+Command = Callable[..., Any]
+File = click.Path(dir_okay=False, path_type=Path)
+_LATE_ON_CPU = 64  # baseline positions with a full window; each is a forward over the window
+
+out, err = Console(), Console(stderr=True)
+
+
+def subject_options(command: Command) -> Command:
+    """The options that say which model reads which text, where."""
+    options = [
+        click.option(
+            "--model-name",
+            default="reference",
+            help="reference (packaged), a hub id, a local folder, or random:<shape>",
+        ),
+        click.option("--revision", help="hub commit; the Pythia models have theirs pinned"),
+        click.option("--dtype", default="auto", help="auto, float32, float16 or bfloat16"),
+        click.option(
+            "--device", default=None, help="cpu or cuda; default: cuda where there is one"
+        ),
+        click.option(
+            "--dataset-name",
+            default="stream",
+            show_default=True,
+            help="stream (packaged), pg19, wikitext, or a text file",
+        ),
+        click.option("--dataset-config", help="wikitext: wikitext-103-v1; pg19: a Gutenberg id"),
+        click.option("--data-dir", type=Path, help="local corpora; or set STREAMCACHE_DATA"),
+        click.option("--max-eval-tokens", type=click.IntRange(2), default=4096, show_default=True),
+        click.option(
+            "--positions", type=click.IntRange(1), help="of the baseline with a full window"
+        ),
+        click.option("--output-dir", type=Path, default=Path("runs"), show_default=True),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def load(
+    model_name: str,
+    revision: str | None,
+    dtype: str,
+    device: str | None,
+    dataset_name: str,
+    dataset_config: str | None,
+    data_dir: Path | None,
+    max_eval_tokens: int,
+) -> tuple[LoadedModel, TokenStream]:
+    transformers.utils.logging.disable_progress_bar()  # loading takes no time worth a bar
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    loaded = load_model(model_name, revision=revision, dtype=dtype, device=device)
+    text = load_tokens(
+        dataset_name,
+        dataset_config,
+        tokenizer=loaded.tokenizer,
+        max_tokens=max_eval_tokens,
+        data_dir=data_dir,
+    )
+    return loaded, text
+
+
+@contextmanager
+def progress(description: str, total: int) -> Iterator[Callable[[int], None]]:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TaskProgressColumn(show_speed=True),
+        TimeRemainingColumn(),
+    )
+    hidden = not err.is_terminal
+    with Progress(*columns, console=err, transient=True, disable=hidden) as bar:
+        task = bar.add_task(description, total=total)
+        yield lambda n: bar.advance(task, n)
+
+
+def on_gpu(loaded: LoadedModel) -> bool:
+    return loaded.model.device.type == "cuda"
+
+
+def obtain_baseline(
+    loaded: LoadedModel,
+    text: TokenStream,
+    policy: EvictionPolicy,
+    late_positions: int | None,
+    path: Path | None,
+    output_dir: Path,
+    replace: bool = False,
+) -> baselines.Baseline:
+    if late_positions is None:
+        late_positions = len(text.input_ids) if on_gpu(loaded) else _LATE_ON_CPU
+    wanted = baselines.wanted_for(evaluate.subject(loaded, text), policy, late_positions)
+    if path is None:
+        stem = f"{loaded.name}-{text.name}".replace("/", "_").replace(":", "_")
+        path = output_dir / "baselines" / f"{stem}-{wanted.digest()}.json"
+    with progress("baseline", len(wanted.positions())) as advance:
+        ids = text.input_ids.to(loaded.model.device)
+        made = baselines.obtain(path, wanted, loaded.model, ids, advance, replace)
+    err.print(f"baseline: {path}")
+    return made
+
+
+def no_quality(loaded: LoadedModel, text: TokenStream) -> str | None:
+    """Why a PPL would mean nothing; None where it means something."""
+    if loaded.name.startswith("random:"):
+        return "random weights: TPOT only, a PPL would mean nothing"
+    if text.source == "packaged" and loaded.name != "reference":
+        return "the packaged stream is text of the reference model: TPOT only for this one"
+    return None
