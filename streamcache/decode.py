@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from streamcache.bounded import BoundedCache
+from streamcache.capture import CapturedDecoder
 
 Advance = Callable[[int], None]  # told how many tokens were just finished
 
@@ -73,11 +74,31 @@ def sequential_nll(
         cache: empty; used up.
         advance: called with the number of tokens just finished.
     """
-    head = fill(model, input_ids, cache, advance)
+
+    def step(token: Tensor) -> Tensor:
+        return model(input_ids=token[None], past_key_values=cache).logits[0]
+
+    return _nll_by(step, fill(model, input_ids, cache, advance), input_ids, advance)
+
+
+@torch.inference_mode()
+def captured_nll(
+    decoder: CapturedDecoder, input_ids: Tensor, advance: Advance | None = None
+) -> Tensor:
+    """`sequential_nll` by a decoder, which starts a new stream."""
+    decoder.reset()
+    head = fill(decoder.model, input_ids, decoder.cache, advance)
+    return _nll_by(decoder.step, head, input_ids, advance)
+
+
+def _nll_by(
+    step: Callable[[Tensor], Tensor], head: Tensor, input_ids: Tensor, advance: Advance | None
+) -> Tensor:
+    """NLL [T - 1]: of the head, and of the rest by a step from a token [1] to logits [1, V]."""
     rows = torch.empty(input_ids.shape[0] - 1, device=input_ids.device)
     rows[: head.shape[0]] = head
     for t in range(head.shape[0], input_ids.shape[0] - 1):
-        logits = model(input_ids=input_ids[None, t : t + 1], past_key_values=cache).logits[0]
+        logits = step(input_ids[t : t + 1])
         rows[t] = token_nll(logits, input_ids[t + 1 : t + 2])[0]
         if advance:
             advance(1)
@@ -144,5 +165,19 @@ class Stream:
     @torch.inference_mode()
     def __call__(self) -> Tensor:
         t = self.cache.seen % (self.input_ids.shape[0] - 1)
-        token = self.input_ids[None, t : t + 1]
-        return self.model(input_ids=token, past_key_values=self.cache).logits
+        return self._decode(self.input_ids[t : t + 1])
+
+    def _decode(self, token: Tensor) -> Tensor:
+        return self.model(input_ids=token[None], past_key_values=self.cache).logits
+
+
+class CapturedStream(Stream):
+    """The same by a decoder, which starts a new stream."""
+
+    def __init__(self, decoder: CapturedDecoder, input_ids: Tensor):
+        decoder.reset()
+        self.decoder = decoder
+        super().__init__(decoder.model, input_ids, decoder.cache)
+
+    def _decode(self, token: Tensor) -> Tensor:
+        return self.decoder.step(token)

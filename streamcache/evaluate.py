@@ -12,7 +12,7 @@ from streamcache import records
 from streamcache.baseline import Baseline
 from streamcache.configurations import Configuration
 from streamcache.corpora import TokenStream
-from streamcache.decode import Advance, Laps, Stream, finite, sequential_nll, time_tokens
+from streamcache.decode import Advance, Laps, finite, time_tokens
 from streamcache.models import LoadedModel
 from streamcache.onepass import streaming_nll
 from streamcache.policy import EvictionPolicy
@@ -48,8 +48,7 @@ def stream_nll(
     ids = text.input_ids.to(loaded.model.device)
     if method == "one-pass":
         return streaming_nll(loaded.model, ids, configuration.policy, advance).cpu()
-    cache = configuration.cache(loaded.model)
-    return sequential_nll(loaded.model, ids, cache, advance).cpu()
+    return configuration.sequential_nll(loaded.model, ids, advance).cpu()
 
 
 def quality(
@@ -130,7 +129,7 @@ def speeds(
     ids = text.input_ids.to(device)
     ids = ids.repeat(longest // ids.shape[0] + 1)
     recompute = recompute_step(model, ids, baseline.n_sink, baseline.window_size)
-    streams = {c.name: Stream(model, ids, c.cache(model)) for c in configurations if c.mode}
+    streams = {c.name: c.step(model, ids) for c in configurations if c.mode}
     for step in streams.values():
         time_tokens(step, _WARM_UP, device)
     time_tokens(recompute, 2, device)

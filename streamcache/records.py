@@ -89,7 +89,7 @@ class Record(msgspec.Struct, frozen=True, tag="streamcache-eval", tag_field="sch
     """One configuration, measured."""
 
     configuration: str
-    mode: str  # "recompute", "mit", "ours" or "fast"
+    mode: str  # "recompute", "mit", "ours", "fast" or "captured"
     policy: Policy
     subject: Subject
     environment: Environment

@@ -102,8 +102,14 @@ class RingCache(BoundedCache):
         self.base = self.evicted
 
     def reset(self) -> None:
-        """Forget the stream; the slots stay where they are."""
+        """Forget the stream; the slots stay where they are.
+
+        They are emptied: slots that hold nothing yet are read, and counted for nothing, and nothing
+        times a NaN of an earlier stream would be NaN.
+        """
         super().reset()
+        for slots in (*self.keys, *self.values):
+            slots.zero_()
 
     @property
     def _run(self) -> int:

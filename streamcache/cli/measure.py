@@ -2,7 +2,7 @@
 
 import io
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 import numpy
@@ -66,7 +66,7 @@ def baseline(
 @click.option("--max-drop", type=int, default=0, show_default=True, help="0: no limit")
 @click.option("--cap-total", type=int, help="total budget the window is derived from")
 @click.option("--overlap", type=int, default=0, show_default=True, help="set aside of --cap-total")
-@click.option("--streaming-mode", type=click.Choice(["mit", "ours", "fast"]), default="fast")
+@click.option("--streaming-mode", type=click.Choice(get_args(Mode)), default="fast")
 @click.option("--mode", type=click.Choice(["streaming", "baseline"]), default="streaming")
 @click.option("--ppl-method", type=click.Choice(["one-pass", "sequential"]), default="one-pass")
 @click.option("--tpot-tokens", type=click.IntRange(8), default=256, show_default=True)

@@ -1,9 +1,8 @@
 """The Triton kernel of `attention`: one launch that turns, writes the ring, attends and combines.
 
 The window of a head is split into runs of slots, one program each (Flash-Decoding, Dao et al.
-2023), and one more program takes the sinks and the new token. In a program every lane of keys keeps
-a softmax of its own until the end, so that its loop over the keys needs no exchange. The program
-that is the last of its head to finish adds up the others.
+2023), and one more program takes the sinks and the new token. The program that is the last of its
+head to finish adds up the others.
 """
 
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
@@ -18,21 +17,38 @@ from torch import Tensor
 from streamcache.kernels.linear_triton import _wait, launch
 from streamcache.ring import Turn
 
-# Keys a step, steps under way and warps, and how many programs fill an H200. Timed there, alone,
-# (16, 2, 1) with 1056 programs takes a quarter less; its results are not yet checked on a GPU.
-TUNED = {"BLOCK": 32, "STAGES": 4, "num_warps": 4}
-PROGRAMS = 396
+# Keys a step, warps, and how many programs fill an H200.
+TUNED = {"BLOCK": 64, "num_warps": 4}
+PROGRAMS = 1056
 
 
 @triton.jit
-def _vector(x_at, d, position, cos_ptr, sin_ptr, partner_ptr, D: tl.constexpr):
-    """A query or a key [D], turned to a position."""
-    x = tl.load(x_at + d, d < D, other=0.0).to(tl.float32)
+def _tile(ptr, rows, mask, D: tl.constexpr, D_PAD: tl.constexpr):
+    """Some rows of a [rows, D] matrix."""
+    columns = tl.arange(0, D_PAD)
+    at = rows[:, None] * D + columns[None, :]
+    return tl.load(ptr + at, mask[:, None] & (columns < D)[None, :], 0.0)
+
+
+@triton.jit
+def _turning(cos_ptr, sin_ptr, partner_ptr, position, D: tl.constexpr, D_PAD: tl.constexpr):
+    """What turns a state [D] to a position: see `ring.Turn`."""
+    d = tl.arange(0, D_PAD)
+    cos, sin, partner = 1.0, 0.0, d
     if cos_ptr is not None:
         cos = tl.load(cos_ptr + position * D + d, d < D, other=0.0)
         sin = tl.load(sin_ptr + position * D + d, d < D, other=0.0)
         partner = tl.load(partner_ptr + d, d < D, other=0)
-        x = x * cos + tl.load(x_at + partner, d < D, other=0.0).to(tl.float32) * sin
+    return cos, sin, partner
+
+
+@triton.jit
+def _turned(ptr, turning, turns: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr):
+    cos, sin, partner = turning
+    d = tl.arange(0, D_PAD)
+    x = tl.load(ptr + d, d < D, other=0.0).to(tl.float32)
+    if turns:
+        x = x * cos + tl.load(ptr + partner, d < D, other=0.0).to(tl.float32) * sin
     return x
 
 
@@ -52,26 +68,35 @@ def _attend(
     HEADS: tl.constexpr, GROUPS: tl.constexpr, SLOTS: tl.constexpr, SINKS: tl.constexpr,
     REACH: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, D_PAD: tl.constexpr,
     DV_PAD: tl.constexpr, KEYS: tl.constexpr, PARTS: tl.constexpr, PARTS_PAD: tl.constexpr,
-    BLOCK: tl.constexpr, STAGES: tl.constexpr, PDL: tl.constexpr,
+    BLOCK: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     part, pair = tl.program_id(0), tl.program_id(1)
     batch, head = pair // HEADS, pair % HEADS
     row = (batch * (HEADS // GROUPS) + head // GROUPS).to(tl.int64) * SLOTS
+    k_ptr += row * D
+    v_ptr += row * DV
     d, dv = tl.arange(0, D_PAD), tl.arange(0, DV_PAD)
-    position, new_slot = tl.load(step_ptr), tl.load(step_ptr + 1)
-    first, size = tl.load(step_ptr + 2).to(tl.int32), tl.load(step_ptr + 3).to(tl.int32)
     is_sinks = part == 0
     begin = tl.where(is_sinks, 0, SINKS + (part - 1) * KEYS)
     end = tl.where(is_sinks, SINKS, tl.minimum(begin + KEYS, SLOTS))
+
+    # All that was there before the kernel in front is asked for before that kernel has ended. A
+    # slot is read whether or not it is still seen, so that no read waits for the step's numbers.
+    slots = begin + tl.arange(0, BLOCK)
+    keys = _tile(k_ptr, slots, slots < end, D, D_PAD)
+    values = _tile(v_ptr, slots, slots < end, DV, DV_PAD)
+    position, new_slot = tl.load(step_ptr), tl.load(step_ptr + 1)
+    first, size = tl.load(step_ptr + 2).to(tl.int32), tl.load(step_ptr + 3).to(tl.int32)
+    q_position = tl.where(is_sinks, (size - 1).to(tl.int64), position)
+    turning = _turning(cos_ptr, sin_ptr, partner_ptr, q_position, D, D_PAD)
     _wait(PDL)
 
-    q_position = tl.where(is_sinks, (size - 1).to(tl.int64), position)
+    turns: tl.constexpr = cos_ptr is not None
     q_at = q_ptr + batch * q_batch + head * q_head
-    q = _vector(q_at, d, q_position, cos_ptr, sin_ptr, partner_ptr, D)
-    top = tl.full([BLOCK], -1e30, tl.float32)
-    mass = tl.zeros([BLOCK], tl.float32)
-    mixed = tl.zeros([BLOCK, DV_PAD], tl.float32)
-    for start in tl.range(begin, end, BLOCK, num_stages=STAGES):
+    q = _turned(q_at, turning, turns, D, D_PAD)
+    top, mass = -1e30, 0.0
+    mixed = tl.zeros([DV_PAD], tl.float32)
+    for start in tl.range(begin, end, BLOCK):
         slots = start + tl.arange(0, BLOCK)
         place = slots - first
         place = SINKS + tl.where(place < 0, place + (SLOTS - SINKS), place)
@@ -79,42 +104,39 @@ def _attend(
         seen = (place < size - 1) & (slots < end)  # all but the new token, which is not there yet
         if REACH > 0:
             seen = seen & (place >= size - REACH)
-        at = row + slots
-        keys = tl.load(k_ptr + at[:, None] * D + d[None, :], seen[:, None] & (d < D)[None, :], 0.0)
-        values = tl.load(
-            v_ptr + at[:, None] * DV + dv[None, :], seen[:, None] & (dv < DV)[None, :], 0.0
-        )
         scores = _cap(tl.sum(keys.to(tl.float32) * q[None, :], 1) * scaling, softcap)
         scores = tl.where(seen, scores, -float("inf"))
-        higher = tl.maximum(top, scores)
+        higher = tl.maximum(top, tl.max(scores, 0))
         keep, weights = tl.exp2(top - higher), tl.exp2(scores - higher)
-        mass = mass * keep + weights
-        mixed = mixed * keep[:, None] + weights[:, None] * values.to(tl.float32)
+        mass = mass * keep + tl.sum(weights, 0)
+        mixed = mixed * keep + tl.sum(weights[:, None] * values.to(tl.float32), 0)
         top = higher
+        if KEYS > BLOCK or SINKS > BLOCK:
+            slots += BLOCK
+            keys = _tile(k_ptr, slots, slots < end, D, D_PAD)
+            values = _tile(v_ptr, slots, slots < end, DV, DV_PAD)
 
-    highest = tl.max(top, 0)
-    new_weight, new_v = 0.0, tl.zeros([DV_PAD], tl.float32)
-    if is_sinks:
+    if is_sinks:  # and the new token
         kv_head = head // GROUPS
+        turning = _turning(cos_ptr, sin_ptr, partner_ptr, position, D, D_PAD)
+        q = _turned(q_at, turning, turns, D, D_PAD)
         new_k_at = new_k_ptr + batch * k_batch + kv_head * k_head
-        new_k = _vector(new_k_at, d, position, cos_ptr, sin_ptr, partner_ptr, D)
+        new_k = _turned(new_k_at, turning, turns, D, D_PAD).to(k_ptr.dtype.element_ty)
         new_v_at = new_v_ptr + batch * v_batch + kv_head * v_head
-        new_v = tl.load(new_v_at + dv, dv < DV, other=0.0).to(tl.float32)
+        new_v = tl.load(new_v_at + dv, dv < DV, other=0.0)
         if head % GROUPS == 0:
-            tl.store(k_ptr + (row + new_slot) * D + d, new_k.to(k_ptr.dtype.element_ty), d < D)
-            tl.store(v_ptr + (row + new_slot) * DV + dv, new_v.to(v_ptr.dtype.element_ty), dv < DV)
-        new_k = new_k.to(k_ptr.dtype.element_ty).to(tl.float32)
-        q = _vector(q_at, d, position, cos_ptr, sin_ptr, partner_ptr, D)
-        new_score = _cap(tl.sum(new_k * q, 0) * scaling, softcap)
-        highest = tl.maximum(highest, new_score)
-        new_weight = tl.exp2(new_score - highest)
-    weights = tl.exp2(top - highest)
-    total = tl.sum(weights * mass, 0) + new_weight
-    sums = tl.sum(weights[:, None] * mixed, 0) + new_weight * new_v
+            tl.store(k_ptr + new_slot * D + d, new_k, d < D)
+            tl.store(v_ptr + new_slot * DV + dv, new_v, dv < DV)
+        new_score = _cap(tl.sum(new_k.to(tl.float32) * q, 0) * scaling, softcap)
+        higher = tl.maximum(top, new_score)
+        keep, weight = tl.exp2(top - higher), tl.exp2(new_score - higher)
+        mass = mass * keep + weight
+        mixed = mixed * keep + weight * new_v.to(tl.float32)
+        top = higher
     at = pair * PARTS + part
-    tl.store(part_ptr + at * DV_PAD + dv, sums)
-    tl.store(sum_ptr + 2 * at, highest)
-    tl.store(sum_ptr + 2 * at + 1, total)
+    tl.store(part_ptr + at * DV_PAD + dv, mixed)
+    tl.store(sum_ptr + 2 * at, top)
+    tl.store(sum_ptr + 2 * at + 1, mass)
 
     tl.debug_barrier()  # all of the program's results are written before it is counted
     if tl.atomic_add(count_ptr + pair, 1) == PARTS - 1:
@@ -167,8 +189,10 @@ def attend(
     value_width = values.shape[-1]
     run, pairs = n_slots - n_sink, batch * n_heads
     tuned = {**TUNED, **launch(query), **tuned}
-    splits = max(1, min((programs or PROGRAMS) // pairs, 31, run // tuned["BLOCK"]))
-    parts = splits + 1
+    most = triton.cdiv(run, tuned["BLOCK"])
+    splits = max(1, min(round((programs or PROGRAMS) / pairs), most))
+    keys_each = triton.cdiv(triton.cdiv(run, splits), tuned["BLOCK"]) * tuned["BLOCK"]
+    parts = triton.cdiv(run, keys_each) + 1
     padded = triton.next_power_of_2(value_width)
     results, sums, counts = _scratch_for(query.device, pairs, parts, padded)
     query, key, value = (x if x.stride(-1) == 1 else x.contiguous() for x in (query, key, value))
@@ -178,7 +202,7 @@ def attend(
         results, sums, counts, out,
         *query.stride()[:2], *key.stride()[:2], *value.stride()[:2], scaling, softcap or None,
         n_heads, n_heads // n_kv_heads, n_slots, n_sink, reach, width, value_width,
-        triton.next_power_of_2(width), padded, triton.cdiv(run, splits), parts,
+        triton.next_power_of_2(width), padded, keys_each, parts,
         triton.next_power_of_2(parts), **tuned,
     )  # fmt: skip
     return out

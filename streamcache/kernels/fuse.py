@@ -15,11 +15,13 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 from torch.nn import functional as F
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from streamcache.kernels import linear
+from streamcache.kernels import linear, quantized  # noqa: F401 (quantized registers its op)
 from streamcache.kernels.rest import drop_rotations
 
 _MOST = 3  # layers a launch
+_INT8 = torch.ops.streamcache.int8_linear.default
 
 
 def fused(module: GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
@@ -59,16 +61,18 @@ def _does_nothing(node: Node) -> bool:
 
 def _is_linear(node: object) -> bool:
     """Whether a node is a linear layer of few tokens with parameters of its own."""
-    if not (isinstance(node, Node) and node.target is F.linear):
+    if not isinstance(node, Node) or node.target not in (F.linear, _INT8):
         return False
     few = prod(_value(node.args[0]).shape[:-1]) <= linear.MAX_TOKENS
-    parameters = node.args[1], _bias(node)
-    return few and all(_is_parameter(p) for p in parameters) and parameters[0] is not None
+    return few and all(_is_parameter(p) for p in _parameters(node))
 
 
 def _is_parameter(node: Any) -> bool:
     """Whether a node is there before all others (None is), as it lies in memory."""
-    return node is None or (node.op == "placeholder" and _value(node).is_contiguous())
+    if node is None:
+        return True
+    plain = node.op == "placeholder" and not is_traceable_wrapper_subclass(_value(node))
+    return plain and _value(node).is_contiguous()
 
 
 def _value(node: Any) -> Tensor:
@@ -76,8 +80,13 @@ def _value(node: Any) -> Tensor:
     return value
 
 
-def _bias(node: Node) -> Any:
-    return node.args[2] if len(node.args) > 2 else node.kwargs.get("bias")
+def _parameters(node: Node) -> tuple[Any, Any, Any]:
+    """Weight, scale and bias of a linear layer."""
+    if node.target is _INT8:
+        weight, scale, bias = node.args[1:]
+        return weight, scale, bias
+    bias = node.args[2] if len(node.args) > 2 else node.kwargs.get("bias")
+    return node.args[1], None, bias
 
 
 def _is_part_of_a_sum(node: Node) -> bool:
@@ -104,7 +113,7 @@ def _fuse_sum(graph: Graph, root: Node) -> None:
         residual = rest[0] if rest else None
         for node in rest[1:]:
             residual = graph.call_function(operator.add, (residual, node))
-        layers = ([t.args[0] for t in terms], [t.args[1] for t in terms], [_bias(t) for t in terms])
+        layers = [[term.args[0] for term in terms], *map(list, zip(*map(_parameters, terms)))]
         total = graph.call_function(torch.ops.streamcache.added.default, (*layers, residual))
     total.meta["example_value"] = _value(root)
     root.replace_all_uses_with(total)
@@ -117,6 +126,7 @@ class _Layer(NamedTuple):
 
     out: Node
     weight: Any
+    scale: Any
     bias: Any
     norm_weight: Any
     norm_bias: Any
@@ -129,7 +139,7 @@ def _fuse_neighbours(graph: Graph) -> None:
         if _is_linear(node):
             x, weight, bias, eps = _norm_before(node.args[0])
             out, activation = _activation_after(node)
-            layer = _Layer(out, node.args[1], _bias(node), weight, bias, activation)
+            layer = _Layer(out, *_parameters(node), weight, bias, activation)
             groups[x, eps].append(layer)
     for (x, eps), layers in groups.items():
         for begin in range(0, len(layers), _MOST):
@@ -138,7 +148,7 @@ def _fuse_neighbours(graph: Graph) -> None:
 
 def _replace(graph: Graph, x: Node, eps: float, layers: list[_Layer]) -> None:
     activations = ",".join(layer.activation for layer in layers)
-    columns = [[layer[i] for layer in layers] for i in range(1, 5)]
+    columns = [[layer[i] for layer in layers] for i in range(1, 6)]
     first = next(node for node in graph.nodes if node.op != "placeholder")
     with graph.inserting_before(first if x.op == "placeholder" else x.next):
         outs = graph.call_function(

@@ -27,25 +27,35 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 MAX_TOKENS = 1  # of the kernels; more are left to the vendor's matrix product
 
 
-def _has_kernel(x: Tensor) -> bool:
+def takes(x: Tensor) -> bool:
+    """Whether there is a kernel for layers that read x: [..., K]."""
     return has_kernels(x) and x.numel() <= MAX_TOKENS * x.shape[-1]
+
+
+def scaled_linear(x: Tensor, weight: Tensor, scale: Tensor | None, bias: Tensor | None) -> Tensor:
+    """x W^T * scale + b, for x [..., K] and W [N, K]; without a scale, an ordinary layer."""
+    if scale is None:
+        return F.linear(x, weight, bias)
+    return F.linear(x, weight.to(x.dtype) * scale[:, None], bias)
 
 
 @torch.library.custom_op("streamcache::side_by_side", mutates_args=())
 def side_by_side(
     x: Tensor,
     weights: Sequence[Tensor],
+    scales: Sequence[Tensor | None],
     biases: Sequence[Tensor | None],
     norm_weights: Sequence[Tensor | None],
     norm_biases: Sequence[Tensor | None],
     eps: float,
     activations: str,
 ) -> list[Tensor]:
-    """activation(norm(x) W^T + b) for each layer.
+    """activation(norm(x) W^T * scale + b) for each layer.
 
     Args:
         x: [..., K].
-        weights: [N, K] each.
+        weights: [N, K] each, in the dtype of x, or int8 with a scale.
+        scales: [N] each, of the rows of a weight; or None.
         biases: [N] each, or None.
         norm_weights, norm_biases: [K] each, of a layer norm before the layer; no weight, no norm.
         eps: of the norms.
@@ -54,17 +64,17 @@ def side_by_side(
     Returns:
         [..., N] for each layer.
     """
-    if _has_kernel(x):
+    if takes(x):
         from streamcache.kernels import linear_triton
 
         return linear_triton.side_by_side(
-            x, weights, biases, norm_weights, norm_biases, eps, activations.split(",")
+            x, weights, scales, biases, norm_weights, norm_biases, eps, activations.split(",")
         )
     outs = []
-    rows = zip(weights, biases, norm_weights, norm_biases, activations.split(","))
-    for weight, bias, norm_weight, norm_bias, activation in rows:
+    norms = zip(norm_weights, norm_biases, activations.split(","))
+    for layer, (norm_weight, norm_bias, activation) in zip(zip(weights, scales, biases), norms):
         y = x if norm_weight is None else F.layer_norm(x, x.shape[-1:], norm_weight, norm_bias, eps)
-        outs.append(ACTIVATIONS[activation](F.linear(y, weight, bias)))
+        outs.append(ACTIVATIONS[activation](scaled_linear(y, *layer)))
     return outs
 
 
@@ -72,6 +82,7 @@ def side_by_side(
 def _(
     x: Tensor,
     weights: Sequence[Tensor],
+    scales: Sequence[Tensor | None],
     biases: Sequence[Tensor | None],
     norm_weights: Sequence[Tensor | None],
     norm_biases: Sequence[Tensor | None],
@@ -85,25 +96,26 @@ def _(
 def added(
     xs: Sequence[Tensor],
     weights: Sequence[Tensor],
+    scales: Sequence[Tensor | None],
     biases: Sequence[Tensor | None],
     residual: Tensor | None,
 ) -> Tensor:
-    """The sum of x W^T + b over the layers, and of a residual.
+    """The sum of x W^T * scale + b over the layers, and of a residual.
 
     Args:
         xs: [..., K] each; K may differ.
-        weights: [N, K] each.
+        weights, scales: [N, K] and [N] each, as for `side_by_side`.
         biases: [N] each, or None.
         residual: [..., N] or None.
 
     Returns:
         [..., N].
     """
-    if _has_kernel(xs[0]):
+    if takes(xs[0]):
         from streamcache.kernels import linear_triton
 
-        return linear_triton.added(xs, weights, biases, residual)
-    terms = [F.linear(*layer) for layer in zip(xs, weights, biases)]
+        return linear_triton.added(xs, weights, scales, biases, residual)
+    terms = [scaled_linear(*layer) for layer in zip(xs, weights, scales, biases)]
     total = terms[0] if residual is None else terms[0] + residual
     for term in terms[1:]:
         total = total + term
@@ -114,6 +126,7 @@ def added(
 def _(
     xs: Sequence[Tensor],
     weights: Sequence[Tensor],
+    scales: Sequence[Tensor | None],
     biases: Sequence[Tensor | None],
     residual: Tensor | None,
 ) -> Tensor:
@@ -126,8 +139,8 @@ class OneByOne(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func is F.linear and not kwargs and _has_kernel(args[0]):
+        if func is F.linear and not kwargs and takes(args[0]):
             x, weight, bias = (*args, None)[:3]
             if weight.is_contiguous():
-                return side_by_side(x, [weight], [bias], [None], [None], 0.0, "")[0]
+                return side_by_side(x, [weight], [None], [bias], [None], [None], 0.0, "")[0]
         return func(*args, **(kwargs or {}))

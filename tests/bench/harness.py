@@ -11,9 +11,7 @@ from streamcache import baseline as baselines
 from streamcache import evaluate
 from streamcache.configurations import BASELINE, NAMED, Configuration
 from streamcache.corpora import TokenStream
-from streamcache.decode import Stream
 from streamcache.models import LoadedModel
-from streamcache.recompute import recompute_step
 from streamcache.records import Quality, Record, Speed
 
 CPU_CONFIGURATIONS = ["baseline", "mit", "ours-standard", "best", "fast", "best-fast"]
@@ -65,13 +63,7 @@ class Bench:
     def step(self, configuration: Configuration) -> Callable[[], object]:
         """One token, device-synchronised, for pytest-benchmark's own statistics."""
         model, device = self.timed.model, self.timed.model.device
-        ids = self.text.input_ids.to(device)
-        policy = configuration.policy
-        decode: Callable[[], object] = (
-            recompute_step(model, ids, policy.n_sink, policy.window_size)
-            if configuration.mode is None
-            else Stream(model, ids, configuration.cache(model))
-        )
+        decode = configuration.step(model, self.text.input_ids.to(device))
 
         def synchronised() -> None:
             decode()

@@ -148,6 +148,7 @@ def first(layer: Any, x: Tensor, side_by_side: Any, **tuned: int) -> Any:
     return side_by_side(
         x,
         [m.weight for m in linears],
+        [None, None],
         [m.bias for m in linears],
         [m.weight for m in norms],
         [m.bias for m in norms],
@@ -159,7 +160,8 @@ def first(layer: Any, x: Tensor, side_by_side: Any, **tuned: int) -> Any:
 
 def last(layer: Any, wide: Tensor, mixed: Tensor, x: Tensor, added: Any, **tuned: int) -> Any:
     linears = layer.mlp.dense_4h_to_h, layer.attention.dense
-    return added([wide, mixed], [m.weight for m in linears], [m.bias for m in linears], x, **tuned)
+    weights, biases = [m.weight for m in linears], [m.bias for m in linears]
+    return added([wide, mixed], weights, [None, None], biases, x, **tuned)
 
 
 def correctness(ladder: Ladder) -> None:
@@ -182,7 +184,7 @@ def correctness(ladder: Ladder) -> None:
     w = [tests._random(n, 2560, **how) * 2560**-0.5 for n in sizes]
     b = [tests._random(n, **how) for n in sizes]
     g, s = ([tests._random(2560, **how) for _ in sizes] for _ in range(2))
-    outs = linear.side_by_side(x, w, b, g, s, 1e-5, ",gelu")
+    outs = linear.side_by_side(x, w, [None, None], b, g, s, 1e-5, ",gelu")
     for i, out in enumerate(outs):
         y = F.layer_norm(x.double(), (2560,), g[i].double(), s[i].double(), 1e-5)
         y = F.linear(y, w[i].double(), b[i].double())
@@ -190,7 +192,7 @@ def correctness(ladder: Ladder) -> None:
     wide = tests._random(1, 1, 10240, **how)
     w2 = [tests._random(770, 10240, **how) * 0.01, tests._random(770, 2560, **how) * 0.02]
     rest = tests._random(1, 1, 770, **how)
-    out = linear.added([wide, x], w2, [b[0], None], rest)
+    out = linear.added([wide, x], w2, [None, None], [b[0], None], rest)
     y = wide.double() @ w2[0].double().mT + x.double() @ w2[1].double().mT + b[0] + rest
     ladder.note("added", relative_error=tests.distance(out, y))
 
@@ -258,7 +260,9 @@ def chain(parts: Parts, model: Any) -> tuple[Callable[[], None], int]:
                 q, k, v, cache.keys[i], cache.values[i], parts.step, turn, POLICY.n_sink, 0.1
             )
             x = last(layer, wide, mixed.view(x.shape), x, linear_triton.added)
-        linear_triton.side_by_side(x, [head.weight], [None], [norm.weight], [norm.bias], 1e-5, [""])
+        linear_triton.side_by_side(
+            x, [head.weight], [None], [None], [norm.weight], [norm.bias], 1e-5, [""]
+        )
 
     return run, sum(parts.bytes.values()) + head.weight.numel() * head.weight.element_size()
 

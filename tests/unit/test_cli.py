@@ -39,7 +39,7 @@ def test_eval_writes_a_record_and_prints_it(run: Run, tmp_path: Path) -> None:
     assert "fast S=4 W=60 R=8" in ran.out and f"{record.quality.ppl:.2f}" in ran.out
 
 
-@pytest.mark.parametrize("mode", ["mit", "ours", "fast"])
+@pytest.mark.parametrize("mode", ["mit", "ours", "fast", "captured"])
 def test_sequential_decoding_agrees_with_the_one_pass(run: Run, tmp_path: Path, mode: str) -> None:
     settings = ["--window-size", "40", "--n-sink", "2", "--tpot-tokens", "8", *QUICK]
     for method in ("one-pass", "sequential"):

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from streamcache.kernels import linear
 from streamcache.kernels.attention import attend
 from streamcache.kernels.fuse import fuse
+from streamcache.kernels.quantized import Int8Linear
 from streamcache.ring import Step, Turn
 from streamcache.rotary import Rotation
 
@@ -140,6 +141,20 @@ def _random(*shape: int, dtype: torch.dtype, generator: torch.Generator) -> Tens
     return torch.randn(shape, generator=generator).to(DEVICE, dtype)
 
 
+def _weight(height: int, width: int, quantised: bool, **how: Any) -> tuple[Tensor, Tensor | None]:
+    """A weight [N, K] and its scale [N]; None for one that is not of 8-bit integers."""
+    if not quantised:
+        return _random(height, width, **how) * width**-0.5, None
+    weight = torch.randint(-128, 128, (height, width), generator=how["generator"]).to(torch.int8)
+    scale = (_random(height, **how).abs() + 0.5) * (width**-0.5 / 74)
+    return weight.to(DEVICE), scale
+
+
+def _product(x: Tensor, weight: Tensor, scale: Tensor | None) -> Tensor:
+    y = x.double() @ weight.double().mT
+    return y if scale is None else y * scale.double()
+
+
 @given(
     n_tokens=st.integers(1, 3),
     width=st.sampled_from([64, 80, 512, 1000, 2560]),
@@ -147,6 +162,7 @@ def _random(*shape: int, dtype: torch.dtype, generator: torch.Generator) -> Tens
     normed=st.sampled_from([None, "gain", "both"]),
     biased=st.booleans(),
     activation=st.sampled_from(list(linear.ACTIVATIONS)),
+    quantised=st.booleans(),
     dtype=st.sampled_from(list(TOLERANCE)),
     seed=st.integers(0, 2**32),
 )
@@ -157,24 +173,25 @@ def test_layers_side_by_side(
     normed: str | None,
     biased: bool,
     activation: str,
+    quantised: bool,
     dtype: torch.dtype,
     seed: int,
 ) -> None:
     how: Any = {"dtype": dtype, "generator": torch.Generator().manual_seed(seed)}
     x = _random(1, n_tokens, width, **how) + 3  # a mean that a norm must take away
-    weights = [_random(n, width, **how) * width**-0.5 for n in heights]
+    weights, scales = zip(*[_weight(n, width, quantised, **how) for n in heights])
     biases = [_random(n, **how) if biased else None for n in heights]
     gains = [_random(width, **how) if normed else None for _ in heights]
     shifts = [_random(width, **how) if normed == "both" else None for _ in heights]
     names = ",".join([activation, *[""] * (len(heights) - 1)])
-    outs = linear.side_by_side(x, weights, biases, gains, shifts, 1e-5, names)
+    outs = linear.side_by_side(x, weights, scales, biases, gains, shifts, 1e-5, names)
     affine = list(zip(gains, shifts, biases))
     for i, out in enumerate(outs):
         y = x.double()
         gain, shift, bias = (p if p is None else p.double() for p in affine[i])
         if gain is not None:
             y = F.layer_norm(y, (width,), gain, shift, 1e-5)
-        y = F.linear(y, weights[i].double(), bias)
+        y = _product(y, weights[i], scales[i]) + (0 if bias is None else bias)
         y = linear.ACTIVATIONS[activation](y) if i == 0 else y
         assert out.dtype == dtype and out.shape == y.shape
         assert distance(out, y) < 2 * TOLERANCE[dtype] or float(y.norm()) < 0.5
@@ -186,6 +203,7 @@ def test_layers_side_by_side(
     height=st.sampled_from([1, 7, 64, 130]),
     biased=st.booleans(),
     residual=st.booleans(),
+    quantised=st.lists(st.booleans(), min_size=3, max_size=3),
     dtype=st.sampled_from(list(TOLERANCE)),
     seed=st.integers(0, 2**32),
 )
@@ -195,30 +213,37 @@ def test_layers_added(
     height: int,
     biased: bool,
     residual: bool,
+    quantised: list[bool],
     dtype: torch.dtype,
     seed: int,
 ) -> None:
     how: Any = {"dtype": dtype, "generator": torch.Generator().manual_seed(seed)}
     xs = [_random(1, n_tokens, width, **how) for width in widths]
-    weights = [_random(height, width, **how) * width**-0.5 for width in widths]
+    made = [_weight(height, width, how8, **how) for width, how8 in zip(widths, quantised)]
+    weights, scales = zip(*made)
     biases = [_random(height, **how) if biased else None for _ in widths]
     rest = _random(1, n_tokens, height, **how) if residual else None
-    out = linear.added(xs, weights, biases, rest)
-    y = sum(x.double() @ w.double().mT for x, w in zip(xs, weights))
-    y = y + sum(b.double() for b in biases if b is not None)
+    out = linear.added(xs, weights, scales, biases, rest)
+    products = [_product(*layer) for layer in zip(xs, weights, scales)]
+    y = torch.stack(
+        [*products, *(b.double().expand_as(products[0]) for b in biases if b is not None)]
+    )
+    y = y.sum(0)
     y = y if rest is None else y + rest.double()
     assert out.dtype == dtype and out.shape == y.shape
     assert distance(out, y) < 2 * TOLERANCE[dtype] or float(y.norm()) < 0.5
 
 
 class Block(nn.Module):
-    """What decoders are made of: a parallel block, a gated one; and a weight that is computed."""
+    """A parallel block, a gated one, one of integers; and a weight that is computed."""
 
     def __init__(self) -> None:
         super().__init__()
         self.norm, self.norm2 = nn.LayerNorm(32), nn.LayerNorm(32, bias=False)
         self.a, self.b, self.c = nn.Linear(32, 48), nn.Linear(32, 32), nn.Linear(48, 32, bias=False)
         self.drop = nn.Dropout(0.3)
+        weight = torch.randint(-128, 128, (32, 32), dtype=torch.int8)
+        self.small = Int8Linear(weight, torch.rand(32) / 400, torch.randn(32))
 
     def forward(self, x: Tensor) -> Tensor:
         for _ in range(2):
@@ -226,6 +251,7 @@ class Block(nn.Module):
             wide, deep = F.gelu(self.a(y)), self.b(self.norm2(x))
             x = self.drop(self.c(wide)) + self.b(deep) + x
             x = x + self.c(F.silu(self.a(x)) * self.a(x))
+        x = x + self.small(x) + self.a(x)[..., :32]
         x = self.b(self.norm(x)[:, 0:, :])
         return F.linear(x, self.c.weight.mT)
 
@@ -242,6 +268,6 @@ def test_a_graph_means_the_same_when_it_is_fused() -> None:
 
     with torch.no_grad():
         assert torch.allclose(torch.compile(block, backend=backend)(x), block(x), atol=1e-5)
-    assert targets.count("streamcache.side_by_side.default") == 2 * 2 + 1
-    assert targets.count("streamcache.added.default") == 2 * 2
+    assert targets.count("streamcache.side_by_side.default") == 2 * 2 + 2
+    assert targets.count("streamcache.added.default") == 2 * 2 + 1
     assert sum("linear" in target for target in targets) == 1
