@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from streamcache.kernels.attention import attend
 from streamcache.kernels.fuse import fused
 from streamcache.kernels.linear import OneByOne
+from streamcache.kernels.quantized import by_kernels
 from streamcache.kernels.registered import Handover, attention_by
 from streamcache.policy import EvictionPolicy
 from streamcache.ring import RingCache, Step
@@ -32,7 +33,8 @@ class CapturedDecoder:
     """A model that decodes streams under a policy, one token a call.
 
     Args:
-        model: in evaluation mode, where it shall run.
+        model: in evaluation mode, where it shall run. Of one with int8 weights (`quantize`), a copy
+            that shares them is decoded, whose layers read them by kernels.
         policy: what to evict and when.
         batch: streams decoded side by side, all of the same length.
         compile: fuse the operations of a step with torch.compile. 10 to 20 seconds, once per model,
@@ -52,9 +54,9 @@ class CapturedDecoder:
     def __init__(
         self, model: PreTrainedModel, policy: EvictionPolicy, batch: int = 1, compile: bool = True
     ):
-        self.model, self.batch = model, batch
+        self.model, self.batch = by_kernels(model), batch
         device = model.device
-        self.cache = RingCache(model, policy)
+        self.cache = RingCache(self.model, policy)
         self.cache.allocate(batch, model.dtype, device)
         self._token = torch.zeros(batch, 1, dtype=torch.long, device=device)
         self._step = torch.zeros(len(Step._fields), dtype=torch.long, device=device)

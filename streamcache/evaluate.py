@@ -26,10 +26,11 @@ _WARM_UP = 32  # tokens
 
 
 def subject(loaded: LoadedModel, text: TokenStream) -> records.Subject:
+    dtype = str(loaded.model.dtype).removeprefix("torch.")
     return records.Subject(
         model=loaded.name,
         revision=loaded.revision,
-        dtype=str(loaded.model.dtype).removeprefix("torch."),
+        dtype=" ".join([dtype, loaded.quantization] if loaded.quantization else [dtype]),
         text=text.name,
         text_source=text.source,
         text_digest=text.digest,

@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+
+from streamcache.quantize import Quantization, quantize
 
 _auto: Any = AutoModelForCausalLM  # its types are those of no real model
 
@@ -59,6 +61,7 @@ class LoadedModel:
         model: in eval mode, without gradients, on the device and in the dtype asked for.
         tokenizer: None for random weights and for folders without one.
         name: what was loaded: "reference", "random:<shape>", a hub id, or a folder's own name.
+        quantization: of the weights; None: as they came.
         revision: commit of a hub id; for a folder "sha256:" and the first 16 hex digits of its
             weights' digest (all shards, one after the other); "seed0" for random weights.
     """
@@ -67,6 +70,7 @@ class LoadedModel:
     tokenizer: PreTrainedTokenizerBase | None
     name: str
     revision: str
+    quantization: Quantization | None = None
 
 
 def load_model(
@@ -75,6 +79,7 @@ def load_model(
     revision: str | None = None,
     dtype: str = "auto",
     device: str | torch.device = "cpu",
+    quantization: Quantization | None = None,
 ) -> LoadedModel:
     """Load a causal language model: safetensors only, and never code from a repository.
 
@@ -84,11 +89,20 @@ def load_model(
         revision: commit of a hub id; None is the pinned one, and an error where none is pinned.
         dtype: "float32", "float16", "bfloat16" or "auto": float32 on a CPU, float16 on a GPU.
         device: "cpu", "cuda" or "cuda:<index>".
+        quantization: of the weights, "int8" or "int4": see `quantize`.
 
     Raises:
+        QuantizationError: the weights cannot be quantised so.
         ModelError: an unknown name, shape, dtype or device, an incomplete folder, or a hub id that
             is neither reachable nor cached.
     """
+    loaded = _load(name, revision, dtype, device)
+    if quantization is not None:
+        quantize(loaded.model, quantization)
+    return replace(loaded, quantization=quantization)
+
+
+def _load(name: str, revision: str | None, dtype: str, device: str | torch.device) -> LoadedModel:
     place = _device(device)
     number = _dtype(dtype, place)
     if place.type == "cuda":

@@ -33,7 +33,7 @@ class Subject(msgspec.Struct, frozen=True):
 
     model: str
     revision: str
-    dtype: str
+    dtype: str  # and the quantization of the weights: "float16", "float16 int8"
     text: str
     text_source: str
     text_digest: str

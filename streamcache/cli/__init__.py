@@ -14,6 +14,7 @@ from streamcache.decode import NotFiniteError
 from streamcache.models import ModelError
 from streamcache.onepass import OnePassUnsupported
 from streamcache.policy import PolicyError
+from streamcache.quantize import QuantizationError
 from streamcache.rotary import UnsupportedModelError
 
 EXPECTED = (
@@ -23,6 +24,7 @@ EXPECTED = (
     PaddingError,
     NotFiniteError,
     OnePassUnsupported,
+    QuantizationError,
     UnsupportedModelError,
     baselines.BaselineMismatch,
     records.RecordError,

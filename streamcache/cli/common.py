@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 import torch
@@ -23,6 +23,7 @@ from streamcache import evaluate
 from streamcache.corpora import TokenStream, load_tokens
 from streamcache.models import LoadedModel, load_model
 from streamcache.policy import EvictionPolicy
+from streamcache.quantize import Quantization
 
 Command = Callable[..., Any]
 File = click.Path(dir_okay=False, path_type=Path)
@@ -41,6 +42,9 @@ def subject_options(command: Command) -> Command:
         ),
         click.option("--revision", help="hub commit; the Pythia models have theirs pinned"),
         click.option("--dtype", default="auto", help="auto, float32, float16 or bfloat16"),
+        click.option(
+            "--quantization", type=click.Choice(get_args(Quantization)), help="of the weights"
+        ),
         click.option(
             "--device", default=None, help="cpu or cuda; default: cuda where there is one"
         ),
@@ -67,6 +71,7 @@ def load(
     model_name: str,
     revision: str | None,
     dtype: str,
+    quantization: Quantization | None,
     device: str | None,
     dataset_name: str,
     dataset_config: str | None,
@@ -75,7 +80,9 @@ def load(
 ) -> tuple[LoadedModel, TokenStream]:
     transformers.utils.logging.disable_progress_bar()  # loading takes no time worth a bar
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    loaded = load_model(model_name, revision=revision, dtype=dtype, device=device)
+    loaded = load_model(
+        model_name, revision=revision, dtype=dtype, device=device, quantization=quantization
+    )
     text = load_tokens(
         dataset_name,
         dataset_config,

@@ -18,7 +18,7 @@ from streamcache.kernels.linear_triton import _wait, launch
 from streamcache.ring import Turn
 
 # Keys a step, warps, and how many programs fill an H200.
-TUNED = {"BLOCK": 64, "num_warps": 4}
+TUNED = {"BLOCK": 16, "num_warps": 1}
 PROGRAMS = 1056
 
 

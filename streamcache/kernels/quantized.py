@@ -1,5 +1,8 @@
 """A linear layer whose weights are 8-bit integers, and are read as such."""
 
+import copy
+from typing import Any, TypeVar
+
 import torch
 from torch import Tensor, nn
 
@@ -36,3 +39,31 @@ def int8_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -
 @int8_linear.register_fake
 def _(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
     return x.new_empty(*x.shape[:-1], weight.shape[0])
+
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def by_kernels(model: Model) -> Model:
+    """The model, or if it has int8 layers of torchao a copy that shares its weights.
+
+    In the copy these layers are `Int8Linear`. What has a scale for each row counts as one.
+    """
+    if not any(_is_int8(module) for module in model.modules()):
+        return model
+    shared = {id(t): t for t in (*model.parameters(), *model.buffers())}
+    model = copy.deepcopy(model, shared)
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if _is_int8(child):
+                layer: Any = child
+                int8, scale = layer.weight.qdata, layer.weight.scale.view(-1)
+                setattr(module, name, Int8Linear(int8, scale, layer.bias))
+    return model
+
+
+def _is_int8(module: nn.Module) -> bool:
+    weight: Any = getattr(module, "weight", None)
+    if not isinstance(module, nn.Linear) or not hasattr(weight, "qdata"):
+        return False
+    return weight.qdata.dtype == torch.int8 and weight.scale.numel() == weight.shape[0]

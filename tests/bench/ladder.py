@@ -21,12 +21,15 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from streamcache.cache import RerotatingCache
+from streamcache.cache import RerotatingCache, StreamingCache
 from streamcache.capture import CapturedDecoder
 from streamcache.decode import Stream, time_tokens
 from streamcache.models import load_model
+from streamcache.onepass import streaming_nll
 from streamcache.policy import EvictionPolicy
+from streamcache.quantize import Quantization
 from streamcache.recompute import recompute_step
 from streamcache.ring import RingCache
 
@@ -283,8 +286,8 @@ def decode(ladder: Ladder, name: str, decoder: CapturedDecoder, ids: Tensor, n: 
     laps = time_tokens(step, n, DEVICE)
     ms = sorted(laps.token_ms)
     model: Any = decoder.model
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    weights -= model.get_input_embeddings().weight.numel() * model.dtype.itemsize
+    weights = sum(map(held_bytes, model.parameters()))
+    weights -= held_bytes(model.get_input_embeddings().weight)
     ring = sum(2 * k.numel() * k.element_size() for k in decoder.cache.keys)
     floor = (weights + ring) / ladder.roofline * 1e3
     p50, p99 = ms[n // 2], ms[int(n * 0.99)]
@@ -293,6 +296,13 @@ def decode(ladder: Ladder, name: str, decoder: CapturedDecoder, ids: Tensor, n: 
         over=p50 / floor, tokens_s=batch / p50 * 1e3, evicted=decoder.cache.evicted,
         eager=str(decoder.eager_because),
     )  # fmt: skip
+
+
+def held_bytes(tensor: Any) -> int:
+    """Of a tensor, or of the tensors that a quantised one is made of."""
+    if is_traceable_wrapper_subclass(tensor):
+        return sum(held_bytes(getattr(tensor, name)) for name in tensor.__tensor_flatten__()[0])
+    return int(tensor.numel() * tensor.element_size())
 
 
 def captured(
@@ -309,8 +319,6 @@ def captured(
 
 def agreement(ladder: Ladder, model: Any, ids: Tensor, decoder: CapturedDecoder) -> None:
     """Captured steps against the drop-in cache's eager ones, over evictions."""
-    from streamcache.cache import StreamingCache
-
     policy = decoder.cache.policy
     decoder.reset()
     cache = StreamingCache(model, policy)
@@ -383,46 +391,44 @@ def main() -> None:
     vocabulary = model.config.vocab_size
     ids = torch.randint(0, vocabulary, (1, 3 * POLICY.capacity), device=DEVICE)
     with torch.inference_mode():
-        for step in plan(ladder, model, ids, n):
+        for step in plan(ladder, arguments.model, model, ids, n):
             if not arguments.only or step[1].__name__ in arguments.only.split(","):
                 ladder.attempt(*step)
     if CUDA:
         ladder.note("peak memory", gb=torch.cuda.max_memory_allocated() / 1e9)
 
 
-def soak(ladder: Ladder, n: int) -> None:
-    """A long stream of a tiny model: is the time flat, the memory, and the NLL right at the end?"""
-    from streamcache.decode import token_nll
-    from streamcache.onepass import streaming_nll
-    from tests.tiny import neox
-
-    model: Any = neox()
-    model, policy = model.to(DEVICE), EvictionPolicy(4, 60, 3, 2, 5)
-    ids = torch.randint(0, model.config.vocab_size, (n + 1,), device=DEVICE)
-    decoder = CapturedDecoder(model, policy, compile=False)
-    nll = torch.zeros(64, device=DEVICE)
-    at = iter(range(n))
-
-    def step() -> None:
-        t = next(at)
-        logits = decoder.step(ids[t])
-        if t >= n - 64:
-            nll[t - n + 64] = token_nll(logits, ids[t + 1 : t + 2])[0]
-
-    blocks, memory = [], []
-    for _ in range(10):
-        laps = time_tokens(step, n // 10, DEVICE)
-        blocks.append(laps.wall_ms / (n // 10))
-        memory.append(torch.cuda.memory_allocated() if CUDA else 0)
-    expected = streaming_nll(model, ids, policy)[-64:]
-    ladder.note(
-        f"soak of {n} tokens", first_ms=blocks[1], last_ms=blocks[-1],
-        grew=memory[-1] - memory[1], rebased=decoder.cache.base,
-        worst_nll=float((nll - expected).abs().max()), eager=str(decoder.eager_because),
-    )  # fmt: skip
+def one_pass(ladder: Ladder, model: Any, n_tokens: int) -> None:
+    """Exact NLL of a whole text: seconds, and memory beyond the weights."""
+    ids = torch.randint(0, model.config.vocab_size, (n_tokens,), device=DEVICE)
+    streaming_nll(model, ids, POLICY)
+    held = 0
+    if CUDA:
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        held = torch.cuda.memory_allocated()
+    start = time.perf_counter()
+    float(streaming_nll(model, ids, POLICY).mean())
+    seconds = time.perf_counter() - start
+    peak = torch.cuda.max_memory_allocated() - held if CUDA else 0
+    ladder.note(f"one pass over {n_tokens} tokens", seconds=seconds, gib_beyond=peak / 2**30)
 
 
-def plan(ladder: Ladder, model: Any, ids: Tensor, n: int) -> Iterator[tuple[Any, ...]]:
+def quantised(ladder: Ladder, name: str, how: Quantization, dtype: str, n: int) -> None:
+    """Integer weights: eagerly, as torchao computes with them, and captured."""
+    model: Any = load_model(name, device=DEVICE, dtype=dtype, quantization=how).model
+    ids = torch.randint(0, model.config.vocab_size, (1, 3 * POLICY.capacity), device=DEVICE)
+    stream = Stream(model, ids[0], StreamingCache(model, POLICY))
+    for _ in range(3):
+        stream()
+    laps = time_tokens(stream, 16, DEVICE)
+    ladder.note(f"{how}, fast, eager", ms=statistics.median(laps.token_ms))
+    decoder = captured(ladder, f"{how}, captured, compiled", model, ids, POLICY, n)
+    profile(ladder, decoder, ids)
+
+
+def plan(ladder: Ladder, name: str, model: Any, ids: Tensor, n: int) -> Iterator[tuple[Any, ...]]:
     """The steps, the most telling first: (seconds needed, step, arguments)."""
     yield 5, roofline, ladder, 1 << (30 if CUDA else 20)
     yield 10, correctness, ladder
@@ -457,7 +463,9 @@ def plan(ladder: Ladder, model: Any, ids: Tensor, n: int) -> Iterator[tuple[Any,
         yield 12, without_pdl
     yield 10, captured, ladder, "not compiled, batch 8", model, ids, POLICY, n // 4, 8, False
     yield 10, captured, ladder, "not compiled, batch 32", model, ids, POLICY, n // 4, 32, False
-    yield 8, soak, ladder, 30_000 if CUDA else 300
+    yield 10, one_pass, ladder, model, 20_000 if CUDA else 300
+    yield 30, quantised, ladder, name, "int8", "auto", n
+    yield 30, quantised, ladder, name, "int4", "bfloat16" if CUDA else "auto", n
     yield 30, captured, ladder, "captured, compiled, batch 8", model, ids, POLICY, n // 4, 8
     yield 30, captured, ladder, "captured, compiled, batch 32", model, ids, POLICY, n // 4, 32
 

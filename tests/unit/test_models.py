@@ -3,6 +3,7 @@
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub.constants
 import pytest
@@ -192,7 +193,7 @@ def test_pythia_is_pinned_and_out_of_reach_the_user_is_told_what_else_there_is()
         ({"device": "cuda:99"}, "no device 'cuda:99' here: give one of cpu"),
     ],
 )
-def test_mistakes_are_named(arguments: dict[str, str], message: str) -> None:
+def test_mistakes_are_named(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ModelError) as caught:
         load_model(**arguments)
     assert message in str(caught.value)

@@ -1,0 +1,49 @@
+"""Weights of fewer bits, by torchao: activations, norms, embeddings and the cache stay as they are.
+
+torchao chooses the integers and computes with them eagerly. `CapturedDecoder` reads int8 weights by
+kernels of its own (`kernels.quantized`).
+"""
+
+from typing import Any, Literal, get_args
+
+import torch
+from transformers import PreTrainedModel
+
+Quantization = Literal["int8", "int4"]
+_GROUP = 128  # columns that share a scale, of int4; a row has one of int8
+
+
+class QuantizationError(ValueError):
+    """A model cannot be quantised as asked; the message says why and what would do."""
+
+
+def quantize(model: PreTrainedModel, how: Quantization) -> None:
+    """Quantise the weights of all linear layers in place, the one before the logits included.
+
+    int8 is symmetric with a scale a row; int4 has a scale for every 128 columns and, on a GPU in
+    bfloat16, is packed for PyTorch's own kernel; elsewhere it is held in bytes, for its PPL.
+
+    Raises:
+        QuantizationError: torchao is missing, or there is no such quantisation of this model.
+    """
+    if how not in get_args(Quantization):
+        raise QuantizationError(f"no quantization {how!r}: give one of int8, int4")
+    try:
+        from torchao import quantization as ao
+    except ImportError as error:
+        raise QuantizationError(
+            f"quantization needs torchao ({error}): pip install 'streamcache[quantization]'"
+        ) from error
+    if how == "int8":
+        config: Any = ao.Int8WeightOnlyConfig(version=2)
+    elif model.device.type == "cuda" and model.dtype == torch.bfloat16:
+        config = ao.Int4WeightOnlyConfig(group_size=_GROUP, int4_packing_format="tile_packed_to_4d")
+    else:
+        group = ao.granularity.PerGroup(_GROUP)
+        int4: Any = getattr(torch, "int4")  # noqa: B009 (a type of no stub)
+        config = ao.IntxWeightOnlyConfig(weight_dtype=int4, granularity=group)
+    try:
+        ao.quantize_(model, config)
+    except Exception as error:  # torchao has no class of errors
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise QuantizationError(f"torchao cannot make {how} of this model: {reason}") from error

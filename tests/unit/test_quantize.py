@@ -1,0 +1,72 @@
+"""Weights of fewer bits: what they cost in quality, and that captured decoding reads the same."""
+
+import sys
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from streamcache import EvictionPolicy, StreamingCache, streaming_nll
+from streamcache.capture import CapturedDecoder
+from streamcache.corpora import load_tokens
+from streamcache.kernels.quantized import Int8Linear, by_kernels
+from streamcache.models import load_model
+from streamcache.quantize import Quantization, QuantizationError, quantize
+from tests.shell import Run
+from tests.tiny import error, llama, neox, stream, text
+
+POLICY = EvictionPolicy(4, 12, 3, 2, 5)
+IDS = load_tokens("stream", tokenizer=None, max_tokens=512).input_ids
+
+
+def nll(quantization: Quantization | None) -> float:
+    model = load_model("reference", quantization=quantization).model
+    return float(streaming_nll(model, IDS, EvictionPolicy(4, 124)).mean())
+
+
+def test_int8_costs_next_to_nothing_and_int4_something() -> None:
+    plain, int8, int4 = nll(None), nll("int8"), nll("int4")
+    assert plain != int8 and abs(int8 - plain) < 0.01
+    assert 0.01 < int4 - plain < 0.5
+
+
+@pytest.mark.parametrize("make", [neox, llama])
+def test_a_decoder_reads_what_torchao_chose(make: Any) -> None:
+    model, ids = make(), text(80)
+    quantize(model, "int8")
+    eager = stream(model, StreamingCache(model, POLICY), ids)
+    decoder = CapturedDecoder(model, POLICY)
+    steps = [decoder.step(ids[:, t]).clone()[:, None] for t in range(ids.shape[1])]
+    assert error(torch.cat(steps, dim=1), eager) < 1e-4
+
+
+def test_the_copy_for_the_kernels_shares_the_weights_and_leaves_the_model_alone() -> None:
+    model: Any = neox()
+    assert by_kernels(model) is model, "nothing to do"
+    quantize(model, "int8")
+    copied = by_kernels(model)
+    layers = [m for m in copied.modules() if isinstance(m, Int8Linear)]
+    before: list[Any] = [m for m in model.modules() if isinstance(m, nn.Linear)]
+    assert len(layers) == len(before) > 0 and not any(isinstance(m, Int8Linear) for m in before)
+    addresses = {m.weight.qdata.data_ptr() for m in before}
+    assert {m.weight.data_ptr() for m in layers} == addresses
+    embeddings = [m.get_input_embeddings().weight.data_ptr() for m in (model, copied)]
+    assert embeddings[0] == embeddings[1]
+
+
+def test_what_is_wrong_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(QuantizationError, match="int8, int4"):
+        quantize(neox(), "int2")  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "torchao", None)
+    with pytest.raises(QuantizationError, match=r"streamcache\[quantization\]"):
+        quantize(neox(), "int8")
+
+
+def test_a_record_says_what_the_weights_are(run: Run) -> None:
+    ran = run(
+        *("eval", "--quantization", "int8", "--max-eval-tokens", "260", "--runs", "1"),
+        *("--tpot-tokens", "8", "--window-size", "60", "--streaming-mode", "captured"),
+    )
+    assert ran.status == 0, ran.err
+    assert "float32 int8" in ran.out and "captured S=4 W=60" in ran.out
