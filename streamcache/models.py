@@ -128,7 +128,10 @@ def _device(device: str | torch.device) -> torch.device:
     known = ["cpu", "cuda", *gpus] if gpus else ["cpu"]
     if str(device) not in known:
         raise ModelError(f"no device {str(device)!r} here: give one of {', '.join(known)}")
-    return torch.device(device)
+    place = torch.device(device)
+    if place.type == "cuda" and place.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return place
 
 
 def _dtype(dtype: str, place: torch.device) -> torch.dtype:

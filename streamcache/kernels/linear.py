@@ -24,19 +24,19 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
 }
 
-MAX_TOKENS = 1  # of the kernels; more are left to the vendor's matrix product
+MAX_TOKENS = 64  # of the operations; the kernels take one, more are the vendor's matrix products
 
 
 def takes(x: Tensor) -> bool:
-    """Whether there is a kernel for layers that read x: [..., K]."""
-    return has_kernels(x) and x.numel() <= MAX_TOKENS * x.shape[-1]
+    """Whether there is a kernel for layers that read x: [..., K], of one token."""
+    return has_kernels(x) and x.numel() == x.shape[-1]
 
 
 def scaled_linear(x: Tensor, weight: Tensor, scale: Tensor | None, bias: Tensor | None) -> Tensor:
     """x W^T * scale + b, for x [..., K] and W [N, K]; without a scale, an ordinary layer."""
     if scale is None:
         return F.linear(x, weight, bias)
-    return F.linear(x, weight.to(x.dtype) * scale[:, None], bias)
+    return F.linear(x, (weight * scale[:, None]).to(x.dtype), bias)
 
 
 @torch.library.custom_op("streamcache::side_by_side", mutates_args=())
@@ -115,11 +115,16 @@ def added(
         from streamcache.kernels import linear_triton
 
         return linear_triton.added(xs, weights, scales, biases, residual)
-    terms = [scaled_linear(*layer) for layer in zip(xs, weights, scales, biases)]
-    total = terms[0] if residual is None else terms[0] + residual
-    for term in terms[1:]:
-        total = total + term
-    return total
+    total, layers = residual, list(zip(xs, weights, scales, biases))
+    if total is None:
+        total = scaled_linear(*layers.pop(0))
+    total = total.reshape(-1, total.shape[-1])
+    for x, weight, scale, bias in layers:
+        if bias is not None:
+            total = total + bias
+        weight = weight if scale is None else (weight * scale[:, None]).to(x.dtype)
+        total = torch.addmm(total, x.reshape(-1, x.shape[-1]), weight.mT)
+    return total.view(*xs[0].shape[:-1], -1)
 
 
 @added.register_fake

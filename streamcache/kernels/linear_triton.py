@@ -15,11 +15,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# Rows a program, columns a step and warps; int8 weights need more columns for as many bytes.
-SIDE_BY_SIDE = {"ROWS": 2, "BLOCK": 512, "num_warps": 2}
-ADDED = {"ROWS": 2, "BLOCK": 512, "num_warps": 2}
-SIDE_BY_SIDE_INT8 = {"ROWS": 4, "BLOCK": 512, "num_warps": 2}
-ADDED_INT8 = {"ROWS": 2, "BLOCK": 1024, "num_warps": 4}
+# Rows a program, columns a step and warps. A loop over columns is unrolled, so wide layers, which
+# `ADDED` was measured with, take long steps.
+SIDE_BY_SIDE = {"ROWS": 2, "BLOCK": 256, "num_warps": 1}
+ADDED = {"ROWS": 1, "BLOCK": 2048, "num_warps": 4}
+WIDE = 4096  # columns
+SIDE_BY_SIDE_INT8 = {"ROWS": 2, "BLOCK": 512, "num_warps": 2}
+ADDED_INT8 = {"ROWS": 1, "BLOCK": 512, "num_warps": 2}
 
 
 @triton.jit
@@ -186,7 +188,8 @@ def side_by_side(
     **tuned: Any,
 ) -> list[Tensor]:
     """`linear.side_by_side` for one token and at most three layers."""
-    best = SIDE_BY_SIDE_INT8 if weights[0].dtype == torch.int8 else SIDE_BY_SIDE
+    best = SIDE_BY_SIDE if x.shape[-1] <= WIDE else ADDED
+    best = SIDE_BY_SIDE_INT8 if weights[0].dtype == torch.int8 else best
     tuned = {**best, **launch(x), **tuned}
     x = x.contiguous()
     outs = [x.new_empty(*x.shape[:-1], weight.shape[0]) for weight in weights]

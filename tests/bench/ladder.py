@@ -405,7 +405,6 @@ def one_pass(ladder: Ladder, model: Any, n_tokens: int) -> None:
     held = 0
     if CUDA:
         torch.cuda.synchronize()
-        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         held = torch.cuda.memory_allocated()
     start = time.perf_counter()
