@@ -144,8 +144,7 @@ def speeds(
             if advance:
                 advance(1)
     laps = {name: Laps.join(parts) for name, parts in blocks.items()}
-    base = _mean(laps["baseline"])
-    return {name: _speed(loaded.name, lap, base) for name, lap in laps.items()}
+    return {name: speed(loaded.name, lap, laps["baseline"]) for name, lap in laps.items()}
 
 
 def n_blocks(configurations: Iterable[Configuration]) -> int:
@@ -153,8 +152,9 @@ def n_blocks(configurations: Iterable[Configuration]) -> int:
     return _ROUNDS * sum(c.mode is not None for c in configurations)
 
 
-def _speed(model: str, laps: Laps, baseline_mean_ms: float) -> Speed:
-    mean, n = _mean(laps), len(laps.token_ms)
+def speed(model: str, laps: Laps, baseline: Laps) -> Speed:
+    """The TPOT of `model`, and its speedup over the baseline's laps of the same run."""
+    mean, base, n = _mean(laps), _mean(baseline), len(laps.token_ms)
     return Speed(
         model=model,
         tpot_mean_ms=mean,
@@ -162,8 +162,8 @@ def _speed(model: str, laps: Laps, baseline_mean_ms: float) -> Speed:
         tpot_p99_ms=_percentile(laps.token_ms, 99),
         tpot_device_ms=sum(laps.token_ms) / n if laps.on_device else None,
         n_tokens=n,
-        speedup=baseline_mean_ms / mean,
-        baseline_mean_ms=baseline_mean_ms,
+        speedup=base / mean,
+        baseline_mean_ms=base,
     )
 
 

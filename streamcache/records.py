@@ -1,6 +1,5 @@
 """What a measurement leaves behind: typed, versioned, written all or nothing."""
 
-import os
 import platform
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import msgspec
 import torch
 import transformers
 
+from streamcache.files import write_bytes
 from streamcache.version import VERSION
 
 SCHEMA_VERSION = 1
@@ -117,20 +117,6 @@ def environment(device: torch.device) -> Environment:
 def write(path: Path, value: msgspec.Struct) -> None:
     """Write as JSON; a reader sees the old file or the new one, never half."""
     write_bytes(path, msgspec.json.format(msgspec.json.encode(value), indent=1) + b"\n")
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file all or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with unfinished.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def read(path: Path) -> Record:

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import msgspec
 
-from streamcache import records
 from streamcache.baseline import Fingerprint
 from streamcache.configurations import Configuration
+from streamcache.files import write_bytes
 from streamcache.records import Environment, Quality
 
 
@@ -33,7 +33,7 @@ class Unfinished:
 
     def put(self, configuration: Configuration, quality: Quality) -> None:
         self._done[str(configuration)] = quality
-        records.write_bytes(self.path, msgspec.json.encode(self._done))
+        write_bytes(self.path, msgspec.json.encode(self._done))
 
     def finish(self) -> None:
         self.path.unlink(missing_ok=True)

@@ -21,6 +21,7 @@ from streamcache.cli.common import (
 )
 from streamcache.configurations import BASELINE, NAMED, Configuration, Mode
 from streamcache.corpora import TokenStream
+from streamcache.files import write_bytes
 from streamcache.models import LoadedModel
 from streamcache.policy import EvictionPolicy
 from streamcache.records import Quality, Record, Speed
@@ -195,7 +196,7 @@ def _nll(
 def _write_nll(path: Path, nll: Tensor) -> None:
     buffer = io.BytesIO()
     numpy.save(buffer, nll.numpy())
-    records.write_bytes(path, buffer.getvalue())
+    write_bytes(path, buffer.getvalue())
     err.print(f"NLL per token: {path}")
 
 

@@ -1,4 +1,4 @@
-"""How a configuration becomes a benchmark: timed in turns with the others, and its record kept."""
+"""How a configuration becomes a golden benchmark: its quality, its time beside the baseline's."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,38 +11,40 @@ from streamcache import baseline as baselines
 from streamcache import evaluate
 from streamcache.configurations import BASELINE, NAMED, Configuration
 from streamcache.corpora import TokenStream
+from streamcache.decode import Laps, time_tokens
+from streamcache.golden.record import Recorder
 from streamcache.models import LoadedModel
+from streamcache.policy import EvictionPolicy
+from streamcache.recompute import recompute_nll, recompute_step
 from streamcache.records import Quality, Record, Speed
 
-CPU_CONFIGURATIONS = ["baseline", "mit", "ours-standard", "best", "fast", "best-fast"]
+SMALL = EvictionPolicy(4, 124, cache_slack=5, max_drop=3, compress_every=8)
+N_SMALL = 400  # tokens decoded one by one, through every kind of cache
 
 
 class Bench:
-    """A model to time, a model and text to take PPL from, and the configurations of a run."""
+    """A model to time, a model and text to take PPL from, and how much of both.
+
+    Args:
+        late_positions: of the recompute baseline with a full window; its cost is a forward each.
+        block: tokens that a configuration decodes at a time, between two of the baseline.
+        drift: of a PPL, relative: what other kernels of the same precision may change.
+    """
 
     def __init__(
         self,
         timed: LoadedModel,
         read: LoadedModel,
         text: TokenStream,
-        names: list[str],
         late_positions: int,
-        tpot_tokens: int,
-        notes: tuple[str, ...],
+        block: int,
+        drift: float,
+        notes: tuple[str, ...] = (),
     ):
         self.timed, self.read, self.text = timed, read, text
-        self.configurations = [NAMED[name] for name in names]
-        self.late_positions, self.tpot_tokens, self.notes = late_positions, tpot_tokens, notes
-        self._speeds: dict[str, Speed] = {}
+        self.late_positions, self.block, self.drift = late_positions, block, drift
+        self.notes = notes
         self._baseline: baselines.Baseline | None = None
-
-    def speed(self, name: str) -> Speed:
-        """All configurations are timed together, in turns, the first time one is asked for."""
-        if not self._speeds:
-            self._speeds = evaluate.speeds(
-                self.timed, self.text, BASELINE, self.configurations, self.tpot_tokens, 16
-            )
-        return self._speeds[name]
 
     def baseline(self, folder: Path) -> baselines.Baseline:
         if self._baseline is None:
@@ -60,31 +62,106 @@ class Bench:
         nll = evaluate.stream_nll(self.read, self.text, configuration, "one-pass")
         return evaluate.quality(nll, configuration.policy.floor, "one-pass", against)
 
-    def step(self, configuration: Configuration) -> Callable[[], object]:
-        """One token, device-synchronised, for pytest-benchmark's own statistics."""
-        model, device = self.timed.model, self.timed.model.device
-        decode = configuration.step(model, self.text.input_ids.to(device))
 
-        def synchronised() -> None:
-            decode()
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
+class Timed:
+    """Blocks of a decode; a call runs one and returns seconds a token, evictions included."""
 
-        return synchronised
+    def __init__(self, step: Callable[[], object], n_tokens: int, device: torch.device):
+        self.step, self.n_tokens, self.device = step, n_tokens, device
+        self.blocks: list[Laps] = []
+
+    def __call__(self) -> float:
+        laps = time_tokens(self.step, self.n_tokens, self.device)
+        self.blocks.append(laps)
+        ms = sum(laps.token_ms) if laps.on_device else laps.wall_ms
+        return ms / 1e3 / self.n_tokens
+
+    @property
+    def laps(self) -> Laps:
+        return Laps.join(self.blocks[1:])  # the first warmed up
 
 
-def measure(bench: Bench, folder: Path, benchmark: BenchmarkFixture, name: str) -> Record:
-    """Benchmark a configuration by name; its record goes into `extra_info`."""
+def identify(golden: Recorder, loaded: LoadedModel, text: TokenStream, policy: object) -> None:
+    golden.identity(
+        model=loaded.name,
+        revision=loaded.revision,
+        dtype=evaluate.subject(loaded, text).dtype,
+        attention=str(loaded.model.config._attn_implementation),
+        policy=str(policy),
+        n_tokens=len(text.input_ids),
+    )
+    golden.exactly(text=text.digest)
+
+
+def gate_quality(
+    bench: Bench, folder: Path, golden: Recorder, configuration: Configuration
+) -> Quality:
+    """PPL against the golden's and, as a budget, against the baseline's at the same positions."""
+    identify(golden, bench.read, bench.text, configuration.policy)
+    quality = bench.quality(configuration, folder)
+    golden.number("ppl", quality.ppl, drift=bench.drift)
+    if quality.ppl_steady is not None:
+        golden.number("ppl steady", quality.ppl_steady, drift=bench.drift)
+    if quality.ppl_increase is not None:
+        ratio = 1 + quality.ppl_increase
+        golden.number("ppl / baseline", ratio, drift=bench.drift, at_most=1.01)
+    golden.exactly(positions=quality.n_positions, compared=quality.n_compared)
+    if configuration.mode is not None:
+        fed = len(bench.text.input_ids) - 1
+        prunes = configuration.policy.count(fed)
+        golden.exactly(retained=fed - prunes.evicted, **prunes._asdict())
+    return quality
+
+
+def gate_speed(
+    bench: Bench, golden: Recorder, benchmark: BenchmarkFixture, configuration: Configuration
+) -> Speed:
+    """TPOT beside the recompute baseline's, in turns."""
+    model, device = bench.timed.model, bench.timed.model.device
+    ids = bench.text.input_ids.to(device)
+    recompute = recompute_step(model, ids, BASELINE.n_sink, BASELINE.window_size)
+    beside = Timed(recompute, 1 if device.type == "cpu" else 4, device)
+    if configuration.mode is None:  # against itself: what the clock says where nothing differs
+        own = Timed(recompute, beside.n_tokens, device)
+    else:
+        own = Timed(configuration.step(model, ids), bench.block, device)
+        own()
+        own.blocks.clear()
+    host_bound = device.type == "cpu" or configuration.mode not in (None, "captured")
+    golden.time(benchmark, own, beside, host_bound=host_bound)
+    return evaluate.speed(bench.timed.name, own.laps, beside.laps)
+
+
+def gate_configuration(
+    bench: Bench, folder: Path, golden: Recorder, benchmark: BenchmarkFixture, name: str
+) -> Record:
+    """Quality and speed of a configuration; the record goes into `extra_info`."""
     configuration = NAMED[name]
-    rounds = 4 if configuration.mode is None else 64
-    benchmark.pedantic(bench.step(configuration), rounds=rounds, warmup_rounds=2)
+    quality = gate_quality(bench, folder, golden, configuration)
+    speed = gate_speed(bench, golden, benchmark, configuration)
     record = evaluate.record(
-        configuration,
-        bench.read,
-        bench.text,
-        bench.quality(configuration, folder),
-        bench.speed(name),
-        bench.notes,
+        configuration, bench.read, bench.text, quality, speed, notes=bench.notes
     )
     benchmark.extra_info.update(msgspec.to_builtins(record))
     return record
+
+
+def gate_decoding(bench: Bench, golden: Recorder, mode: str) -> None:
+    """Token by token through a cache: the one pass does not see what a cache does wrong."""
+    configuration = Configuration(mode, SMALL, mode)  # type: ignore[arg-type]
+    text = bench.text.input_ids[:N_SMALL]
+    identify(golden, bench.read, bench.text, SMALL)
+    nll = configuration.sequential_nll(bench.read.model, text.to(bench.read.model.device))
+    golden.number("ppl", float(nll.double().mean().exp()), drift=bench.drift)
+    golden.exactly(decoded=len(nll))
+
+
+def gate_baseline(bench: Bench, golden: Recorder) -> None:
+    """The recompute baseline with a small window, at every position where it is full."""
+    text = bench.text.input_ids[:N_SMALL]
+    identify(golden, bench.read, bench.text, (SMALL.n_sink, SMALL.window_size))
+    positions = torch.arange(SMALL.floor, N_SMALL - 1)
+    ids = text.to(bench.read.model.device)
+    nll = recompute_nll(bench.read.model, ids, SMALL.n_sink, SMALL.window_size, positions)
+    golden.number("ppl", float(nll.double().mean().exp()), drift=bench.drift)
+    golden.exactly(evaluated=len(nll))

@@ -1,6 +1,6 @@
 """What the fast cache promises of its cost, measured in turns within one run on the CPU."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from statistics import median
 
 import pytest
@@ -42,15 +42,6 @@ def steps(cpu_bench: Bench) -> dict[str, Callable[[], object]]:
         "ours": Stream(model, ids, RerotatingCache(model, vanilla)),
         "mit": Stream(model, ids, ReferenceCache(model, vanilla)),
     }
-
-
-@pytest.fixture(scope="module")
-def one_thread() -> Iterator[None]:
-    """Threads that wait for each other turn a busy core into a twentyfold time for all."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -1,21 +1,42 @@
-"""TPOT of the pythia-2.8b shape and PPL of every named configuration, on a GPU."""
+"""TPOT of the pythia-2.8b shape and PPL of every named configuration, on a GPU, held against the
+golden of its kind (`--golden=h200`)."""
 
 from pathlib import Path
 
 import pytest
+import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from streamcache.configurations import NAMED
-from tests.bench.harness import Bench, measure
+from streamcache.golden.record import Recorder
+from streamcache.machine import Surroundings
+from tests.bench.harness import Bench, gate_baseline, gate_configuration, gate_decoding
+
+pytestmark = pytest.mark.gpu
 
 
-@pytest.mark.gpu
+@pytest.fixture(scope="session")
+def golden_environment(gpu_bench: Bench) -> Surroundings:
+    return Surroundings(torch.device("cuda", torch.cuda.current_device()))
+
+
+@pytest.mark.parametrize("mode", ["mit", "ours", "fast", "captured"])
+def test_decoding(mode: str, gpu_bench: Bench, golden: Recorder) -> None:
+    gate_decoding(gpu_bench, golden, mode)
+
+
+def test_recompute(gpu_bench: Bench, golden: Recorder) -> None:
+    gate_baseline(gpu_bench, golden)
+
+
 @pytest.mark.parametrize("name", list(NAMED))
 def test_configuration(
-    name: str, gpu_bench: Bench, baseline_folder: Path, benchmark: BenchmarkFixture
+    name: str,
+    gpu_bench: Bench,
+    baseline_folder: Path,
+    golden: Recorder,
+    benchmark: BenchmarkFixture,
 ) -> None:
-    record = measure(gpu_bench, baseline_folder, benchmark, name)
-    assert record.quality is not None and record.speed is not None
-    assert record.quality.ppl > 1
+    record = gate_configuration(gpu_bench, baseline_folder, golden, benchmark, name)
     if name != "baseline":
         assert record.prunes.evicted > 0, "the text must be long enough to evict"

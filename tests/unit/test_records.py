@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from streamcache import records
+from streamcache.files import write_bytes
 from streamcache.records import Policy, Prunes, Quality, Record, RecordError, Speed, Subject
 
 RECORD = Record(
@@ -40,7 +41,7 @@ def test_a_write_that_fails_leaves_the_old_file(
 
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(OSError, match="no space"):
-        records.write_bytes(path, b"half of a rec")
+        write_bytes(path, b"half of a rec")
     assert records.read(path) == RECORD
     assert [entry.name for entry in tmp_path.iterdir()] == ["record.json"]
 

@@ -1,0 +1,291 @@
+"""From samples and goldens to verdicts: pure functions.
+
+Quality does not depend on the weather: a figure has drifted or it has not, and is never tried
+again. Speed does: a loss counts when even its lower 95 % bound exceeds the threshold, and is a
+failure only when a fresh process agrees.
+"""
+
+import enum
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import msgspec
+
+from streamcache.golden.samples import Environment, Number, Sample
+from streamcache.golden.stats import Loss, error_of_median, threshold
+from streamcache.golden.store import Entry, Golden
+
+LEAST_GUARD = 0.15  # of the baseline's own time, in units of a canary
+ANCHOR_BUDGET = 0.05  # what may be lost since the last release, all steps together
+CANARY_BAND = {"host": 1.0, "device": 0.10}  # log; by the first part of a canary's name
+
+
+class Status(enum.Enum):
+    """What a check says. Only FAIL, MISSING and INVALID are red."""
+
+    PASS = "pass"
+    IMPROVED = "improved"  # faster than the threshold: record it, or it can be lost unseen
+    INCONCLUSIVE = "inconclusive"  # too noisy, or not comparable here: nothing was shown
+    SUSPECT = "suspect"  # slower, but a fresh process did not agree
+    INVALID = "invalid"  # measured where or when it means nothing
+    MISSING = "missing"  # a benchmark without a golden, or a golden without a benchmark
+    FAIL = "fail"
+
+    @property
+    def is_red(self) -> bool:
+        return self in (Status.FAIL, Status.MISSING, Status.INVALID)
+
+
+_ORDER = list(Status)
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """One check of one benchmark.
+
+    Attributes:
+        check: what was compared: "speed", "baseline", "anchor", "identity", a number's name...
+        now, golden: the figures, as shown.
+        loss: of speed, as a fraction; `margin` its one-sided 95 % bound; `tau` what counts.
+        cause: one line in words.
+    """
+
+    name: str
+    check: str
+    status: Status
+    now: str = ""
+    golden: str = ""
+    loss: float | None = None
+    margin: float | None = None
+    tau: float | None = None
+    cause: str = ""
+
+
+def worst(verdicts: Iterable[Verdict]) -> Status:
+    """The gravest status; of none, PASS."""
+    return max((v.status for v in verdicts), key=_ORDER.index, default=Status.PASS)
+
+
+def judge(
+    sample: Sample,
+    golden: Golden,
+    environment: Environment,
+    again: Sample | None = None,
+) -> list[Verdict]:
+    """All verdicts on a benchmark.
+
+    Args:
+        again: the same, measured by a fresh process, where `needs_confirmation` asked for it.
+    """
+    name, entry = sample.name, golden.entries.get(sample.name)
+    if differs := differences(environment.machine, golden.machine):
+        return [Verdict(name, "machine", Status.INVALID, cause=f"another machine: {differs}")]
+    if entry is None:
+        return [Verdict(name, "golden", Status.MISSING, cause="measured, but no golden has it")]
+    if differs := differences(sample.identity, entry.identity):
+        cause = f"not what the golden measured: {differs}"
+        return [Verdict(name, "identity", Status.INVALID, cause=cause)]
+    return [
+        *_exact(sample, entry),
+        *_numbers(sample, entry),
+        *_speed(sample, entry, golden, environment, again),
+    ]
+
+
+def missing(golden: Golden, measured: Iterable[str]) -> list[Verdict]:
+    """Goldens that no benchmark answered to."""
+    cause = "the golden has it, but it was not measured"
+    names = sorted(golden.entries.keys() - set(measured))
+    return [Verdict(name, "benchmark", Status.MISSING, cause=cause) for name in names]
+
+
+def differences(now: dict[str, str | int], golden: dict[str, str | int]) -> str:
+    """The keys that differ, with both values; empty where none does."""
+    keys = [k for k in sorted(now.keys() | golden.keys()) if now.get(k) != golden.get(k)]
+    return ", ".join(f"{k} is {now.get(k)!r}, not {golden.get(k)!r}" for k in keys)
+
+
+def _exact(sample: Sample, entry: Entry) -> list[Verdict]:
+    verdicts = []
+    for key in sorted(sample.exact.keys() | entry.exact.keys()):
+        now, then = sample.exact.get(key), entry.exact.get(key)
+        status = Status.PASS if now == then else Status.FAIL
+        cause = "" if now == then else f"{key} is {now!r}, the golden's is {then!r}"
+        verdicts.append(Verdict(sample.name, key, status, str(now), str(then), cause=cause))
+    return verdicts
+
+
+def _numbers(sample: Sample, entry: Entry) -> list[Verdict]:
+    verdicts = []
+    for key in sorted(sample.numbers.keys() | entry.numbers.keys()):
+        now, then = sample.numbers.get(key), entry.numbers.get(key)
+        if now is None or then is None:
+            cause = f"{key} is {'gone' if now is None else 'new'}"
+            verdicts.append(Verdict(sample.name, key, Status.MISSING, cause=cause))
+        else:
+            verdicts.append(number(sample.name, key, now, then))
+    return verdicts
+
+
+def number(name: str, key: str, now: Number, golden: Number) -> Verdict:
+    """Whether a figure is where it was: two-sided, since a sudden gain is an error too."""
+    shown = f"{now.value:.7g}", f"{golden.value:.7g}"
+    if not math.isfinite(now.value):
+        return Verdict(name, key, Status.FAIL, *shown, cause=f"{key} is {now.value}: no number")
+    if golden.at_most is not None and now.value > golden.at_most:
+        cause = f"{key} {shown[0]} is over its budget of {golden.at_most:g}"
+        return Verdict(name, key, Status.FAIL, *shown, cause=cause)
+    scale = max(abs(golden.value), 1e-300)
+    change = (now.value - golden.value) / scale
+    if abs(change) > golden.drift:
+        cause = f"{key} drifted by {100 * change:+.3g} %, allowed are {100 * golden.drift:.2g} %"
+        return Verdict(name, key, Status.FAIL, *shown, cause=cause)
+    return Verdict(name, key, Status.PASS, *shown)
+
+
+def _speed(
+    sample: Sample, entry: Entry, golden: Golden, environment: Environment, again: Sample | None
+) -> list[Verdict]:
+    if not sample.pairs and not entry.log_ratios and not entry.band:
+        return []
+    name = sample.name
+    if not sample.pairs or not (entry.log_ratios or entry.band):
+        side = "sample" if not sample.pairs else "golden"
+        return [Verdict(name, "speed", Status.MISSING, cause=f"the {side} has no times")]
+    if not all(map(math.isfinite, sample.log_ratios)):
+        return [Verdict(name, "speed", Status.FAIL, cause="a time is zero or no number")]
+    if environment.problems:
+        cause = "; ".join(environment.problems)
+        return [Verdict(name, "speed", Status.INVALID, cause=cause)]
+    if entry.band:
+        return [banded(sample, entry)]
+    if off := canaries_off(environment, golden, sample.host_bound):
+        return [Verdict(name, "speed", Status.INVALID, cause=off)]
+    if sample.host_bound and (differs := differences(environment.host, golden.host)):
+        cause = f"bound by another host: {differs}; record goldens here to gate speed here"
+        return [Verdict(name, "speed", Status.INCONCLUSIVE, cause=cause)]
+    return [
+        speed(sample, entry, again),
+        anchored(sample, entry, again),
+        guarded(sample, entry, golden, environment),
+    ]
+
+
+def loss(sample: Sample, entry: Entry) -> Loss:
+    return Loss(sample.log_ratio, error_of_median(sample.log_ratios), entry.log_ratios)
+
+
+def needs_confirmation(sample: Sample, golden: Golden, environment: Environment) -> bool:
+    """Whether a fresh process must measure again before this may be called a failure."""
+    verdicts = judge(sample, golden, environment)
+    return any(v.status is Status.SUSPECT for v in verdicts)
+
+
+def speed(sample: Sample, entry: Entry, again: Sample | None) -> Verdict:
+    """The ratio to the same-run baseline against the golden's."""
+    return _lost(sample, again, entry, "speed", entry.tau, 0.0)
+
+
+def anchored(sample: Sample, entry: Entry, again: Sample | None) -> Verdict:
+    """The same against the last release: ten steps of 1 % do not pass."""
+    moved = statistics.fmean(entry.log_ratios) - (entry.anchor or 0.0)
+    if entry.anchor is None:
+        moved = 0.0
+    return _lost(sample, again, entry, "anchor", max(ANCHOR_BUDGET, entry.tau), moved)
+
+
+def _lost(
+    sample: Sample, again: Sample | None, entry: Entry, check: str, tau: float, moved: float
+) -> Verdict:
+    first = loss(sample, entry)
+    estimate = first.estimate + moved
+    shown: dict[str, Any] = {
+        "now": f"{math.exp(-sample.log_ratio):.3f}x",
+        "golden": f"{math.exp(moved - statistics.fmean(entry.log_ratios)):.3f}x",
+        "loss": math.expm1(estimate),
+        "margin": first.margin,
+        "tau": tau,
+    }
+    if estimate - first.margin > tau:
+        if again is None:
+            cause = f"slower by {100 * math.expm1(estimate):.1f} %; to be confirmed"
+            return Verdict(sample.name, check, Status.SUSPECT, cause=cause, **shown)
+        second = loss(again, entry)
+        confirmed = second.estimate + moved - second.margin > tau
+        twice = (
+            f"{100 * math.expm1(estimate):.1f} and {100 * math.expm1(second.estimate + moved):.1f}"
+        )
+        if confirmed:
+            cause = f"slower by {twice} % in two processes, {100 * tau:.1f} % count"
+            return Verdict(sample.name, check, Status.FAIL, cause=cause, **shown)
+        cause = f"slower by {twice} %: a fresh process did not agree"
+        return Verdict(sample.name, check, Status.SUSPECT, cause=cause, **shown)
+    if estimate + first.margin < -tau and check == "speed":
+        cause = f"faster by {-100 * math.expm1(estimate):.1f} %: record it, or it can be lost again"
+        return Verdict(sample.name, check, Status.IMPROVED, cause=cause, **shown)
+    if first.margin > 2 * max(tau, 0.1) and check == "speed":
+        cause = f"too noisy: the bound is {100 * first.margin:.0f} % wide"
+        return Verdict(sample.name, check, Status.INCONCLUSIVE, cause=cause, **shown)
+    return Verdict(sample.name, check, Status.PASS, **shown)
+
+
+def guarded(sample: Sample, entry: Entry, golden: Golden, environment: Environment) -> Verdict:
+    """The baseline's own time, so that a slower baseline does not pass for a speedup.
+
+    In units of the canary of its kind, since a machine may as a whole be faster or slower.
+    """
+    kind = "device" if any(k.startswith("device") for k in golden.canaries) else "host"
+    now, then = math.log(sample.baseline_s), [math.log(s) for s in entry.baselines_s]
+    names = [k for k in sorted(golden.canaries) if k.startswith(kind) and k in environment.canaries]
+    moved = [math.log(environment.canaries[k] / golden.canaries[k]) for k in names]
+    change = now - statistics.fmean(then) - (statistics.fmean(moved) if moved else 0.0)
+    tau = threshold(then, LEAST_GUARD) + (statistics.pstdev(moved) if moved else 0.0)
+    shown: dict[str, Any] = {
+        "now": f"{1e3 * sample.baseline_s:.4g} ms",
+        "golden": f"{1e3 * math.exp(statistics.fmean(then)):.4g} ms",
+        "loss": math.expm1(change),
+        "tau": tau,
+    }
+    if change > tau:
+        cause = f"the baseline itself is slower by {100 * math.expm1(change):.0f} %"
+        return Verdict(sample.name, "baseline", Status.FAIL, cause=cause, **shown)
+    return Verdict(sample.name, "baseline", Status.PASS, **shown)
+
+
+def banded(sample: Sample, entry: Entry) -> Verdict:
+    """Against a published speedup, which is all that is known."""
+    assert entry.band is not None
+    now, low, high = math.exp(-sample.log_ratio), entry.band.low, entry.band.high
+    shown: dict[str, Any] = {"now": f"{now:.2f}x", "golden": f"{low:g} to {high:g}x"}
+    if now < low:
+        return Verdict(
+            sample.name, "speed", Status.FAIL, cause="below the published speedup", **shown
+        )
+    if now > high:
+        cause = "above the published speedup: record your own goldens"
+        return Verdict(sample.name, "speed", Status.IMPROVED, cause=cause, **shown)
+    return Verdict(sample.name, "speed", Status.PASS, **shown)
+
+
+def canaries_off(environment: Environment, golden: Golden, host_bound: bool) -> str:
+    """Canaries out of their band, in words; those of the host matter to what is host-bound."""
+    off = []
+    for name in sorted(golden.canaries.keys() & environment.canaries.keys()):
+        kind = name.partition(" ")[0]
+        if kind == "host" and not host_bound:
+            continue
+        change = math.log(environment.canaries[name] / golden.canaries[name])
+        if not abs(change) <= CANARY_BAND.get(kind, CANARY_BAND["host"]):
+            off.append(f"canary {name!r} takes {math.exp(change):.2f} of its golden time")
+    return "; ".join(off)
+
+
+def exit_status(verdicts: Sequence[Verdict], n_measured: int, required: bool) -> int | None:
+    """0 pass, 1 fail or missing, 5 nothing measured, 75 invalid; None: no opinion."""
+    if n_measured == 0:
+        return 5 if required else None
+    status = worst(verdicts)
+    if status in (Status.FAIL, Status.MISSING):
+        return 1
+    return 75 if status is Status.INVALID else 0

@@ -1,0 +1,97 @@
+"""What a benchmark calls to say what it measured, and the clock its times are read from."""
+
+from collections.abc import Callable
+from typing import Protocol
+
+from streamcache.golden.samples import Environment, Number, Sample, Value
+
+Seconds = Callable[[], float]  # runs a block and returns seconds per unit of work
+
+
+class Clock:
+    """A timer for pytest-benchmark that a benchmark moves on by the seconds it measured itself."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Rounds(Protocol):
+    """The part of pytest-benchmark's fixture that is used."""
+
+    extra_info: dict[str, object]
+
+    def pedantic(self, target: Callable[[], None], *, rounds: int) -> object: ...
+
+
+class Surroundings(Protocol):
+    """A look at the machine; taken before and after each benchmark."""
+
+    def sample(self) -> Environment: ...
+
+
+class Recorder:
+    """The fixture `golden`: one benchmark's sample, in the making."""
+
+    def __init__(self, name: str, clock: Clock):
+        self.name, self.clock = name, clock
+        self._identity: dict[str, Value] = {}
+        self._exact: dict[str, Value] = {}
+        self._numbers: dict[str, Number] = {}
+        self._pairs: list[tuple[float, float]] = []
+        self._host_bound = True
+
+    def identity(self, **what: Value) -> None:
+        """What is measured; figures compare only where all of it is the same."""
+        self._identity.update(what)
+
+    def exactly(self, **values: Value) -> None:
+        """Counts and digests that must equal the golden's."""
+        self._exact.update(values)
+
+    def number(
+        self, name: str, value: float, *, drift: float, at_most: float | None = None
+    ) -> None:
+        """A figure: `drift` is the largest relative change either way, `at_most` a budget."""
+        self._numbers[name] = Number(float(value), drift, at_most)
+
+    def time(
+        self,
+        benchmark: Rounds,
+        contestant: Seconds,
+        baseline: Seconds,
+        pairs: int = 12,
+        host_bound: bool = True,
+    ) -> None:
+        """Time a contestant beside a baseline, in turns that alternate: ABBA.
+
+        Each call runs a block and returns seconds per unit of work. The contestant's seconds are a
+        round of pytest-benchmark, so its median is the time per unit and `ops` the rate.
+        """
+        contestant(), baseline()
+        self._host_bound = host_bound
+
+        def pair() -> None:
+            if len(self._pairs) % 2:
+                b = baseline()
+                a = contestant()
+            else:
+                a = contestant()
+                b = baseline()
+            self._pairs.append((a, b))
+            self.clock.now += a
+
+        benchmark.pedantic(pair, rounds=pairs)
+        benchmark.extra_info["pairs_s"] = list(self._pairs)
+
+    def sample(self) -> Sample:
+        return Sample(
+            name=self.name,
+            identity=self._identity,
+            pairs=self._pairs,
+            host_bound=self._host_bound,
+            numbers=self._numbers,
+            exact=self._exact,
+        )

@@ -1,0 +1,73 @@
+"""One rendering of verdicts, for people: plain text, and Markdown for summaries and comments."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+from streamcache.golden.gate import Status, Verdict, worst
+
+_MARKS = {
+    Status.PASS: "ok",
+    Status.IMPROVED: "up",
+    Status.INCONCLUSIVE: "??",
+    Status.SUSPECT: "!?",
+    Status.INVALID: "INVALID",
+    Status.MISSING: "MISSING",
+    Status.FAIL: "FAIL",
+}
+_ORDER = list(Status)
+
+
+def headline(verdicts: Sequence[Verdict]) -> str:
+    """One line: the outcome, and how many checks had which status."""
+    counts = Counter(v.status for v in verdicts)
+    shown = [f"{counts[s]} {s.value}" for s in reversed(_ORDER) if counts[s]]
+    return f"golden: {worst(verdicts).value.upper()} ({', '.join(shown) or 'nothing checked'})"
+
+
+def rows(verdicts: Sequence[Verdict]) -> list[tuple[str, ...]]:
+    """Failures first: status, benchmark, check, now, golden, loss, tau, cause.
+
+    Checks that merely passed are left out, but for those of speed and of figures.
+    """
+    kept = [v for v in verdicts if v.status is not Status.PASS or v.now != v.golden or v.tau]
+    kept.sort(key=lambda v: (-_ORDER.index(v.status), v.name, v.check))
+    return [
+        (
+            _MARKS[v.status],
+            v.name.rpartition("::")[2],
+            v.check,
+            v.now,
+            v.golden,
+            "" if v.loss is None else f"{100 * v.loss:+.1f} %" + _bound(v),
+            "" if v.tau is None else f"{100 * v.tau:.1f} %",
+            v.cause,
+        )
+        for v in kept
+    ]
+
+
+def _bound(verdict: Verdict) -> str:
+    return "" if verdict.margin is None else f" ± {100 * verdict.margin:.1f}"
+
+
+HEADER = ("", "benchmark", "check", "now", "golden", "loss", "tau", "cause")
+
+
+def text(verdicts: Sequence[Verdict]) -> list[str]:
+    """A table in plain text, line by line."""
+    table = [HEADER, *rows(verdicts)]
+    widths = [max(len(row[i]) for row in table) for i in range(len(HEADER) - 1)]
+    lines = []
+    for row in table:
+        cells = [cell.ljust(width) for cell, width in zip(row, widths)]
+        lines.append("  ".join([*cells, row[-1]]).rstrip())
+    return [*lines, headline(verdicts)]
+
+
+def markdown(verdicts: Sequence[Verdict], notes: Sequence[str] = ()) -> str:
+    """The same for `$GITHUB_STEP_SUMMARY` and pull-request comments."""
+    lines = [f"### {headline(verdicts)}", ""]
+    lines += ["| " + " | ".join(HEADER) + " |", "|" + " --- |" * len(HEADER)]
+    for row in rows(verdicts):
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |")
+    return "\n".join([*lines, "", *notes, ""])

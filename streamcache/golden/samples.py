@@ -1,0 +1,121 @@
+"""What one process measured: a sample of each benchmark, and where it was taken."""
+
+import math
+import statistics
+from pathlib import Path
+
+import msgspec
+
+PROTOCOL = 1  # how samples are taken; samples of different protocols do not compare
+
+Value = str | int
+
+
+class SampleError(ValueError):
+    """A file holds no samples; the message says why."""
+
+
+class Number(msgspec.Struct, frozen=True):
+    """A figure that must not drift.
+
+    Attributes:
+        value: what was measured; NaN is legal here and fails in the gate.
+        drift: the largest relative difference from the golden, either way.
+        at_most: the largest value allowed, whatever the golden says; None for any.
+    """
+
+    value: float
+    drift: float
+    at_most: float | None = None
+
+
+class Sample(msgspec.Struct, frozen=True):
+    """One benchmark, measured once, in one process.
+
+    Attributes:
+        name: the node id of the test.
+        identity: what was measured; compares only with the same.
+        pairs: seconds of the contestant and of the baseline beside it, in the order taken.
+        host_bound: whether the host's speed, and not the device's alone, decides the contestant's.
+        numbers: figures by name.
+        exact: counts and digests that must be equal.
+    """
+
+    name: str
+    identity: dict[str, Value] = {}
+    pairs: list[tuple[float, float]] = []
+    host_bound: bool = True
+    numbers: dict[str, Number] = {}
+    exact: dict[str, Value] = {}
+
+    @property
+    def log_ratio(self) -> float:
+        """Median of log(contestant / baseline) over the pairs: robust against a disturbed pair."""
+        return statistics.median(self.log_ratios) if self.pairs else math.nan
+
+    @property
+    def log_ratios(self) -> list[float]:
+        return [math.log(a / b) if a > 0 and b > 0 else math.nan for a, b in self.pairs]
+
+    @property
+    def baseline_s(self) -> float:
+        return statistics.median(b for _, b in self.pairs)
+
+    @property
+    def contestant_s(self) -> float:
+        return statistics.median(a for a, _ in self.pairs)
+
+
+class Environment(msgspec.Struct, frozen=True):
+    """Where samples were taken.
+
+    Attributes:
+        machine: must be the same for anything to compare: device, memory, power limit, threads.
+        host: must be the same for what is host-bound to compare: the CPU's model.
+        context: recorded, and shown where it differs: versions, driver, commit.
+        canaries: seconds of fixed pieces of work; out of band, the machine is not itself.
+        problems: what makes timing invalid: a throttled GPU, a foreign process.
+    """
+
+    machine: dict[str, Value] = {}
+    host: dict[str, Value] = {}
+    context: dict[str, Value] = {}
+    canaries: dict[str, float] = {}
+    problems: list[str] = []
+
+
+class Process(msgspec.Struct, frozen=True, tag="streamcache-samples", tag_field="schema"):
+    """All samples of a process: the section `streamcache` of a pytest-benchmark JSON."""
+
+    environment: Environment
+    samples: list[Sample]
+    date: str = ""
+    protocol: int = PROTOCOL
+
+
+def merged(environments: list[Environment]) -> Environment:
+    """Of several looks at one machine: canaries at their median, all problems."""
+    first = environments[0]
+    canaries = {
+        name: statistics.median(e.canaries[name] for e in environments) for name in first.canaries
+    }
+    problems = list(dict.fromkeys(p for e in environments for p in e.problems))
+    return msgspec.structs.replace(first, canaries=canaries, problems=problems)
+
+
+def read(path: Path) -> Process:
+    """The samples in a file of `--golden-samples` or `--benchmark-json`.
+
+    Raises:
+        SampleError: there are none, or of another protocol.
+    """
+    try:
+        found = msgspec.json.decode(path.read_bytes())
+        if "streamcache" in found:
+            found = found["streamcache"]["process"]
+        process = msgspec.convert(found, Process)
+    except (OSError, msgspec.MsgspecError, KeyError, TypeError) as error:
+        raise SampleError(f"{path} holds no samples of golden benchmarks: {error}") from error
+    if process.protocol != PROTOCOL:
+        raise SampleError(f"{path} has samples of protocol {process.protocol}, not {PROTOCOL}")
+    return process

@@ -1,0 +1,67 @@
+"""The statistics of the gate, as pure functions of numbers.
+
+The unit of sampling is the process: two processes differ by more than the pairs inside one do
+(memory layout, clocks, what else runs), so the spread of a golden is that between its processes.
+"""
+
+import math
+import statistics
+from collections.abc import Sequence
+
+_Z95 = 1.6448536269514722
+
+
+def t95(degrees: int) -> float:
+    """One-sided 95 % quantile of Student's t (Cornish-Fisher; within 0.5 % from 3 degrees on)."""
+    z, n = _Z95, degrees
+    return (
+        z
+        + (z**3 + z) / (4 * n)
+        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * n**2)
+        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * n**3)
+    )
+
+
+def spread(values: Sequence[float]) -> float:
+    """Standard deviation between processes; NaN of fewer than two."""
+    return statistics.stdev(values) if len(values) > 1 else math.nan
+
+
+def error_of_median(values: Sequence[float]) -> float:
+    """Standard error of the median, from the middle half of the values: outliers do not count.
+
+    For normal values the quartiles are 1.349 deviations apart and a median's error is 1.253 that
+    of a mean.
+    """
+    if len(values) < 4:
+        return math.nan
+    quartiles = statistics.quantiles(values, n=4)
+    return 1.253 * (quartiles[2] - quartiles[0]) / 1.349 / math.sqrt(len(values))
+
+
+def threshold(golden: Sequence[float], least: float) -> float:
+    """tau: the change that counts, at least `least` and three deviations between processes."""
+    return max(least, 3 * spread(golden))
+
+
+class Loss:
+    """How much slower than the golden, as a log-ratio, with a one-sided 95 % bound either way.
+
+    The error of one new process is the larger of the spread between the golden's processes and
+    what its own pairs show; the golden's mean has its own error. That `at_least` is below a
+    threshold does not mean that nothing was lost: it means that chance explains it.
+    """
+
+    def __init__(self, now: float, error: float, golden: Sequence[float]):
+        self.estimate = now - statistics.fmean(golden)
+        between = spread(golden)
+        own = max(between, 0.0 if math.isnan(error) else error)
+        self.margin = t95(len(golden) - 1) * math.hypot(own, between / math.sqrt(len(golden)))
+
+    @property
+    def at_least(self) -> float:
+        return self.estimate - self.margin
+
+    @property
+    def at_most(self) -> float:
+        return self.estimate + self.margin
