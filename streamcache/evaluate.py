@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from streamcache import records
-from streamcache.baseline import Baseline
+from streamcache.baseline import Baseline, Fingerprint
 from streamcache.configurations import Configuration
 from streamcache.corpora import TokenStream
 from streamcache.decode import Advance, Laps, finite, time_tokens
@@ -59,11 +59,9 @@ def quality(
     steady = nll[policy_floor - 1 :]  # after token floor - 1 the cache is full for the first time
     compared, increase, n_compared = None, None, 0
     if baseline is not None:
-        made_from = baseline.fingerprint
-        positions = made_from.positions()
-        full = positions >= max(policy_floor - 1, made_from.n_sink + made_from.window_size)
+        full = compared_at(baseline.fingerprint, policy_floor)
         if n_compared := int(full.sum()):
-            compared = ppl(nll[positions[full]])
+            compared = ppl(nll[baseline.fingerprint.positions()[full]])
             increase = compared / ppl(torch.tensor(baseline.nll)[full]) - 1
     return Quality(
         method=method,
@@ -75,6 +73,11 @@ def quality(
         ppl_increase=increase,
         n_compared=n_compared,
     )
+
+
+def compared_at(made_from: Fingerprint, policy_floor: int) -> Tensor:
+    """Which of a baseline's positions a policy is compared at, where both windows are full."""
+    return made_from.positions() >= max(policy_floor - 1, made_from.n_sink + made_from.window_size)
 
 
 def baseline_quality(baseline: Baseline) -> Quality:
@@ -113,7 +116,21 @@ def speeds(
     baseline_runs: int,
     advance: Advance | None = None,
 ) -> dict[str, Speed]:
-    """TPOT of each configuration and its speedup over the recompute baseline, all in one run.
+    """TPOT of each configuration and its speedup over the recompute baseline, all in one run."""
+    laps = lap_times(loaded, text, baseline, configurations, n_tokens, baseline_runs, advance)
+    return {name: speed(loaded.name, lap, laps["baseline"]) for name, lap in laps.items()}
+
+
+def lap_times(
+    loaded: LoadedModel,
+    text: TokenStream,
+    baseline: EvictionPolicy,
+    configurations: Iterable[Configuration],
+    n_tokens: int,
+    baseline_runs: int,
+    advance: Advance | None = None,
+) -> dict[str, Laps]:
+    """What each token took, by configuration and for "baseline", all in one run.
 
     The configurations take turns in blocks; the baseline is timed between the blocks. A text
     shorter than a cache is repeated: what a token costs does not depend on which token it is.
@@ -143,8 +160,12 @@ def speeds(
             blocks[name].append(time_tokens(step, math.ceil(n_tokens / _ROUNDS), device))
             if advance:
                 advance(1)
-    laps = {name: Laps.join(parts) for name, parts in blocks.items()}
-    return {name: speed(loaded.name, lap, laps["baseline"]) for name, lap in laps.items()}
+    return {name: Laps.join(parts) for name, parts in blocks.items()}
+
+
+def n_timed(n_tokens: int) -> int:
+    """How many tokens `lap_times` times when asked for `n_tokens`."""
+    return _ROUNDS * math.ceil(n_tokens / _ROUNDS)
 
 
 def n_blocks(configurations: Iterable[Configuration]) -> int:
@@ -175,6 +196,17 @@ def _percentile(values: list[float], percent: float) -> float:
     return float(torch.tensor(values, dtype=torch.float64).quantile(percent / 100))
 
 
+def as_recorded(policy: EvictionPolicy) -> records.Policy:
+    return records.Policy(
+        policy.n_sink,
+        policy.window_size,
+        policy.cache_slack,
+        policy.max_drop,
+        policy.compress_every,
+        policy.capacity,
+    )
+
+
 def record(
     configuration: Configuration,
     loaded: LoadedModel,
@@ -191,14 +223,7 @@ def record(
     return Record(
         configuration=configuration.name,
         mode=configuration.mode or "recompute",
-        policy=records.Policy(
-            policy.n_sink,
-            policy.window_size,
-            policy.cache_slack,
-            policy.max_drop,
-            policy.compress_every,
-            policy.capacity,
-        ),
+        policy=as_recorded(policy),
         subject=subject(loaded, text),
         environment=records.environment(loaded.model.device),
         quality=quality,

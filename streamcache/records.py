@@ -1,11 +1,14 @@
 """What a measurement leaves behind: typed, versioned, written all or nothing."""
 
+import io
 import platform
 from pathlib import Path
 
 import msgspec
+import numpy
 import torch
 import transformers
+from numpy.typing import ArrayLike
 
 from streamcache.files import write_bytes
 from streamcache.version import VERSION
@@ -117,6 +120,13 @@ def environment(device: torch.device) -> Environment:
 def write(path: Path, value: msgspec.Struct) -> None:
     """Write as JSON; a reader sees the old file or the new one, never half."""
     write_bytes(path, msgspec.json.format(msgspec.json.encode(value), indent=1) + b"\n")
+
+
+def write_array(path: Path, values: ArrayLike) -> None:
+    """Write numbers as a .npy file, all or nothing."""
+    buffer = io.BytesIO()
+    numpy.save(buffer, numpy.asarray(values, dtype=numpy.float32))
+    write_bytes(path, buffer.getvalue())
 
 
 def read(path: Path) -> Record:

@@ -7,7 +7,7 @@ import click
 from streamcache import baseline as baselines
 from streamcache import records
 from streamcache.attach import PaddingError
-from streamcache.cli import measure
+from streamcache.cli import measure, paper
 from streamcache.cli.common import err
 from streamcache.corpora import CorpusError
 from streamcache.decode import NotFiniteError
@@ -37,7 +37,7 @@ def commands() -> None:
     """Stream language models over endless text with a KV cache of fixed size, and measure it."""
 
 
-for command in (measure.baseline, measure.evaluate_one, measure.compare):
+for command in (measure.baseline, measure.evaluate_one, measure.compare, paper.paper):
     commands.add_command(command)
 
 

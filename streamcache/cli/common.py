@@ -1,7 +1,7 @@
 """What the commands share: options that name model and text, loading, progress, consoles."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, get_args
 
@@ -21,19 +21,21 @@ from rich.progress import (
 from streamcache import baseline as baselines
 from streamcache import evaluate
 from streamcache.corpora import TokenStream, load_tokens
+from streamcache.decode import Advance
 from streamcache.models import LoadedModel, load_model
 from streamcache.policy import EvictionPolicy
 from streamcache.quantize import Quantization
 
 Command = Callable[..., Any]
+Bar = Callable[[str, int], AbstractContextManager[Advance]]  # description, total
 File = click.Path(dir_okay=False, path_type=Path)
 _LATE_ON_CPU = 64  # baseline positions with a full window; each is a forward over the window
 
 out, err = Console(), Console(stderr=True)
 
 
-def subject_options(command: Command) -> Command:
-    """The options that say which model reads which text, where."""
+def model_options(command: Command) -> Command:
+    """The options that say which model is measured, where, and with what at hand."""
     options = [
         click.option(
             "--model-name",
@@ -48,15 +50,7 @@ def subject_options(command: Command) -> Command:
         click.option(
             "--device", default=None, help="cpu or cuda; default: cuda where there is one"
         ),
-        click.option(
-            "--dataset-name",
-            default="stream",
-            show_default=True,
-            help="stream (packaged), pg19, wikitext, or a text file",
-        ),
-        click.option("--dataset-config", help="wikitext: wikitext-103-v1; pg19: a Gutenberg id"),
         click.option("--data-dir", type=Path, help="local corpora; or set STREAMCACHE_DATA"),
-        click.option("--max-eval-tokens", type=click.IntRange(2), default=4096, show_default=True),
         click.option(
             "--positions", type=click.IntRange(1), help="of the baseline with a full window"
         ),
@@ -67,22 +61,45 @@ def subject_options(command: Command) -> Command:
     return command
 
 
-def load(
+def subject_options(command: Command) -> Command:
+    """The options that say which model reads which text, where."""
+    options = [
+        click.option(
+            "--dataset-name",
+            default="stream",
+            show_default=True,
+            help="stream (packaged), pg19, wikitext, or a text file",
+        ),
+        click.option("--dataset-config", help="wikitext: wikitext-103-v1; pg19: a Gutenberg id"),
+        click.option("--max-eval-tokens", type=click.IntRange(2), default=4096, show_default=True),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return model_options(command)
+
+
+def load_one(
     model_name: str,
     revision: str | None,
     dtype: str,
     quantization: Quantization | None,
     device: str | None,
+) -> LoadedModel:
+    transformers.utils.logging.disable_progress_bar()  # loading takes no time worth a bar
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return load_model(
+        model_name, revision=revision, dtype=dtype, device=device, quantization=quantization
+    )
+
+
+def load(
     dataset_name: str,
     dataset_config: str | None,
     data_dir: Path | None,
     max_eval_tokens: int,
+    **model: Any,
 ) -> tuple[LoadedModel, TokenStream]:
-    transformers.utils.logging.disable_progress_bar()  # loading takes no time worth a bar
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    loaded = load_model(
-        model_name, revision=revision, dtype=dtype, device=device, quantization=quantization
-    )
+    loaded = load_one(**model)
     text = load_tokens(
         dataset_name,
         dataset_config,
@@ -94,7 +111,8 @@ def load(
 
 
 @contextmanager
-def progress(description: str, total: int) -> Iterator[Callable[[int], None]]:
+def bars() -> Iterator[Bar]:
+    """Several progress bars at a time: each call of what is yielded is one more."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -103,31 +121,50 @@ def progress(description: str, total: int) -> Iterator[Callable[[int], None]]:
         TimeRemainingColumn(),
     )
     hidden = not err.is_terminal
-    with Progress(*columns, console=err, transient=True, disable=hidden) as bar:
-        task = bar.add_task(description, total=total)
-        yield lambda n: bar.advance(task, n)
+    with Progress(*columns, console=err, transient=True, disable=hidden) as shown:
+
+        @contextmanager
+        def bar(description: str, total: int) -> Iterator[Advance]:
+            task = shown.add_task(description, total=total)
+            yield lambda n: shown.advance(task, n)
+            shown.remove_task(task)
+
+        yield bar
+
+
+@contextmanager
+def progress(description: str, total: int) -> Iterator[Advance]:
+    with bars() as bar, bar(description, total) as advance:
+        yield advance
 
 
 def on_gpu(loaded: LoadedModel) -> bool:
     return loaded.model.device.type == "cuda"
 
 
+def wanted_baseline(
+    loaded: LoadedModel, text: TokenStream, policy: EvictionPolicy, positions: int | None
+) -> baselines.Fingerprint:
+    """Of what the baseline is made; without `positions`, at all on a GPU, at a few on a CPU."""
+    late = positions or (len(text.input_ids) if on_gpu(loaded) else _LATE_ON_CPU)
+    return baselines.wanted_for(evaluate.subject(loaded, text), policy, late)
+
+
 def obtain_baseline(
     loaded: LoadedModel,
     text: TokenStream,
     policy: EvictionPolicy,
-    late_positions: int | None,
+    positions: int | None,
     path: Path | None,
     output_dir: Path,
     replace: bool = False,
+    bar: Bar | None = None,
 ) -> baselines.Baseline:
-    if late_positions is None:
-        late_positions = len(text.input_ids) if on_gpu(loaded) else _LATE_ON_CPU
-    wanted = baselines.wanted_for(evaluate.subject(loaded, text), policy, late_positions)
+    wanted = wanted_baseline(loaded, text, policy, positions)
     if path is None:
         stem = f"{loaded.name}-{text.name}".replace("/", "_").replace(":", "_")
         path = output_dir / "baselines" / f"{stem}-{wanted.digest()}.json"
-    with progress("baseline", len(wanted.positions())) as advance:
+    with (bar or progress)("baseline", len(wanted.positions())) as advance:
         ids = text.input_ids.to(loaded.model.device)
         made = baselines.obtain(path, wanted, loaded.model, ids, advance, replace)
     err.print(f"baseline: {path}")

@@ -1,11 +1,9 @@
 """`streamcache baseline`, `eval` and `compare`: perplexity and speed of configurations."""
 
-import io
 from pathlib import Path
 from typing import Any, get_args
 
 import click
-import numpy
 from torch import Tensor
 
 from streamcache import evaluate, records, report
@@ -21,7 +19,6 @@ from streamcache.cli.common import (
 )
 from streamcache.configurations import BASELINE, NAMED, Configuration, Mode
 from streamcache.corpora import TokenStream
-from streamcache.files import write_bytes
 from streamcache.models import LoadedModel
 from streamcache.policy import EvictionPolicy
 from streamcache.records import Quality, Record, Speed
@@ -194,9 +191,7 @@ def _nll(
 
 
 def _write_nll(path: Path, nll: Tensor) -> None:
-    buffer = io.BytesIO()
-    numpy.save(buffer, nll.numpy())
-    write_bytes(path, buffer.getvalue())
+    records.write_array(path, nll.numpy())
     err.print(f"NLL per token: {path}")
 
 
