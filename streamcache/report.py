@@ -10,8 +10,12 @@ from streamcache.records import Record
 DASH = "–"
 
 
-def table(records: Sequence[Record]) -> Table:
-    """One row per configuration: quality beside speed."""
+_COLUMNS = ("PPL", "steady", "shared", "increase", "TPOT", "p50", "p99", "speedup", "prunes")
+_BRIEF = ("PPL", "increase", "TPOT", "p99", "speedup", "prunes")
+
+
+def table(records: Sequence[Record], brief: bool = False) -> Table:
+    """One row per configuration: quality beside speed; `brief` leaves room for long names."""
     first = records[0]
     text = f"{first.subject.text} ({first.subject.text_source}), {first.subject.n_tokens} tokens"
     view = Table(
@@ -24,11 +28,12 @@ def table(records: Sequence[Record]) -> Table:
         show_edge=False,  # fits 80 columns
     )
     view.add_column("configuration", no_wrap=True)
-    for header in ("PPL", "steady", "shared", "increase", "TPOT", "p50", "p99", "speedup"):
+    shown = _BRIEF if brief else _COLUMNS
+    for header in shown:
         view.add_column(header, justify="right", no_wrap=True)
-    view.add_column("prunes", justify="right", no_wrap=True)
     for record in records:
-        view.add_row(*_row(record))
+        cells = dict(zip(_COLUMNS, _row(record)))
+        view.add_row(record.configuration, *(cells[header] for header in shown))
     return view
 
 
@@ -48,7 +53,7 @@ def _row(record: Record) -> list[str]:
         if speed.speedup:
             cells[7] = f"{speed.speedup:.2f}x"
     prunes = f"{record.prunes.scheduled}+{record.prunes.forced}"
-    return [record.configuration, *cells, prunes]
+    return [*cells, prunes]
 
 
 def _number(value: float | None) -> str:

@@ -2,6 +2,7 @@
 
 import time
 import traceback
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from streamcache.paper import (
     configurations,
     folder_of,
 )
+from streamcache.policy import PolicyWarning
 from streamcache.recompute import recompute_step
 
 Job = tuple[Paper, Configuration]
@@ -102,7 +104,7 @@ def paper(
     for one in papers:
         rows = [row for configuration in chosen if (row := one.finished(configuration))]
         if rows:
-            out.print(report.table(rows))
+            out.print(report.table(rows, brief=True))
         err.print(f"records: {one.folder}")
     err.print(f"measured {len(due) - failed} in {time.monotonic() - started:.0f} s")
     if failed:
@@ -114,7 +116,8 @@ def _run(due: list[Job], positions: int | None, output_dir: Path) -> int:
     """Measure; how many failed."""
     failed = 0
     made: dict[Path, baselines.Baseline] = {}
-    with bars() as bar, bar("paper", len(due)) as advance:
+    with bars() as bar, bar("paper", len(due)) as advance, warnings.catch_warnings():
+        warnings.simplefilter("ignore", PolicyWarning)  # what it warns of is what is measured
         for paper, configuration in due:
             name = f"{configuration.name} on {paper.text.name}"
             trace = paper.folder / f"{configuration.name}.failed.txt"

@@ -1,0 +1,145 @@
+"""The records of a folder, each beside its arrays, grouped by what can be compared."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import numpy
+from numpy.typing import NDArray
+
+from streamcache.records import SCHEMA_VERSION, Record
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A record and where it lies."""
+
+    record: Record
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """The configuration, without the size it was given."""
+        return self.record.configuration.partition("@")[0]
+
+    def array(self, kind: Literal["nll", "tpot"]) -> NDArray[numpy.float64] | None:
+        """NLL of each token, nats [T - 1], or ms of each timed token; None where not kept."""
+        path = self.path.with_name(f"{self.path.stem}.{kind}.npy")
+        if not path.exists():
+            return None
+        values: NDArray[numpy.float64] = numpy.load(path).astype(numpy.float64)
+        return values
+
+
+@dataclass(frozen=True)
+class Group:
+    """Records that compare: one model, one device, one text; one of each configuration."""
+
+    rows: tuple[Measured, ...]
+
+    @property
+    def first(self) -> Record:
+        return self.rows[0].record
+
+    @property
+    def subject(self) -> str:
+        """Model and device."""
+        record = self.first
+        timed = {row.record.speed.model for row in self.rows if row.record.speed}
+        timed.discard(record.subject.model)
+        other = f" (timed: {', '.join(sorted(timed))})" if timed else ""
+        return f"{record.subject.model} {record.subject.dtype}{other}, {record.environment.device}"
+
+    @property
+    def text(self) -> str:
+        return f"{self.first.subject.text}, {self.first.subject.n_tokens:,} tokens"
+
+    def common(self) -> dict[str, float]:
+        """PPL of each configuration over the positions at which all of them have a full cache.
+
+        Steady PPLs start where each cache is first full, which is at other positions for other
+        windows; these compare. Empty where the NLLs were not kept or the text is too short.
+        """
+        rows = [row for row in self.rows if row.record.mode != "recompute"]
+        nll = {row.record.configuration: row.array("nll") for row in rows}
+        floors = [row.record.policy.n_sink + row.record.policy.window_size for row in rows]
+        first = max(floors, default=0) - 1
+        return {
+            name: float(numpy.exp(values[first:].mean()))
+            for name, values in nll.items()
+            if values is not None and len(values) > first
+        }
+
+    def get(self, name: str) -> Measured | None:
+        """The record of a configuration by its name, in preference of its published size."""
+        found = [row for row in self.rows if row.name == name]
+        return min(found, key=lambda row: len(row.record.configuration), default=None)
+
+    def starting(self, prefix: str) -> list[Measured]:
+        """An ablation's records, derived sizes in preference, in order of R and S."""
+        found = {row.name: row for row in self.rows if row.name.startswith(prefix)}
+        order = {"softlite-none": 0, "softlite-slack": 1, "softlite-maxdrop": 2}
+        return sorted(
+            found.values(),
+            key=lambda row: (
+                row.record.policy.compress_every,
+                row.record.policy.n_sink,
+                order.get(row.name, 3),
+            ),
+        )
+
+
+def collect(folder: Path) -> tuple[list[Group], list[str]]:
+    """All records below a folder, and a line about each file that is one but cannot be read.
+
+    Of a configuration measured twice on the same model, device and text, the newest counts.
+    pytest-benchmark's files are read, too.
+    """
+    found: list[Measured] = []
+    bad: list[str] = []
+    for path in sorted(folder.rglob("*.json")):
+        try:
+            content = json.loads(path.read_bytes())
+        except (OSError, ValueError) as error:
+            bad.append(f"{path} cannot be read: {error}")
+            continue
+        for entry in _records_in(content):
+            try:
+                record = msgspec.convert(entry, Record)
+            except msgspec.ValidationError as error:
+                bad.append(f"{path} is a broken record: {error}")
+                continue
+            if record.version == SCHEMA_VERSION:
+                found.append(Measured(record, path))
+            else:
+                bad.append(f"{path} has schema version {record.version}, not {SCHEMA_VERSION}")
+    found.sort(key=lambda one: one.path.stat().st_mtime_ns)
+    return _grouped(found), bad
+
+
+def _records_in(content: Any) -> Iterable[Any]:
+    if not isinstance(content, dict):
+        return []
+    if content.get("schema") == "streamcache-eval":
+        return [content]
+    benchmarks = content.get("benchmarks", [])
+    extra = [one.get("extra_info") for one in benchmarks if isinstance(one, dict)]
+    return [one for one in extra if isinstance(one, dict) and one.get("schema")]
+
+
+def _grouped(found: list[Measured]) -> list[Group]:
+    groups: dict[tuple[object, ...], dict[str, Measured]] = {}
+    for one in found:
+        record = one.record
+        key = (
+            record.subject.model,
+            record.subject.dtype,
+            record.environment.device,
+            record.subject.text,
+            record.subject.n_tokens,
+        )
+        groups.setdefault(key, {})[record.configuration] = one
+    return [Group(tuple(groups[key].values())) for key in sorted(groups, key=str)]
