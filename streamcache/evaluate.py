@@ -23,6 +23,7 @@ Method = Literal["one-pass", "sequential"]
 
 _ROUNDS = 8  # blocks per configuration, taken in turn so that a drift of the machine hits all alike
 _WARM_UP = 32  # tokens
+_SETTLE = 4  # untimed tokens of each block: the first find the processor's caches full of another's
 
 
 def subject(loaded: LoadedModel, text: TokenStream) -> records.Subject:
@@ -157,6 +158,7 @@ def lap_times(
         if due:
             blocks["baseline"].append(time_tokens(recompute, due, device))
         for name, step in streams.items():
+            time_tokens(step, _SETTLE, device)
             blocks[name].append(time_tokens(step, math.ceil(n_tokens / _ROUNDS), device))
             if advance:
                 advance(1)
