@@ -24,6 +24,7 @@ PUBLISHED_TOTAL = 2048
 TEXTS = {"pg19": 20_000, "wikitext": 4096}  # tokens, as published
 QUICK_TEXTS = {"pg19": 6144, "wikitext": 3072}
 METHODS = ("baseline", "mit", "ours-standard", "best", "quality", "fast")
+CAPTURED = ("captured", "best-captured")  # eager without a GPU, and so nothing of their own
 ABLATIONS = ("lazy-", "sink-", "softlite-")
 
 
@@ -46,13 +47,13 @@ def within(named: Configuration, total: int) -> Configuration:
     return dataclasses.replace(named, name=f"{named.name}@{total}", policy=policy)
 
 
-def configurations(total: int) -> list[Configuration]:
+def configurations(total: int, on_gpu: bool) -> list[Configuration]:
     """The baseline, the methods and the three ablations; the baseline first.
 
     At the published total the methods have their published sizes (`quality` is 16 entries beyond
     it). The ablations' windows are always derived, so that all of one have the same budget.
     """
-    methods = [NAMED[name] for name in METHODS]
+    methods = [NAMED[name] for name in (*METHODS, *(CAPTURED if on_gpu else ()))]
     if total != PUBLISHED_TOTAL:
         methods = [within(named, total) for named in methods]
     ablations = [
@@ -61,9 +62,10 @@ def configurations(total: int) -> list[Configuration]:
     return methods + ablations
 
 
-def folder_of(output_dir: Path, model: str, text: TokenStream) -> Path:
+def folder_of(output_dir: Path, loaded: LoadedModel, text: TokenStream) -> Path:
     """Where the records of a model and a text lie."""
-    stem = f"{model}-{text.name}-{text.input_ids.shape[0]}"
+    subject = evaluate.subject(loaded, text)
+    stem = f"{subject.model}-{subject.dtype}-{text.name}-{subject.n_tokens}"
     return output_dir / "paper" / re.sub(r"[^\w.-]", "_", stem)
 
 

@@ -7,7 +7,7 @@ import click
 from streamcache import baseline as baselines
 from streamcache import records
 from streamcache.attach import PaddingError
-from streamcache.cli import measure, paper
+from streamcache.cli import measure, paper, summarize
 from streamcache.cli.common import err
 from streamcache.corpora import CorpusError
 from streamcache.decode import NotFiniteError
@@ -16,6 +16,7 @@ from streamcache.onepass import OnePassUnsupported
 from streamcache.policy import PolicyError
 from streamcache.quantize import QuantizationError
 from streamcache.rotary import UnsupportedModelError
+from streamcache.summary.plots import PlotsMissing
 
 EXPECTED = (
     PolicyError,
@@ -24,6 +25,7 @@ EXPECTED = (
     PaddingError,
     NotFiniteError,
     OnePassUnsupported,
+    PlotsMissing,
     QuantizationError,
     UnsupportedModelError,
     baselines.BaselineMismatch,
@@ -37,7 +39,13 @@ def commands() -> None:
     """Stream language models over endless text with a KV cache of fixed size, and measure it."""
 
 
-for command in (measure.baseline, measure.evaluate_one, measure.compare, paper.paper):
+for command in (
+    measure.baseline,
+    measure.evaluate_one,
+    measure.compare,
+    paper.paper,
+    summarize.summarize,
+):
     commands.add_command(command)
 
 

@@ -19,6 +19,7 @@ from streamcache.cli.common import (
     model_options,
     no_quality,
     obtain_baseline,
+    on_gpu,
     out,
     wanted_baseline,
 )
@@ -73,8 +74,8 @@ def paper(
 
     A finished measurement is kept, so the same command goes on where an interrupted one stopped.
     """
-    chosen = configurations(cap_total)
     loaded = load_one(**model)
+    chosen = configurations(cap_total, on_gpu(loaded))
     lengths = QUICK_TEXTS if quick else TEXTS
     papers = []
     for name in dict.fromkeys(datasets.split(",")):
@@ -86,7 +87,7 @@ def paper(
             Paper(
                 loaded,
                 text,
-                folder_of(output_dir, loaded.name, text),
+                folder_of(output_dir, loaded, text),
                 policy,
                 evaluate.n_timed(tpot_tokens or (128 if quick else 256)),
                 runs or (4 if quick else 8),

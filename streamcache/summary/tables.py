@@ -23,7 +23,7 @@ ABLATIONS = {
     "softlite-": "Softlite Eviction: slack and max_drop",
 }
 _HEADER = (
-    *("S, W, σ, δ, R", "PPL", "steady", "common", "increase", "published"),
+    *("S/W/σ/δ/R", "PPL", "steady", "common", "increase", "published"),
     *("TPOT ms", "p50", "p99", "speedup", "published", "prunes"),
 )
 
@@ -45,7 +45,7 @@ def methods(group: Group) -> Table:
     shown = {id(row) for _, row in rows}
     others = [
         (row.record.configuration, row)
-        for row in group.rows
+        for row in sorted(group.rows, key=lambda row: row.name)
         if id(row) not in shown and not row.name.startswith(tuple(ABLATIONS))
     ]
     return _table("Methods", "method", group, [*rows, *others], _notes(group))
@@ -84,7 +84,7 @@ def _cells(record: Record, common: Mapping[str, float]) -> list[str]:
         number(quality.ppl) if quality and whole else DASH,  # no sample of positions
         number(quality.ppl_steady) if quality and whole else DASH,
         number(common.get(record.configuration)),
-        DASH if increase is None else percent((increase, increase)),
+        percent(increase),
         percent(printed.increase),
         number(speed.tpot_mean_ms if speed else None),
         number(speed.tpot_p50_ms if speed else None),
@@ -99,7 +99,7 @@ def sizes(record: Record) -> str:
     """S, W, σ in force, δ, R."""
     p = record.policy
     slack = p.capacity - p.n_sink - p.window_size
-    return f"{p.n_sink}, {p.window_size}, {slack}, {p.max_drop or DASH}, {p.compress_every}"
+    return f"{p.n_sink}/{p.window_size}/{slack}/{p.max_drop or DASH}/{p.compress_every}"
 
 
 def _notes(group: Group) -> list[str]:
@@ -139,8 +139,11 @@ def span(values: Range | None) -> str:
     return low if low == high else f"{low}–{high}"
 
 
-def percent(values: Range | None) -> str:
+def percent(values: Range | float | None) -> str:
+    """A fraction measured, to two decimals of a percent, or a published range as printed."""
     if values is None:
         return DASH
-    low, high = (f"{100 * value:+.2f}" for value in values)
-    return f"{low} %" if low == high else f"{low} to {high} %"
+    if isinstance(values, float):
+        return f"{round(100 * values, 2) + 0.0:+.2f} %"  # no negative zero
+    low, high = (100 * value for value in values)
+    return f"{low:+.4g} %" if low == high else f"{low:+.4g}–{high:.4g} %"

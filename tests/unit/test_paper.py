@@ -24,26 +24,35 @@ SMALL = [
     *("paper", "--dataset-name", "stream", "--max-eval-tokens", "600", "--cap-total", "256"),
     *("--tpot-tokens", "8", "--runs", "1", "--positions", "4", "--output-dir", "runs"),
 ]
-FOLDER = Path("runs/paper/reference-stream-600")
-NAMES = [c.name for c in configurations(256)]
+FOLDER = Path("runs/paper/reference-float32-stream-600")
+NAMES = [c.name for c in configurations(256, on_gpu=False)]
 
 
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The first four configurations only, by name."""
-    monkeypatch.setattr(cli_paper, "configurations", lambda total: configurations(total)[:4])
+    monkeypatch.setattr(cli_paper, "configurations", lambda *given: configurations(*given)[:4])
     return NAMES[:4]
 
 
 def test_at_the_published_total_the_methods_have_their_published_sizes() -> None:
-    chosen = {c.name: c for c in configurations(2048)}
-    for name in ("baseline", "mit", "ours-standard", "best", "quality", "fast", "lazy-R1"):
+    chosen = {c.name: c for c in configurations(2048, on_gpu=True)}
+    for name in (
+        "baseline",
+        "mit",
+        "ours-standard",
+        "best",
+        "quality",
+        "fast",
+        "captured",
+        "lazy-R1",
+    ):
         assert chosen[name] == NAMED[name]
 
 
 @pytest.mark.parametrize("total", [256, 2048, 4096])
 def test_an_ablation_has_one_budget(total: int) -> None:
-    chosen = configurations(total)
+    chosen = configurations(total, on_gpu=False)
     assert len({c.name for c in chosen}) == len(chosen) == 19
     ablations = [c for c in chosen if c.name.startswith(("lazy-", "sink-", "softlite-"))]
     assert len(ablations) == 13
@@ -55,7 +64,7 @@ def test_an_ablation_has_one_budget(total: int) -> None:
 
 def test_a_budget_without_room_is_refused_at_once(run: Run) -> None:
     with pytest.raises(PolicyError, match="total=100 leaves no window"):
-        configurations(100)
+        configurations(100, on_gpu=False)
     ran = run("paper", "--dataset-name", "stream", "--cap-total", "100")
     assert ran.status == 2 and "total must be at least" in ran.err and "Traceback" not in ran.err
 

@@ -1,0 +1,55 @@
+"""`streamcache summarize`: tables, a page with plots, and the audit, from records on disk."""
+
+from pathlib import Path
+
+import click
+
+from streamcache import records
+from streamcache.cli.common import File, err, out
+from streamcache.summary import audit, collect, page, render, tables
+
+BEGIN, END = "<!-- audit: begin -->", "<!-- audit: end -->"
+
+
+@click.command()
+@click.option("--output-dir", type=Path, default=Path("runs"), show_default=True)
+@click.option(
+    "--audit", "audit_file", type=File, help="replace the table between this page's audit marks"
+)
+def summarize(output_dir: Path, audit_file: Path | None) -> None:
+    """Write summary.md, summary.tex and index.html from the records in a folder."""
+    groups, bad = collect.collect(output_dir)
+    for line in bad:
+        err.print(f"left out: {line}", soft_wrap=True)
+    if not groups:
+        raise click.UsageError(f"no records below {output_dir}: `streamcache paper` makes them")
+    verdicts = audit.table(groups)
+    found = [(group, tables.of_group(group)) for group in groups]
+    markdown = ["# Summary\n", "## Audit\n", render.markdown(verdicts)]
+    latex = [render.latex(verdicts)]
+    for group, made in found:
+        markdown.append(f"## {group.subject}: {group.text}\n")
+        for table in made:
+            markdown += [f"### {table.title}\n", render.markdown(table)]
+            latex.append(render.latex(table))
+    write(output_dir / "summary.md", "\n".join(markdown))
+    write(output_dir / "summary.tex", "\n".join(latex))
+    if audit_file is not None:
+        write(audit_file, _replaced(audit_file, render.markdown(verdicts)))
+    ladder = output_dir / "ladder.json"
+    html = page.page(groups, verdicts, ladder if ladder.exists() else None)
+    write(output_dir / "index.html", html)
+
+
+def write(path: Path, text: str) -> None:
+    records.write_bytes(path, text.encode())
+    out.print(str(path), soft_wrap=True)
+
+
+def _replaced(path: Path, table: str) -> str:
+    text = path.read_text(encoding="utf-8") if path.exists() else f"{BEGIN}\n{END}\n"
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise click.UsageError(f"{path} has no lines {BEGIN} and {END} to put the table between")
+    return f"{before}{BEGIN}\n\n{table}\n{END}{after}"

@@ -1,0 +1,311 @@
+"""`streamcache summarize`: what is in the tables, on the page, and which verdict is reached."""
+
+import json
+import re
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from streamcache import records
+from streamcache.cli.summarize import BEGIN, END
+from streamcache.configurations import NAMED
+from streamcache.paper import within
+from streamcache.summary import audit, collect, published, render
+from streamcache.summary.tables import METHODS, Table, number, percent
+from tests import made
+from tests.shell import Run
+
+H200 = "NVIDIA H200"
+SHAPE = "random:pythia-2.8b"
+
+
+def test_tables_have_the_methods_by_their_names_and_the_published_beside(
+    run: Run, tmp_path: Path
+) -> None:
+    made.paper(tmp_path / "runs")
+    ran = run("summarize")
+    assert ran.status == 0, ran.err
+    names = ["Baseline", "MIT StreamingLLM", "Ours (Standard)", "Ours (Lazy Prune)", "Ours (Best)"]
+    assert list(METHODS.values()) == names
+    text = (tmp_path / "runs" / "summary.md").read_text()
+    first = text.split("### Methods")[1].split("###")[0]
+    shown = re.findall(r"^\| (.*?) \|", first, re.MULTILINE)
+    assert shown == ["method", "---", *names, "fast", "quality"]
+    best = next(line for line in first.splitlines() if line.startswith("| Ours (Best)"))
+    assert "32/2000/16/32/64" in best and "+2.19–2.82 %" in best and "7.03–7.11×" in best
+    assert "+1.00 %" in best and "20.00×" in best and "| 32+" not in first
+    for title in ("Lazy Pruning", "Sinks", "Softlite"):
+        assert text.count(f"### {title}") == 2, "once for each text"
+    assert text.count("lazy-R128@2048") == 2
+
+
+def test_latex_is_a_document_away_from_a_table(run: Run, tmp_path: Path) -> None:
+    made.paper(tmp_path / "runs")
+    assert run("summarize").status == 0
+    text = (tmp_path / "runs" / "summary.tex").read_text()
+    assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == 1 + 2 * 4
+    assert "Ours (Best) &" in text and r"$\sigma$" in text
+    for block in re.findall(r"\\begin\{tabular\}\{(.*?)\}\n(.*?)\\end\{tabular\}", text, re.DOTALL):
+        columns = len(re.findall(r"[lr]|p\{\d+cm", block[0]))
+        for line in re.findall(r".*\\\\$", block[1], re.MULTILINE):
+            assert len(re.findall(r"(?<!\\)&", line)) == columns - 1
+    assert not re.search(r"(?<!\\)[%#_]", text) and text.isascii()
+
+
+def test_special_signs_are_escaped() -> None:
+    table = Table("a_b", ("x|y", "50 %"), (("α^{~}\\", "&"),))
+    assert r"x\|y" in render.markdown(table)
+    latex = render.latex(table)
+    assert r"a\_b" in latex and r"50 \%" in latex and r"\textasciicircum{}\{" in latex
+
+
+@pytest.mark.parametrize(
+    "shown, expected",
+    [
+        (number(17.8612), "17.86"),
+        (number(0.01234), "0.0123"),
+        (number(None), "–"),
+        (percent(-0.00001), "+0.00 %"),
+        (percent(0.0219), "+2.19 %"),
+        (percent((0.0219, 0.0282)), "+2.19–2.82 %"),
+        (percent((0.0545, 0.0545)), "+5.45 %"),
+    ],
+)
+def test_numbers(shown: str, expected: str) -> None:
+    assert shown == expected
+
+
+def test_published_figures_go_by_text_and_name() -> None:
+    assert published.of("pg19/4047", "best").tpot_ms == (14.1, 14.1)
+    assert published.of("pg19/4047", "softlite-full@2048").increase == (0.0219, 0.0219)
+    assert published.of("wikitext/wikitext-103-v1", "mit").speedup == (3, 5)
+    assert published.of("stream", "mit") == published.Figures()
+
+
+# Collecting
+
+
+def test_what_cannot_be_read_is_named_and_left_out(run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "runs"
+    made.write(folder / "paper" / "pg19", made.record(NAMED["best"]), 3.0)
+    (folder / "broken.json").write_text('{"schema": "streamcache-eval"}')
+    (folder / "half.json").write_text('{"schema": ')
+    old = msgspec.structs.replace(made.record(NAMED["mit"]), version=99)
+    records.write(folder / "old.json", old)
+    (folder / "other.json").write_text('[{"some": "thing"}]')
+    ran = run("summarize")
+    assert ran.status == 0
+    assert all(name in ran.err for name in ("broken.json", "half.json", "old.json"))
+    assert "other.json" not in ran.err
+
+
+def test_no_records_is_one_line(run: Run, tmp_path: Path) -> None:
+    ran = run("summarize", "--output-dir", str(tmp_path))
+    assert ran.status == 2 and "no records below" in ran.err and "Traceback" not in ran.err
+
+
+def test_groups_hold_what_compares(tmp_path: Path) -> None:
+    for i, device in enumerate((None, H200)):
+        for name in ("mit", "best"):
+            made.write(tmp_path / str(i), made.record(NAMED[name], device=device))
+    made.write(tmp_path / "newer", made.record(NAMED["best"], ppl=19.0))
+    groups, bad = collect.collect(tmp_path)
+    assert not bad and [len(group.rows) for group in groups] == [2, 2]
+    newest = next(g for g in groups if H200 not in g.subject).get("best")
+    assert newest and newest.record.quality and newest.record.quality.ppl == 19.0
+
+
+def test_benchmark_files_are_read(tmp_path: Path) -> None:
+    extra = msgspec.to_builtins(made.record(NAMED["mit"], timed=SHAPE, device=H200))
+    content = {"benchmarks": [{"name": "a", "extra_info": extra}, {"extra_info": {"x": 1}}]}
+    (tmp_path / "benchmark-gpu.json").write_text(json.dumps(content))
+    groups, bad = collect.collect(tmp_path)
+    assert not bad and len(groups) == 1 and f"(timed: {SHAPE})" in groups[0].subject
+
+
+def test_common_positions_are_those_at_which_every_cache_is_full(tmp_path: Path) -> None:
+    for name in ("lazy-R1", "lazy-R128"):
+        made.write(tmp_path, made.record(within(NAMED[name], 2048)), 3.0)
+    (group,), _ = collect.collect(tmp_path)
+    values = group.rows[0].array("nll")
+    assert values is not None
+    expected = pytest.approx(float(__import__("numpy").exp(values[2047:].mean())))
+    assert set(group.common()) == {"lazy-R1", "lazy-R128@2048"}
+    assert group.common()["lazy-R1"] == expected
+
+
+# The audit
+
+
+def verdicts(folder: Path) -> dict[str, tuple[str, str]]:
+    """Measured and verdict by the claim's first words."""
+    table = audit.table(collect.collect(folder)[0])
+    return {row[0]: (row[2], row[4]) for row in table.rows}
+
+
+def verdict(folder: Path, claim: str) -> str:
+    found = [answer for text, (_, answer) in verdicts(folder).items() if text.startswith(claim)]
+    assert len(found) == 1, claim
+    return found[0]
+
+
+def test_nothing_measured_is_not_run(tmp_path: Path) -> None:
+    assert {answer for _, answer in verdicts(tmp_path).values()} == {"not run"}
+
+
+@pytest.mark.parametrize(
+    "timed, device, tpot_ms, expected",
+    [
+        ("reference", None, 14.6, "cannot be tested here: needs the shape on a GPU"),
+        (SHAPE, H200, 100 / 6.9, "reproduced"),
+        (SHAPE, H200, 100 / 5.6, "reproduced"),
+        (SHAPE, H200, 100 / 5.4, "not reproduced"),
+        (SHAPE, H200, 100 / 1.2, "not reproduced"),
+    ],
+)
+def test_a_speedup_is_judged_on_the_shape_on_a_gpu(
+    tmp_path: Path, timed: str, device: str | None, tpot_ms: float, expected: str
+) -> None:
+    one = made.record(NAMED["mit"], timed=timed, device=device, tpot_ms=tpot_ms)
+    made.write(tmp_path, one)
+    assert verdict(tmp_path, "MIT StreamingLLM: speedup") == expected
+
+
+@pytest.mark.parametrize(
+    "model, increase, expected",
+    [
+        ("reference", 0.023, audit.NEEDS_WEIGHTS),
+        ("EleutherAI/pythia-2.8b", 0.023, "reproduced"),
+        ("EleutherAI/pythia-2.8b", 0.0005, "not reproduced"),
+    ],
+)
+def test_an_increase_is_judged_with_the_weights(
+    tmp_path: Path, model: str, increase: float, expected: str
+) -> None:
+    subject = msgspec.structs.replace(made.SUBJECT, model=model)
+    made.write(tmp_path, made.record(NAMED["mit"], increase=increase, subject=subject))
+    assert verdict(tmp_path, "MIT StreamingLLM: PPL") == expected
+
+
+def test_times_need_an_a800(tmp_path: Path) -> None:
+    def write(device: str) -> None:
+        for name in ("baseline", "mit", "best", "quality"):
+            (tpot, _) = published.PG19[name].tpot_ms or (0, 0)
+            one = made.record(NAMED[name], tpot_ms=tpot, timed=SHAPE, device=device)
+            made.write(tmp_path / device, one)
+
+    write(H200)
+    assert verdict(tmp_path, "TPOT") == audit.NEEDS_A800
+
+
+@pytest.mark.parametrize("slow, expected", [(5.2, "reproduced"), (5.1, "not reproduced")])
+def test_faster_is_three_percent_faster(tmp_path: Path, slow: float, expected: str) -> None:
+    made.write(tmp_path, made.record(NAMED["mit"], tpot_ms=slow))
+    made.write(tmp_path, made.record(NAMED["best"], tpot_ms=5.0))
+    assert verdict(tmp_path, "Ours (Best) is faster") == expected
+
+
+@pytest.mark.parametrize("captured, expected", [(2.0, "not reproduced"), (5.0, "reproduced")])
+def test_a_negative_result_is_reproduced_where_nothing_is_gained(
+    tmp_path: Path, captured: float, expected: str
+) -> None:
+    made.write(tmp_path, made.record(NAMED["ours-standard"], tpot_ms=5.0))
+    made.write(tmp_path, made.record(NAMED["captured"], tpot_ms=captured))
+    assert verdict(tmp_path, "torch.compile") == expected
+
+
+@pytest.mark.parametrize(
+    "claim, nll, expected",
+    [
+        ("R ≥ 128", {"lazy-R1": 3.0, "lazy-R128": 3.06}, "reproduced"),
+        ("R ≥ 128", {"lazy-R1": 3.0, "lazy-R128": 3.04}, "not reproduced"),
+        ("S = 32", {"sink-4": 3.0, "sink-32": 2.98, "sink-64": 3.0}, "reproduced"),
+        ("S = 32", {"sink-4": 3.0, "sink-32": 2.995, "sink-64": 3.02}, "not reproduced"),
+        ("slack and", {"none": 3.0, "slack": 3.0, "maxdrop": 3.0, "full": 2.96}, "reproduced"),
+        ("slack and", {"none": 3.0, "slack": 2.96, "maxdrop": 3, "full": 2.96}, "not reproduced"),
+        ("slack and", {"none": 3.0, "slack": 3.0, "maxdrop": 3.0, "full": 3.0}, "not reproduced"),
+    ],
+)
+def test_what_helps_and_what_hurts_is_judged_on_any_model(
+    tmp_path: Path, claim: str, nll: dict[str, float], expected: str
+) -> None:
+    for name, mean in nll.items():
+        named = NAMED.get(name) or NAMED[f"softlite-{name}"]
+        made.write(tmp_path, made.record(within(named, 2048)), mean)
+    assert verdict(tmp_path, claim) == expected
+
+
+def test_the_audit_goes_between_its_marks(run: Run, tmp_path: Path) -> None:
+    made.paper(tmp_path / "runs")
+    page = tmp_path / "audit.md"
+    page.write_text(f"# Audit\n\nBefore.\n\n{BEGIN}\nold\n{END}\n\nAfter.\n")
+    for _ in range(2):  # the same the second time
+        assert run("summarize", "--audit", str(page)).status == 0
+        text = page.read_text()
+        assert text.startswith("# Audit\n\nBefore.\n") and text.endswith(f"{END}\n\nAfter.\n")
+        assert "old" not in text and text.count("R ≥ 128 breaks PPL") == 1
+    page.write_text("no marks")
+    ran = run("summarize", "--audit", str(page))
+    assert ran.status == 2 and "no lines" in ran.err and page.read_text() == "no marks"
+
+
+# The page
+
+
+class Seen(HTMLParser):
+    """Elements, identifiers and what the page would fetch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.ids: list[str] = []
+        self.links: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        for name, value in attrs:
+            if name == "id":
+                self.ids.append(value or "")
+            if name in ("src", "href", "xlink:href", "data", "action"):
+                self.links.append(value or "")
+
+
+def test_the_page_is_whole_by_itself(run: Run, tmp_path: Path) -> None:
+    made.paper(tmp_path / "runs")
+    (tmp_path / "runs" / "ladder.json").write_text(json.dumps(LADDER))
+    assert run("summarize").status == 0
+    text = (tmp_path / "runs" / "index.html").read_text()
+    seen = Seen()
+    seen.feed(text)
+    assert seen.tags.count("svg") == 2 * 5 + 1 and seen.tags.count("table") == 1 + 2 * 4
+    assert "script" not in seen.tags and "@import" not in text
+    assert all(link.startswith(("#", "data:")) for link in seen.links), seen.links
+    assert not re.search(r"url\((?!#)", text)
+    assert len(set(seen.ids)) == len(seen.ids)
+    for target in re.findall(r'(?:href="|url\()#([\w-]+)', text):
+        assert target in seen.ids
+    assert "currentColor" in text and "#13579b" not in text
+    assert "roofline: weights and cache read once" in text
+
+
+def test_without_matplotlib_the_tables_are_written(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made.paper(tmp_path / "runs")
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    ran = run("summarize")
+    assert ran.status == 2 and "streamcache[plots]" in ran.err and "Traceback" not in ran.err
+    assert (tmp_path / "runs" / "summary.md").exists()
+    assert not (tmp_path / "runs" / "index.html").exists()
+
+
+LADDER = {
+    "copy, device to device": {"ms": 0.5, "tb_s": 4.2, "share": 1.0},
+    "recompute baseline": {"ms": 25.0},
+    "ours, eager, R=1": {"ms": 16.6},
+    "captured, compiled": {"ms": 1.9, "over": 1.35, "roofline_ms": 1.406},
+    "not compiled, batch 8": {"ms": 4.6, "over": 1.8, "roofline_ms": 2.5},
+}
