@@ -58,12 +58,16 @@ def quality(
 ) -> Quality:
     """Perplexities of a stream's NLL [T - 1], compared with a baseline where there is one."""
     steady = nll[policy_floor - 1 :]  # after token floor - 1 the cache is full for the first time
-    compared, increase, n_compared = None, None, 0
+    compared, increase, error, n_compared = None, None, None, 0
     if baseline is not None:
         full = compared_at(baseline.fingerprint, policy_floor)
         if n_compared := int(full.sum()):
-            compared = ppl(nll[baseline.fingerprint.positions()[full]])
-            increase = compared / ppl(torch.tensor(baseline.nll)[full]) - 1
+            mine = nll[baseline.fingerprint.positions()[full]].double()
+            more = mine - torch.tensor(baseline.nll, dtype=torch.float64)[full]
+            compared = ppl(mine)
+            increase = math.exp(finite(more).mean()) - 1
+            if n_compared > 1:
+                error = float(math.exp(more.mean()) * more.std() / math.sqrt(n_compared))
     return Quality(
         method=method,
         ppl=ppl(nll),
@@ -73,6 +77,7 @@ def quality(
         ppl_compared=compared,
         ppl_increase=increase,
         n_compared=n_compared,
+        ppl_increase_error=error,
     )
 
 

@@ -65,6 +65,7 @@ class Quality(msgspec.Struct, frozen=True):
     ppl_compared: float | None = None  # at the positions shared with the baseline
     ppl_increase: float | None = None  # fraction, at those; None without a baseline
     n_compared: int = 0
+    ppl_increase_error: float | None = None  # its standard error, over those positions
 
 
 class Speed(msgspec.Struct, frozen=True):

@@ -12,7 +12,7 @@ from streamcache.records import Record
 from streamcache.summary import published
 from streamcache.summary.collect import Group, Measured
 from streamcache.summary.published import Range
-from streamcache.summary.tables import DASH, METHODS, Table, number, percent, span
+from streamcache.summary.tables import DASH, METHODS, Table, increase, number, percent, span
 
 SHAPE = "pythia-2.8b"
 NEEDS_WEIGHTS = "cannot be tested here: needs Pythia's weights; ready, not run"
@@ -201,7 +201,7 @@ def _increase(name: str, corpus: str) -> Callable[[Evidence], Finding | None]:
         printed = published.of(corpus, name).increase
         if SHAPE in row.record.subject.model and printed:
             verdict = _verdict(_within(value, printed, PERCENT))
-        measured = f"{percent(value)} at {quality.n_compared:,} positions"
+        measured = f"{increase(quality)} at {quality.n_compared:,} positions"
         return Finding(measured, _on(row.record), verdict)
 
     return test

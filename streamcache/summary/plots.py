@@ -133,7 +133,11 @@ def _increases(axes: "Axes", group: Group, rows: list[Measured], labels: list[st
     measured = [row.record.quality.ppl_increase if row.record.quality else None for row in rows]
     if any(value is not None for value in measured):
         n = max(row.record.quality.n_compared for row in rows if row.record.quality)
-        _dots(axes, measured, BLUE, "o", f"over recompute, {n:,} positions")
+        _dots(axes, measured, BLUE, "o", f"over recompute, {n:,} positions ± standard error")
+        for i, row in enumerate(rows):
+            if (quality := row.record.quality) and quality.ppl_increase_error:
+                middle, error = quality.ppl_increase or 0, quality.ppl_increase_error
+                axes.vlines(i, 100 * (middle - error), 100 * (middle + error), color=BLUE)
     if standard:
         values = [common.get(row.record.configuration) for row in rows]
         over = [value / standard - 1 if value else None for value in values]

@@ -7,7 +7,14 @@ from streamcache.summary.tables import Table
 _LATEX = {
     **{sign: f"\\{sign}" for sign in "%&#_$"},
     **{"σ": r"$\sigma$", "δ": r"$\delta$", "×": r"$\times$", "–": "--", "≥": r"$\geq$"},
-    **{"≤": r"$\leq$", "µ": r"$\mu$", "−": "$-$", "→": r"$\to$", "\\": r"\textbackslash{}"},
+    **{
+        "≤": r"$\leq$",
+        "±": r"$\pm$",
+        "µ": r"$\mu$",
+        "−": "$-$",
+        "→": r"$\to$",
+        "\\": r"\textbackslash{}",
+    },
     **{"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "{": r"\{", "}": r"\}"},
 }
 

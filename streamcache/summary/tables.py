@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from streamcache.records import Record
+from streamcache.records import Quality, Record
 from streamcache.summary import published
 from streamcache.summary.collect import Group, Measured
 from streamcache.summary.published import Range
@@ -78,13 +78,12 @@ def _cells(record: Record, common: Mapping[str, float]) -> list[str]:
     quality, speed = record.quality, record.speed
     printed = published.of(record.subject.text, record.configuration)
     whole = quality is not None and quality.n_positions == record.subject.n_tokens - 1
-    increase = quality.ppl_increase if quality else None
     return [
         sizes(record),
         number(quality.ppl) if quality and whole else DASH,  # no sample of positions
         number(quality.ppl_steady) if quality and whole else DASH,
         number(common.get(record.configuration)),
-        percent(increase),
+        increase(quality),
         percent(printed.increase),
         number(speed.tpot_mean_ms if speed else None),
         number(speed.tpot_p50_ms if speed else None),
@@ -93,6 +92,15 @@ def _cells(record: Record, common: Mapping[str, float]) -> list[str]:
         f"{span(printed.speedup)}×" if printed.speedup else DASH,
         f"{record.prunes.scheduled}+{record.prunes.forced}",
     ]
+
+
+def increase(quality: Quality | None) -> str:
+    """PPL increase and its standard error over the positions compared."""
+    if quality is None or quality.ppl_increase is None:
+        return DASH
+    if not quality.ppl_increase_error:
+        return percent(quality.ppl_increase)
+    return f"{percent(quality.ppl_increase)[:-2]} ± {100 * quality.ppl_increase_error:.2f} %"
 
 
 def sizes(record: Record) -> str:
@@ -118,7 +126,7 @@ def _notes(group: Group) -> list[str]:
     if any(compared):
         lines.append(
             f"increase: of PPL over the recompute baseline, at {max(compared):,} identical "
-            "positions with a full window"
+            "positions with a full window, ± its standard error over them"
         )
     if any(published.of(first.subject.text, row.name).speedup for row in group.rows):
         lines.append(f"published: {published.ON}")

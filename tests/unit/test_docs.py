@@ -9,11 +9,20 @@ from pathlib import Path
 import pytest
 import torch
 
+from streamcache.cli import commands, paper
+from streamcache.paper import configurations
+from tests import made
 from tests.shell import Run
 
 ROOT = Path(__file__).parents[2]
 DOCS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 SMALL = ["--max-eval-tokens", "260", "--runs", "1"]
+GUIDE_FLAGS = (
+    *("--n-sink", "--window-size", "--compress-every", "--cache-slack", "--max-drop"),
+    *("--cap-total", "--overlap", "--streaming-mode mit", "--streaming-mode ours"),
+    *("--mode baseline", "--mode streaming", "--ppl-method", "--quantization", "--runs"),
+    *("--baseline-file", "--output-file"),
+)
 CI = (ROOT / ".ci" / "run").read_text()
 
 
@@ -25,6 +34,13 @@ def blocks(language: str) -> list[str]:
     ]
 
 
+TABLED = [
+    command
+    for page in DOCS
+    for line in page.read_text().splitlines()
+    if line.startswith("|")
+    for command in re.findall(r"`(streamcache [^`]+)`", line)
+]
 COMMANDS = [
     part.strip()
     for block in blocks("bash")
@@ -34,23 +50,54 @@ COMMANDS = [
 ]
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if re.search(r"(^|\s)streamcache ", c)])
+@pytest.mark.parametrize(
+    "command", [c for c in COMMANDS if re.search(r"(^|\s)streamcache ", c)] + TABLED
+)
 def test_streamcache_commands(
-    command: str,
-    run: Run,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    command: str, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = shlex.split(command)
-    if "STREAMCACHE_DATA=" in words[0]:
+    while "=" in words[0]:
         words.pop(0)
-        (tmp_path / "pg19").mkdir()
-        (tmp_path / "pg19" / "4047.txt").write_text("A little text of our own, word by word. " * 90)
-        monkeypatch.setenv("STREAMCACHE_DATA", str(tmp_path))
-    small = SMALL if words[1] == "baseline" else [*SMALL, "--tpot-tokens", "8"]
-    ran = run(*words[1:], *small)
+    assert words[0] == "streamcache"
+    for name in ("pg19/4047.txt", "wikitext-103/wiki.test.tokens"):
+        text = tmp_path / "corpora" / name
+        text.parent.mkdir(parents=True)
+        text.write_text("A little text of our own, word by word. " * 90)
+    monkeypatch.setenv("STREAMCACHE_DATA", str(tmp_path / "corpora"))
+    for page in DOCS:  # what a command may write into
+        (tmp_path / page.parent.name).mkdir(exist_ok=True)
+        (tmp_path / page.parent.name / page.name).write_text(page.read_text())
+    monkeypatch.setattr(paper, "configurations", lambda *given: configurations(*given)[:3])
+    ran = run(*words[1:], *small(words, tmp_path))
     assert ran.status == 0, ran.err
-    assert "TPOT" in ran.out
+    expected = {"summarize": "index.html"}.get(
+        words[1], "to make" if "--dry-run" in words else "TPOT"
+    )
+    assert expected in ran.out
+
+
+def small(words: list[str], folder: Path) -> list[str]:
+    """Settings that make a command quick: of an option given twice the last one counts."""
+    if words[1] == "summarize":
+        made.paper(folder / "runs")
+        return []
+    more = [*SMALL] if words[1] == "baseline" else [*SMALL, "--tpot-tokens", "8"]
+    sizes = {"--cap-total": "256", "--window-size": "120", "--overlap": "8"}
+    for option, value in sizes.items():
+        more += [option, value] if option in words else []
+    if "--model-name" in words:  # the hub is out of reach
+        more += ["--model-name", "reference"]
+    if words[1] == "paper":
+        more += ["--cap-total", "256", "--positions", "2"]
+    return more
+
+
+def test_every_command_of_the_guide_has_its_counterpart() -> None:
+    """Every command and every flag that the guide has is in the table."""
+    table = " ".join(TABLED)
+    assert {command.split()[1] for command in TABLED} == set(commands.commands)
+    assert all(flag in table for flag in GUIDE_FLAGS)
 
 
 def test_other_commands_are_those_of_ci_and_tox() -> None:

@@ -62,6 +62,13 @@ def test_an_ablation_has_one_budget(total: int) -> None:
     assert [c.policy.n_sink for c in ablations if c.name.startswith("sink")] == [4, 16, 32, 64]
 
 
+def test_max_drop_alone_never_binds() -> None:
+    """As docs/audit.md says: a prune of R = 32 has no more than 32 entries to drop."""
+    chosen = {c.name: c.policy for c in configurations(2048, on_gpu=False)}
+    none, capped = chosen["softlite-none@2048"], chosen["softlite-maxdrop@2048"]
+    assert list(none.drops(20_000)) == list(capped.drops(20_000))
+
+
 def test_a_budget_without_room_is_refused_at_once(run: Run) -> None:
     with pytest.raises(PolicyError, match="total=100 leaves no window"):
         configurations(100, on_gpu=False)
