@@ -7,6 +7,7 @@ what hurts can be put to any model.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import product
 
 from streamcache.records import Record
 from streamcache.summary import published
@@ -79,6 +80,22 @@ class Evidence:
             found, key=lambda rows: (shape(rows[0].record), gpu(rows[0].record)), default=None
         )
 
+    def quantised(self, how: str, name: str) -> tuple[Measured, Measured] | None:
+        """Timed records of a configuration, with the weights as they came and quantised."""
+        rows = [row for group in self.groups if (row := group.get(name)) and row.record.speed]
+        found = []
+        for plain, row in product(rows, rows):
+            same = _timed(plain.record) == _timed(row.record)
+            if same and row.record.subject.dtype == f"{plain.record.subject.dtype} {how}":
+                found.append((plain, row))
+        return max(
+            found, key=lambda rows: (shape(rows[0].record), gpu(rows[0].record)), default=None
+        )
+
+
+def _timed(record: Record) -> tuple[str | None, str]:
+    return record.speed.model if record.speed else None, record.environment.device
+
 
 def shape(record: Record) -> bool:
     """Whether what was timed has the published model's shape."""
@@ -128,6 +145,8 @@ def claims() -> list[Claim]:
             "yes",
             _faster("ours-standard", "captured", negative=True),
         ),
+        Claim("INT8 weights bring nothing (eager)", "yes", _quantised("int8", "fast")),
+        Claim("INT8 weights bring nothing (captured)", "yes", _quantised("int8", "captured")),
     ]
     return rows
 
@@ -236,6 +255,19 @@ def _faster(slow: str, fast: str, negative: bool = False) -> Callable[[Evidence]
         measured = f"{_title(slow)} {number(first)} ms, {_title(fast)} {number(second)} ms"
         faster = first / second >= FASTER
         return Finding(measured, _on(rows[0].record, text=False), _verdict(faster is not negative))
+
+    return test
+
+
+def _quantised(how: str, name: str) -> Callable[[Evidence], Finding | None]:
+    def test(evidence: Evidence) -> Finding | None:
+        rows = evidence.quantised(how, name)
+        if not rows:
+            return None
+        first, second = (row.record.speed.tpot_mean_ms for row in rows if row.record.speed)
+        plain = rows[0].record
+        measured = f"{plain.subject.dtype} {number(first)} ms, {how} {number(second)} ms"
+        return Finding(measured, _on(plain, text=False), _verdict(first / second < FASTER))
 
     return test
 

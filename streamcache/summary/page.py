@@ -18,7 +18,7 @@ _STYLE = """
 @media (prefers-color-scheme: dark) { :root { --back: #14171b; --ink: #e4e7eb;
   --soft: #9aa3ad; --line: #2c323a; --band: #1b2026; --link: #7db4f5; } }
 * { box-sizing: border-box; }
-body { margin: 0 auto; padding: 1.5rem 1rem 4rem; max-width: 66rem; background: var(--back);
+body { margin: 0 auto; padding: 1.5rem .8rem 4rem; max-width: 66rem; background: var(--back);
   color: var(--ink); font: 16px/1.5 system-ui, -apple-system, "Segoe UI", sans-serif; }
 h1 { font-size: 1.7rem; margin: 0 0 .3rem; } h2 { margin: 3rem 0 .5rem; padding-top: .6rem;
   border-top: 1px solid var(--line); font-size: 1.3rem; } h3 { margin: 2rem 0 .4rem; }
@@ -26,7 +26,7 @@ p, figcaption, .notes { color: var(--soft); max-width: 48rem; } a { color: var(-
 .notes { font-size: .85rem; margin: .4rem 0 0; padding-left: 1.1rem; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .78rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .38rem; text-align: right; white-space: nowrap;
+th, td { padding: .3rem .3rem; text-align: right; white-space: nowrap;
   border-bottom: 1px solid var(--line); }
 th { color: var(--soft); font-weight: 600; vertical-align: bottom; }
 th:first-child, td:first-child, .prose th, .prose td { text-align: left; }

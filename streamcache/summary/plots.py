@@ -278,31 +278,31 @@ def ladder(path: Path) -> "Figure | None":
     """From eager decoding down to the roofline, from a ladder.json of `tests.bench.ladder`."""
     rows: dict[str, dict[str, Any]] = json.loads(path.read_text())
     steps = {
-        name: row["ms"]
+        name: row
         for name, row in rows.items()
-        if "ms" in row and ("over" in row or name.startswith(("recompute", "ours")))
-        if "batch" not in name
+        if "ms" in row and "tb_s" not in row and "batch" not in name  # no kernels, one stream
     }
-    floors = [
-        row["roofline_ms"] for name, row in rows.items() if "roofline_ms" in row if name in steps
-    ]
     if not steps:
         return None
-    made, (axes,) = figure(1.4 + 0.42 * (len(steps) + 1))
-    ordered = sorted(steps.items(), key=lambda step: -step[1])
-    if floors:
-        ordered.append(("roofline: weights and cache read once", floors[0]))
-    for i, (_, ms) in enumerate(reversed(ordered)):
-        colour = GREY if floors and i == 0 else BLUE
-        axes.plot(ms, i, color=colour, marker="o", markersize=9)
-        times = f"  {ms:.3g} ms" + (f", {ms / floors[0]:.3g}×" if floors and i else "")
-        axes.annotate(times, (ms, i), va="center", fontsize=11)
-    axes.set_yticks(range(len(ordered)), [name for name, _ in reversed(ordered)])
+    shown = [(name, row["ms"], row.get("over")) for name, row in steps.items()]
+    floors = {}
+    for name, row in steps.items():
+        if "roofline_ms" in row:
+            how = name.partition(",")[0] if name.startswith("int") else "weights"
+            floors[f"roofline: {how} and cache read once"] = row["roofline_ms"]
+    shown += [(name, ms, None) for name, ms in floors.items()]
+    shown.sort(key=lambda step: step[1])
+    made, (axes,) = figure(1.2 + 0.42 * len(shown))
+    for i, (name, ms, over) in enumerate(shown):
+        axes.plot(ms, i, color=GREY if name in floors else BLUE, marker="o", ms=9)
+        text = f"{ms:.3g} ms" + (f", {over:.3g}× its roofline" if over else "")
+        axes.annotate(text, (ms, i), (9, 0), textcoords="offset points", va="center", fontsize=11)
+    axes.set_yticks(range(len(shown)), [name for name, _, _ in shown])
     axes.set_xscale("log")
-    axes.set_xlim(right=axes.get_xlim()[1] * 2)
+    axes.set_xlim(right=axes.get_xlim()[1] * 2.5)
     axes.set_xlabel("ms per token, batch 1 (logarithmic)")
     _plain(axes.xaxis)
-    axes.set_ylim(-0.5, len(ordered) - 0.5)
+    axes.set_ylim(-0.5, len(shown) - 0.5)
     return made
 
 

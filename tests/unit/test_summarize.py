@@ -217,6 +217,19 @@ def test_a_negative_result_is_reproduced_where_nothing_is_gained(
     assert verdict(tmp_path, "torch.compile") == expected
 
 
+@pytest.mark.parametrize("int8, expected", [(3.0, "not reproduced"), (6.0, "reproduced")])
+def test_integer_weights_are_compared_with_the_same_configuration(
+    tmp_path: Path, int8: float, expected: str
+) -> None:
+    quantised = msgspec.structs.replace(made.SUBJECT, dtype="float32 int8")
+    made.write(tmp_path / "a", made.record(NAMED["captured"], tpot_ms=5.0))
+    made.write(tmp_path / "c", made.record(NAMED["fast"], tpot_ms=1.0))
+    assert verdict(tmp_path, "INT8 weights bring nothing (captured)") == "not run"
+    made.write(tmp_path / "b", made.record(NAMED["captured"], tpot_ms=int8, subject=quantised))
+    assert verdict(tmp_path, "INT8 weights bring nothing (captured)") == expected
+    assert verdict(tmp_path, "INT8 weights bring nothing (eager)") == "not run"
+
+
 @pytest.mark.parametrize(
     "claim, nll, expected",
     [
