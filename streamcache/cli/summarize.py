@@ -4,8 +4,8 @@ from pathlib import Path
 
 import click
 
-from streamcache import records
 from streamcache.cli.common import File, err, out
+from streamcache.files import write_bytes
 from streamcache.summary import audit, collect, page, render, tables
 
 BEGIN, END = "<!-- audit: begin -->", "<!-- audit: end -->"
@@ -42,7 +42,7 @@ def summarize(output_dir: Path, audit_file: Path | None) -> None:
 
 
 def write(path: Path, text: str) -> None:
-    records.write_bytes(path, text.encode())
+    write_bytes(path, text.encode())
     out.print(str(path), soft_wrap=True)
 
 
