@@ -424,6 +424,7 @@ def quantised(ladder: Ladder, name: str, how: Quantization, dtype: str, n: int) 
     laps = time_tokens(stream, 16, DEVICE)
     ladder.note(f"{how}, fast, eager", ms=statistics.median(laps.token_ms))
     decoder = captured(ladder, f"{how}, captured, compiled", model, ids, POLICY, n)
+    agreement(ladder, model, ids, decoder)
     profile(ladder, decoder, ids)
 
 
@@ -464,9 +465,11 @@ def plan(ladder: Ladder, name: str, model: Any, ids: Tensor, n: int) -> Iterator
     yield 10, captured, ladder, "not compiled, batch 32", model, ids, POLICY, n // 4, 32, False
     yield 10, one_pass, ladder, model, 20_000 if CUDA else 300
     yield 30, quantised, ladder, name, "int8", "auto", n
-    yield 30, quantised, ladder, name, "int4", "bfloat16" if CUDA else "auto", n
     yield 30, captured, ladder, "captured, compiled, batch 8", model, ids, POLICY, n // 4, 8
     yield 30, captured, ladder, "captured, compiled, batch 32", model, ids, POLICY, n // 4, 32
+    if CUDA:
+        yield 10, vendor, ladder, Parts(model)
+    yield 80, quantised, ladder, name, "int4", "bfloat16" if CUDA else "auto", n
 
     def inductor_alone() -> None:
         from streamcache import capture
@@ -476,9 +479,7 @@ def plan(ladder: Ladder, name: str, model: Any, ids: Tensor, n: int) -> Iterator
         with unittest.mock.patch.object(capture, "fused", inductor):
             captured(ladder, "captured, inductor with cuBLAS", model, ids, POLICY, n)
 
-    yield 35, inductor_alone
-    if CUDA:
-        yield 10, vendor, ladder, Parts(model)
+    yield 120, inductor_alone
 
 
 if __name__ == "__main__":
