@@ -7,10 +7,11 @@ import click
 from streamcache import baseline as baselines
 from streamcache import records
 from streamcache.attach import PaddingError
-from streamcache.cli import measure, paper, summarize
+from streamcache.cli import diagnose, measure, paper, summarize
 from streamcache.cli.common import err
 from streamcache.corpora import CorpusError
 from streamcache.decode import NotFiniteError
+from streamcache.diagnose import DiagnosisError
 from streamcache.models import ModelError
 from streamcache.onepass import OnePassUnsupported
 from streamcache.policy import PolicyError
@@ -21,6 +22,7 @@ from streamcache.summary.plots import PlotsMissing
 EXPECTED = (
     PolicyError,
     CorpusError,
+    DiagnosisError,
     ModelError,
     PaddingError,
     NotFiniteError,
@@ -43,6 +45,7 @@ for command in (
     measure.baseline,
     measure.evaluate_one,
     measure.compare,
+    diagnose.diagnose,
     paper.paper,
     summarize.summarize,
 ):

@@ -17,6 +17,7 @@ from streamcache.cli.common import (
     progress,
     subject_options,
 )
+from streamcache.cli.policies import name_of, policy_options
 from streamcache.configurations import BASELINE, NAMED, Configuration, Mode
 from streamcache.corpora import TokenStream
 from streamcache.models import LoadedModel
@@ -57,13 +58,7 @@ def baseline(
 
 @click.command(name="eval")
 @subject_options
-@click.option("--n-sink", type=int, default=4, show_default=True)
-@click.option("--window-size", type=int, help="default: 2044, or what --cap-total leaves")
-@click.option("--compress-every", type=int, default=1, show_default=True)
-@click.option("--cache-slack", type=int, help="default: compress-every - 1")
-@click.option("--max-drop", type=int, default=0, show_default=True, help="0: no limit")
-@click.option("--cap-total", type=int, help="total budget the window is derived from")
-@click.option("--overlap", type=int, default=0, show_default=True, help="set aside of --cap-total")
+@policy_options
 @click.option("--streaming-mode", type=click.Choice(get_args(Mode)), default="fast")
 @click.option("--mode", type=click.Choice(["streaming", "baseline"]), default="streaming")
 @click.option("--ppl-method", type=click.Choice(["one-pass", "sequential"]), default="one-pass")
@@ -72,13 +67,7 @@ def baseline(
 @click.option("--baseline-file", type=File, help="a stored baseline; default: in --output-dir")
 @click.option("--output-file", type=File, help="write the record (JSON) and NLLs (.nll.npy)")
 def evaluate_one(
-    n_sink: int,
-    window_size: int | None,
-    compress_every: int,
-    cache_slack: int | None,
-    max_drop: int,
-    cap_total: int | None,
-    overlap: int,
+    policy: EvictionPolicy,
     positions: int | None,
     streaming_mode: Mode,
     mode: str,
@@ -91,23 +80,13 @@ def evaluate_one(
     **where: Any,
 ) -> None:
     """Measure one configuration: perplexity, its increase over the baseline, TPOT, speedup."""
-    if window_size is not None and cap_total is not None:
-        raise click.UsageError("give --window-size or --cap-total, not both")
-    if mode == "baseline" and (compress_every > 1 or cache_slack is not None or max_drop):
+    if mode == "baseline" and policy != EvictionPolicy(policy.n_sink, policy.window_size):
         raise click.UsageError("the baseline evicts nothing: give --n-sink and --window-size only")
-    if overlap and cap_total is None:
-        raise click.UsageError("--overlap is set aside of a budget; give --cap-total with it")
-    rest = (cache_slack, max_drop or None, compress_every)
-    if cap_total is not None:
-        policy = EvictionPolicy.from_budget(cap_total, n_sink, *rest, overlap=overlap)
-    else:
-        policy = EvictionPolicy(n_sink, 2044 if window_size is None else window_size, *rest)
     loaded, text = load(**where)
     if mode == "baseline":
-        policy = EvictionPolicy(n_sink, policy.window_size)
         configuration = Configuration("baseline", policy, None)
     else:
-        configuration = Configuration(_name_of(policy, streaming_mode), policy, streaming_mode)
+        configuration = Configuration(name_of(policy, streaming_mode), policy, streaming_mode)
     quality = None
     if not no_quality(loaded, text):
         against = policy if mode == "baseline" else BASELINE
@@ -170,17 +149,6 @@ def compare(
         unfinished.finish()
     err.print(f"records: {output_dir / 'compare'}")
     out.print(report.table(rows))
-
-
-def _name_of(policy: EvictionPolicy, mode: Mode) -> str:
-    """The name of a named configuration, or the settings."""
-    for configuration in NAMED.values():
-        if (configuration.policy, configuration.mode) == (policy, mode):
-            return configuration.name
-    slack = "" if policy.cache_slack is None else f" σ={policy.cache_slack}"
-    drop = "" if policy.max_drop is None else f" δ={policy.max_drop}"
-    sizes = f"S={policy.n_sink} W={policy.window_size} R={policy.compress_every}"
-    return f"{mode} {sizes}{slack}{drop}"
 
 
 def _nll(

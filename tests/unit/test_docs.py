@@ -71,10 +71,8 @@ def test_streamcache_commands(
     monkeypatch.setattr(paper, "configurations", lambda *given: configurations(*given)[:3])
     ran = run(*words[1:], *small(words, tmp_path))
     assert ran.status == 0, ran.err
-    expected = {"summarize": "index.html"}.get(
-        words[1], "to make" if "--dry-run" in words else "TPOT"
-    )
-    assert expected in ran.out
+    printed = {"summarize": "index.html", "diagnose": "after prunes"}
+    assert printed.get(words[1], "to make" if "--dry-run" in words else "TPOT") in ran.out
 
 
 def small(words: list[str], folder: Path) -> list[str]:
@@ -82,6 +80,8 @@ def small(words: list[str], folder: Path) -> list[str]:
     if words[1] == "summarize":
         made.paper(folder / "runs")
         return []
+    if words[1] == "diagnose":
+        return ["--max-eval-tokens", "900", "--cap-total", "100", "--compress-every", "32"]
     more = [*SMALL] if words[1] == "baseline" else [*SMALL, "--tpot-tokens", "8"]
     sizes = {"--cap-total": "256", "--window-size": "120", "--overlap": "8"}
     for option, value in sizes.items():

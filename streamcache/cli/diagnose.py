@@ -1,0 +1,187 @@
+"""`streamcache diagnose`: what the prunes of a policy do to the tokens right after them."""
+
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from rich import box
+from rich.table import Table
+
+from streamcache import evaluate, records
+from streamcache.cli.common import err, load, no_quality, out, progress, subject_options
+from streamcache.cli.policies import policy_options, settings_of
+from streamcache.configurations import NAMED, Configuration
+from streamcache.corpora import TokenStream
+from streamcache.decode import finite
+from streamcache.diagnose import (
+    Diagnosis,
+    Floats,
+    Held,
+    Spike,
+    difference,
+    held,
+    never_fuller,
+    one_at_a_time,
+    span_of,
+    spike,
+    tokens_csv,
+)
+from streamcache.models import LoadedModel
+from streamcache.policy import EvictionPolicy
+
+
+@click.command()
+@subject_options
+@policy_options
+@click.option("--against", help="a named configuration; default: the same room, one entry a token")
+@click.option("--span", type=click.IntRange(1), help="tokens before and after; default: up to 64")
+@click.option("--shuffles", type=click.IntRange(19), default=1999, show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True, help="of the shuffles")
+@click.option("--plot/--no-plot", default=True, help="with matplotlib, an SVG beside the CSV")
+def diagnose(
+    policy: EvictionPolicy,
+    against: str | None,
+    span: int | None,
+    shuffles: int,
+    seed: int,
+    plot: bool,
+    positions: int | None,
+    output_dir: Path,
+    **where: Any,
+) -> None:
+    """Compare the NLL after prunes with that before, and with shuffled boundaries."""
+    if plot:
+        _require_matplotlib()
+    other, other_name = _other(policy, against)
+    loaded, text = load(**where)
+    if reason := no_quality(loaded, text):
+        raise click.UsageError(f"nothing to diagnose: {reason}")
+    name = settings_of(policy)
+    nll, nll_other, nll_control = (
+        _nll(loaded, text, Configuration(title, each))
+        for title, each in (
+            (name, policy),
+            (other_name, other),
+            ("control", never_fuller(policy)),
+        )
+    )
+    first = max(policy.capacity, other.capacity)
+    states = list(held(policy, len(nll)))
+    prunes = np.flatnonzero([state.evicted for state in states])
+    prunes = prunes[prunes >= first] - first
+
+    def around_prunes(series: Floats) -> Spike:
+        return spike(series[first:], prunes, span or span_of(prunes), shuffles, seed)
+
+    made = Diagnosis(
+        configuration=name,
+        policy=evaluate.as_recorded(policy),
+        against=other_name,
+        against_policy=evaluate.as_recorded(other),
+        subject=evaluate.subject(loaded, text),
+        environment=records.environment(loaded.model.device),
+        prunes=records.Prunes(*policy.count(len(nll))),
+        first_position=first + 1,
+        difference=difference((nll - nll_other)[first:]),
+        spike=around_prunes(nll - nll_other),
+        control=around_prunes(nll_control - nll_other),
+        raw=around_prunes(nll),
+    )
+    stem = _file_name(f"{text.name} {name} vs {other_name}")
+    _write(output_dir / "diagnose" / stem, made, text, loaded, states, nll, nll_other, plot)
+    out.print(_table(made))
+
+
+def _file_name(title: str) -> str:
+    for sign, word in (("=", ""), ("σ", "slack"), ("δ", "drop")):
+        title = title.replace(sign, word)
+    return re.sub(r"[^\w.-]+", "-", title)
+
+
+def _require_matplotlib() -> None:
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise click.UsageError(
+            f"the plot needs matplotlib ({error}): pip install 'streamcache[plots]', or --no-plot"
+        ) from error
+
+
+def _other(policy: EvictionPolicy, against: str | None) -> tuple[EvictionPolicy, str]:
+    if against is None:
+        other = one_at_a_time(policy)
+        return other, settings_of(other)
+    if against not in NAMED:
+        raise click.UsageError(f"no configuration {against!r}; there are {', '.join(NAMED)}")
+    return NAMED[against].policy, against
+
+
+def _nll(loaded: LoadedModel, text: TokenStream, configuration: Configuration) -> Floats:
+    with progress(configuration.name, len(text.input_ids) - 1) as advance:
+        nll = evaluate.stream_nll(loaded, text, configuration, "one-pass", advance)
+    return finite(nll).double().numpy()
+
+
+def _write(
+    path: Path,
+    made: Diagnosis,
+    text: TokenStream,
+    loaded: LoadedModel,
+    states: list[Held],
+    nll: Floats,
+    nll_other: Floats,
+    plot: bool,
+) -> None:
+    ids = text.input_ids.tolist()
+    words = [""] * len(ids)
+    if loaded.tokenizer is not None:
+        words = [repr(word)[1:-1] for word in loaded.tokenizer.batch_decode([[i] for i in ids])]
+    files = {".csv": tokens_csv(ids, words, states, nll, nll_other)}
+    if plot:
+        from streamcache.diagnose_plot import svg
+
+        files[".svg"] = svg(made, states, nll, nll_other)
+    for suffix, data in files.items():
+        records.write_bytes(Path(f"{path}{suffix}"), data)
+    records.write(Path(f"{path}.json"), made)
+    err.print(f"{path}.json{', '.join(['', *files])}", soft_wrap=True)
+
+
+def _table(made: Diagnosis) -> Table:
+    gap = made.difference
+    view = Table(
+        title=f"{made.subject.model}, {made.subject.text}: {made.configuration} against "
+        f"{made.against}",
+        caption=(
+            f"{gap.mean:+.4f} nats per token in all ({gap.low:+.4f} … {gap.high:+.4f}, 95 %), "
+            f"PPL {100 * math.expm1(gap.mean):+.2f} %, {gap.n_tokens} tokens from position "
+            f"{made.first_position}\n"
+            f"around {made.spike.n_boundaries} prunes, {made.spike.span} tokens on either side; "
+            f"p: share of {made.spike.shuffles} shuffled boundaries that reach as much"
+        ),
+        title_justify="left",
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=0,
+        show_edge=False,
+    )
+    view.add_column("nats per token", no_wrap=True)
+    for header in ("excess", "p", "shuffled 95 %", "peak", "p", "area", "width"):
+        view.add_column(header, justify="right", no_wrap=True)
+    rows = {"after prunes": made.spike, "control": made.control, "NLL as it is": made.raw}
+    for name, found in rows.items():
+        low, high = found.shuffled_excess
+        view.add_row(
+            name,
+            f"{found.excess:+.4f}",
+            f"{found.excess_p:.4f}",
+            f"{low:+.4f} … {high:+.4f}",
+            f"{found.peak:+.4f}",
+            f"{found.peak_p:.4f}",
+            f"{found.area:+.3f}",
+            f"{found.width:.1f}",
+        )
+    return view
