@@ -7,7 +7,7 @@ import click
 from streamcache import baseline as baselines
 from streamcache import records
 from streamcache.attach import PaddingError
-from streamcache.cli import diagnose, measure, paper, summarize
+from streamcache.cli import diagnose, measure, paper, profile, summarize
 from streamcache.cli.common import err
 from streamcache.corpora import CorpusError
 from streamcache.decode import NotFiniteError
@@ -46,6 +46,7 @@ for command in (
     measure.evaluate_one,
     measure.compare,
     diagnose.diagnose,
+    profile.profile,
     paper.paper,
     summarize.summarize,
 ):

@@ -1,7 +1,6 @@
 """`streamcache diagnose`: what the prunes of a policy do to the tokens right after them."""
 
 import math
-import re
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from rich.table import Table
 
 from streamcache import evaluate, records
 from streamcache.cli.common import err, load, no_quality, out, progress, subject_options
-from streamcache.cli.policies import policy_options, settings_of
+from streamcache.cli.policies import file_name, policy_options, settings_of
 from streamcache.configurations import NAMED, Configuration
 from streamcache.corpora import TokenStream
 from streamcache.decode import finite
@@ -90,15 +89,9 @@ def diagnose(
         control=around_prunes(nll_control - nll_other),
         raw=around_prunes(nll),
     )
-    stem = _file_name(f"{text.name} {name} vs {other_name}")
+    stem = file_name(f"{text.name} {name} vs {other_name}")
     _write(output_dir / "diagnose" / stem, made, text, loaded, states, nll, nll_other, plot)
     out.print(_table(made))
-
-
-def _file_name(title: str) -> str:
-    for sign, word in (("=", ""), ("σ", "slack"), ("δ", "drop")):
-        title = title.replace(sign, word)
-    return re.sub(r"[^\w.-]+", "-", title)
 
 
 def _require_matplotlib() -> None:

@@ -1,5 +1,6 @@
 """The options that say what to evict and when: a command with them is given a policy."""
 
+import re
 from collections.abc import Callable
 from functools import wraps
 from typing import Any
@@ -68,3 +69,10 @@ def settings_of(policy: EvictionPolicy) -> str:
     slack = "" if policy.cache_slack is None else f" σ={policy.cache_slack}"
     drop = "" if policy.max_drop is None else f" δ={policy.max_drop}"
     return f"S={policy.n_sink} W={policy.window_size} R={policy.compress_every}{slack}{drop}"
+
+
+def file_name(title: str) -> str:
+    """Of a title that names a policy; without a suffix."""
+    for sign, word in (("=", ""), ("σ", "slack"), ("δ", "drop")):
+        title = title.replace(sign, word)
+    return re.sub(r"[^\w.-]+", "-", title)

@@ -71,7 +71,7 @@ def test_streamcache_commands(
     monkeypatch.setattr(paper, "configurations", lambda *given: configurations(*given)[:3])
     ran = run(*words[1:], *small(words, tmp_path))
     assert ran.status == 0, ran.err
-    printed = {"summarize": "index.html", "diagnose": "after prunes"}
+    printed = {"summarize": "index.html", "diagnose": "after prunes", "profile": "eviction"}
     assert printed.get(words[1], "to make" if "--dry-run" in words else "TPOT") in ran.out
 
 
@@ -82,6 +82,8 @@ def small(words: list[str], folder: Path) -> list[str]:
         return []
     if words[1] == "diagnose":
         return ["--max-eval-tokens", "900", "--cap-total", "100", "--compress-every", "32"]
+    if words[1] == "profile":
+        return ["--max-eval-tokens", "260", "--window-size", "60", "--tokens", "4"]
     more = [*SMALL] if words[1] == "baseline" else [*SMALL, "--tpot-tokens", "8"]
     sizes = {"--cap-total": "256", "--window-size": "120", "--overlap": "8"}
     for option, value in sizes.items():

@@ -1,0 +1,114 @@
+"""`streamcache profile`: where the time of a decoding step goes."""
+
+from pathlib import Path
+from typing import Any, get_args
+
+import click
+from rich import box
+from rich.table import Table
+
+from streamcache import evaluate, records
+from streamcache.cli.common import File, err, load, out, progress, subject_options
+from streamcache.cli.policies import file_name, name_of, policy_options
+from streamcache.configurations import Configuration, Mode
+from streamcache.decode import Stream
+from streamcache.policy import EvictionPolicy
+from streamcache.profiling import Profile, measure
+
+
+@click.command()
+@subject_options
+@policy_options
+@click.option("--streaming-mode", type=click.Choice(get_args(Mode)), default="fast")
+@click.option("--tokens", type=click.IntRange(1), default=64, show_default=True, help="profiled")
+@click.option("--rows", type=click.IntRange(1), default=12, show_default=True, help="printed")
+@click.option("--trace", type=File, help="write a trace for Perfetto (.json or .json.gz)")
+def profile(
+    policy: EvictionPolicy,
+    streaming_mode: Mode,
+    tokens: int,
+    rows: int,
+    trace: Path | None,
+    positions: int | None,
+    output_dir: Path,
+    **where: Any,
+) -> None:
+    """Count and time a step's operators and kernels, in evictions and in the forward."""
+    loaded, text = load(**where)
+    configuration = Configuration(name_of(policy, streaming_mode), policy, streaming_mode)
+    ids = text.input_ids.to(loaded.model.device)
+    ids = ids.repeat(policy.floor // ids.shape[0] + 1)
+    stream = configuration.step(loaded.model, ids)
+    assert isinstance(stream, Stream)
+    with progress("profile", 2 * tokens) as advance:
+        measured = measure(stream, tokens, trace, advance)
+    made = Profile(
+        configuration=configuration.name,
+        mode=streaming_mode,
+        policy=evaluate.as_recorded(policy),
+        subject=evaluate.subject(loaded, text),
+        environment=records.environment(loaded.model.device),
+        measured=measured,
+    )
+    path = output_dir / "profile" / f"{file_name(f'{loaded.name} {configuration.name}')}.json"
+    records.write(path, made)
+    err.print(f"record: {path}", soft_wrap=True)
+    if trace is not None:
+        err.print(f"trace: {trace}", soft_wrap=True)
+    out.print(_summary(made))
+    for table in _tables(made, rows):
+        out.print(table)
+
+
+def _summary(made: Profile) -> str:
+    taken = made.measured
+    lines = [
+        f"{made.subject.model} {made.subject.dtype}, {made.environment.device}: "
+        f"{made.configuration}, {taken.n_tokens} tokens with {taken.evicted.prunes} prunes of "
+        f"{taken.evicted.entries} entries",
+        f"{taken.step_ms:.3f} ms per token; {taken.profiled_ms:.3f} with the profiler, which all "
+        f"times are of, {taken.outside_ms:.3f} of it outside of operators",
+        f"per token: {taken.operators_per_token:.0f} operators",
+    ]
+    if taken.kernels:
+        lines[-1] += (
+            f", {taken.launches_per_token:.0f} launches, {taken.kernels_per_token:.0f} kernels of "
+            f"{taken.device_ms:.3f} ms, the device busy for {100 * taken.device_busy:.0f} %"
+        )
+    return "\n".join(lines)
+
+
+def _tables(made: Profile, n_rows: int) -> list[Table]:
+    taken = made.measured
+    device = ["device ms", "of kernels"] if taken.kernels else []
+    parts = _table("part", "host ms", "of step", *device)
+    for name, part in (("eviction", taken.eviction), ("forward", taken.forward)):
+        cells = [_ms(part.host_ms), _share(part.host_share)]
+        parts.add_row(
+            name, *cells, *[_ms(part.device_ms), _share(part.device_share)][: len(device)]
+        )
+    operators = _table("operator", "calls", "host ms", "of step", *device[:1])
+    for row in taken.operators[:n_rows]:
+        cells = [f"{row.calls:.1f}", _ms(row.host_ms), _share(row.host_share)]
+        operators.add_row(row.name, *cells, *[_ms(row.device_ms)][: len(device)])
+    kernels = _table("kernel", "runs", "device ms", "of kernels")
+    for kernel in taken.kernels[:n_rows]:
+        share = _share(kernel.device_share)
+        kernels.add_row(kernel.name, f"{kernel.runs:.1f}", _ms(kernel.device_ms), share)
+    return [parts, operators, kernels] if taken.kernels else [parts, operators]
+
+
+def _table(name: str, *headers: str) -> Table:
+    view = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+    view.add_column(name, max_width=44, no_wrap=True)
+    for header in headers:
+        view.add_column(header, justify="right", no_wrap=True)
+    return view
+
+
+def _ms(value: float) -> str:
+    return f"{value:.4f}"
+
+
+def _share(value: float) -> str:
+    return f"{100 * value:.1f} %"
