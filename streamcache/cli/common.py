@@ -33,6 +33,10 @@ _LATE_ON_CPU = 64  # baseline positions with a full window; each is a forward ov
 
 out, err = Console(), Console(stderr=True)
 
+positions_option = click.option(
+    "--positions", type=click.IntRange(1), help="of the baseline with a full window"
+)
+
 
 def model_options(command: Command) -> Command:
     """The options that say which model is measured, where, and with what at hand."""
@@ -51,9 +55,6 @@ def model_options(command: Command) -> Command:
             "--device", default=None, help="cpu or cuda; default: cuda where there is one"
         ),
         click.option("--data-dir", type=Path, help="local corpora; or set STREAMCACHE_DATA"),
-        click.option(
-            "--positions", type=click.IntRange(1), help="of the baseline with a full window"
-        ),
         click.option("--output-dir", type=Path, default=Path("runs"), show_default=True),
     ]
     for option in reversed(options):

@@ -28,6 +28,7 @@ from streamcache.diagnose import (
     spike,
     tokens_csv,
 )
+from streamcache.files import write_bytes
 from streamcache.models import LoadedModel
 from streamcache.policy import EvictionPolicy
 
@@ -47,7 +48,6 @@ def diagnose(
     shuffles: int,
     seed: int,
     plot: bool,
-    positions: int | None,
     output_dir: Path,
     **where: Any,
 ) -> None:
@@ -138,7 +138,7 @@ def _write(
 
         files[".svg"] = svg(made, states, nll, nll_other)
     for suffix, data in files.items():
-        records.write_bytes(Path(f"{path}{suffix}"), data)
+        write_bytes(Path(f"{path}{suffix}"), data)
     records.write(Path(f"{path}.json"), made)
     err.print(f"{path}.json{', '.join(['', *files])}", soft_wrap=True)
 

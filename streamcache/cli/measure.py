@@ -14,6 +14,7 @@ from streamcache.cli.common import (
     no_quality,
     obtain_baseline,
     out,
+    positions_option,
     progress,
     subject_options,
 )
@@ -30,6 +31,7 @@ DEFAULT_TABLE = "baseline,mit,ours-standard,best,fast"
 
 @click.command()
 @subject_options
+@positions_option
 @click.option("--n-sink", type=int, default=4, show_default=True)
 @click.option("--window-size", type=int, default=2044, show_default=True)
 @click.option("--runs", type=click.IntRange(1), default=8, show_default=True, help="timed forwards")
@@ -58,6 +60,7 @@ def baseline(
 
 @click.command(name="eval")
 @subject_options
+@positions_option
 @policy_options
 @click.option("--streaming-mode", type=click.Choice(get_args(Mode)), default="fast")
 @click.option("--mode", type=click.Choice(["streaming", "baseline"]), default="streaming")
@@ -103,6 +106,7 @@ def evaluate_one(
 
 @click.command()
 @subject_options
+@positions_option
 @click.option("--configs", default=DEFAULT_TABLE, show_default=True, help="named configurations")
 @click.option("--ppl-method", type=click.Choice(["one-pass", "sequential"]), default="one-pass")
 @click.option("--tpot-tokens", type=click.IntRange(8), default=256, show_default=True)

@@ -21,6 +21,7 @@ from streamcache.cli.common import (
     obtain_baseline,
     on_gpu,
     out,
+    positions_option,
     wanted_baseline,
 )
 from streamcache.configurations import Configuration
@@ -42,6 +43,7 @@ Job = tuple[Paper, Configuration]
 
 @click.command()
 @model_options
+@positions_option
 @click.option(
     "--dataset-name",
     "datasets",

@@ -29,7 +29,6 @@ def profile(
     tokens: int,
     rows: int,
     trace: Path | None,
-    positions: int | None,
     output_dir: Path,
     **where: Any,
 ) -> None:
