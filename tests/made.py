@@ -6,10 +6,13 @@ import msgspec
 import numpy as np
 import torch
 
-from streamcache import records
+from streamcache import profiling, records
 from streamcache.configurations import Configuration
+from streamcache.diagnose import Diagnosis, Difference, spike
 from streamcache.evaluate import as_recorded
 from streamcache.paper import configurations
+from streamcache.policy import EvictionPolicy
+from streamcache.profiling import Evicted, Kernel, Operator, Part, Profile
 from streamcache.records import Prunes, Quality, Record, Speed, Subject
 
 SUBJECT = Subject("reference", "r", "float32", "pg19/4047", "folder", "d", 3000)
@@ -53,6 +56,60 @@ def write(folder: Path, made: Record, nll: float | None = None) -> None:
     times[::32] = 9
     records.write_array(stem.with_name(f"{stem.name}.tpot.npy"), times)
     records.write(stem.with_name(f"{stem.name}.json"), made)
+
+
+def diagnosis(folder: Path) -> None:
+    """What `streamcache diagnose` leaves of a policy that spikes after its prunes."""
+    policy, other = EvictionPolicy(4, 125, compress_every=512), EvictionPolicy(4, 636)
+    series = np.zeros(2000)
+    boundaries = np.arange(200, 2000, 300)
+    for boundary in boundaries:
+        series[boundary : boundary + 10] = 0.5
+    found = spike(series, boundaries, span=20, shuffles=99, seed=0)
+    made = Diagnosis(
+        configuration="S=4 W=125 R=512",
+        policy=as_recorded(policy),
+        against="S=4 W=636 R=1",
+        against_policy=as_recorded(other),
+        subject=SUBJECT,
+        environment=records.environment(torch.device("cpu")),
+        prunes=Prunes(*policy.count(2999)),
+        first_position=641,
+        difference=Difference(0.0276, 0.0198, 0.0353, 2000),
+        spike=found,
+        control=found,
+        raw=found,
+    )
+    records.write(folder / "diagnose" / "one.json", made)
+
+
+def profile(folder: Path, on_gpu: bool) -> None:
+    """What `streamcache profile` leaves."""
+    kernels = (Kernel("attention_kernel<128>", 32.0, 0.5, 0.4), Kernel("gemv", 96.0, 0.75, 0.6))
+    made = Profile(
+        configuration="ours-standard",
+        mode="ours",
+        policy=as_recorded(EvictionPolicy(4, 2044)),
+        subject=SUBJECT,
+        environment=records.environment(torch.device("cpu")),
+        measured=profiling.Measured(
+            n_tokens=16,
+            evicted=Evicted(16, 16),
+            step_ms=6.25,
+            profiled_ms=9.0,
+            outside_ms=2.0,
+            operators_per_token=900.0,
+            launches_per_token=128.0 * on_gpu,
+            kernels_per_token=128.0 * on_gpu,
+            device_ms=1.25 * on_gpu,
+            device_busy=0.2 * on_gpu,
+            eviction=Part(1.8, 0.2, 0.25 * on_gpu, 0.2 * on_gpu),
+            forward=Part(7.2, 0.8, 1.0 * on_gpu, 0.8 * on_gpu),
+            operators=(Operator("aten::addmm", 24.0, 2.0, 0.222, 0.0),),
+            kernels=kernels if on_gpu else (),
+        ),
+    )
+    records.write(folder / "profile" / f"{'gpu' if on_gpu else 'cpu'}.json", made)
 
 
 def paper(folder: Path) -> None:

@@ -18,17 +18,23 @@ BEGIN, END = "<!-- audit: begin -->", "<!-- audit: end -->"
 )
 def summarize(output_dir: Path, audit_file: Path | None) -> None:
     """Write summary.md, summary.tex and index.html from the records in a folder."""
-    groups, bad = collect.collect(output_dir)
-    for line in bad:
+    found = collect.collect(output_dir)
+    for line in found.bad:
         err.print(f"left out: {line}", soft_wrap=True)
-    if not groups:
+    if not found.groups:
         raise click.UsageError(f"no records below {output_dir}: `streamcache paper` makes them")
-    verdicts = audit.table(groups)
-    found = [(group, tables.of_group(group)) for group in groups]
+    verdicts = audit.table(found.groups)
+    sections = [
+        (f"{group.subject}: {group.text}", tables.of_group(group)) for group in found.groups
+    ]
+    if diagnoses := tables.diagnoses(found.diagnoses):
+        sections.append(("Diagnosis", [diagnoses]))
+    if profiles := tables.profiles(found.profiles):
+        sections.append(("Profile", [profiles, *map(tables.dearest, found.profiles)]))
     markdown = ["# Summary\n", "## Audit\n", render.markdown(verdicts)]
     latex = [render.latex(verdicts)]
-    for group, made in found:
-        markdown.append(f"## {group.subject}: {group.text}\n")
+    for title, made in sections:
+        markdown.append(f"## {title}\n")
         for table in made:
             markdown += [f"### {table.title}\n", render.markdown(table)]
             latex.append(render.latex(table))
@@ -37,7 +43,7 @@ def summarize(output_dir: Path, audit_file: Path | None) -> None:
     if audit_file is not None:
         write(audit_file, _replaced(audit_file, render.markdown(verdicts)))
     ladder = output_dir / "ladder.json"
-    html = page.page(groups, verdicts, ladder if ladder.exists() else None)
+    html = page.page(found, verdicts, ladder if ladder.exists() else None)
     write(output_dir / "index.html", html)
 
 

@@ -1,15 +1,16 @@
 """The records of a folder, each beside its arrays, grouped by what can be compared."""
 
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 import numpy
 from numpy.typing import NDArray
 
+from streamcache.diagnose import Diagnosis
+from streamcache.profiling import Profile
 from streamcache.records import SCHEMA_VERSION, Record
 
 
@@ -92,42 +93,72 @@ class Group:
         )
 
 
-def collect(folder: Path) -> tuple[list[Group], list[str]]:
-    """All records below a folder, and a line about each file that is one but cannot be read.
+class Found(NamedTuple):
+    """What lies below a folder.
+
+    Attributes:
+        bad: a line about each file that is a record and cannot be read.
+    """
+
+    groups: list[Group]
+    diagnoses: list[Diagnosis]
+    profiles: list[Profile]
+    bad: list[str]
+
+
+def collect(folder: Path) -> Found:
+    """All records, diagnoses and profiles below a folder.
 
     Of a configuration measured twice on the same model, device and text, the newest counts.
     pytest-benchmark's files are read, too.
     """
-    found: list[Measured] = []
+    records: list[Measured] = []
+    diagnoses: list[Diagnosis] = []
+    profiles: list[Profile] = []
     bad: list[str] = []
     for path in sorted(folder.rglob("*.json")):
+        if path.stat().st_size > _LONGEST:
+            continue
         try:
             content = json.loads(path.read_bytes())
         except (OSError, ValueError) as error:
             bad.append(f"{path} cannot be read: {error}")
             continue
-        for entry in _records_in(content):
+        for entry in _entries(content):
+            kind = _KINDS.get(entry.get("schema"))
+            if kind is None:
+                continue
             try:
-                record = msgspec.convert(entry, Record)
+                made = msgspec.convert(entry, kind)
             except msgspec.ValidationError as error:
                 bad.append(f"{path} is a broken record: {error}")
                 continue
-            if record.version == SCHEMA_VERSION:
-                found.append(Measured(record, path))
+            if made.version != SCHEMA_VERSION:
+                bad.append(f"{path} has schema version {made.version}, not {SCHEMA_VERSION}")
+            elif isinstance(made, Record):
+                records.append(Measured(made, path))
+            elif isinstance(made, Diagnosis):
+                diagnoses.append(made)
             else:
-                bad.append(f"{path} has schema version {record.version}, not {SCHEMA_VERSION}")
-    found.sort(key=lambda one: one.path.stat().st_mtime_ns)
-    return _grouped(found), bad
+                profiles.append(made)
+    records.sort(key=lambda one: one.path.stat().st_mtime_ns)
+    return Found(_grouped(records), diagnoses, profiles, bad)
 
 
-def _records_in(content: Any) -> Iterable[Any]:
+_LONGEST = 1 << 25  # bytes; what is longer is a trace
+_KINDS: dict[Any, type[Record] | type[Diagnosis] | type[Profile]] = {
+    "streamcache-eval": Record,
+    "streamcache-diagnosis": Diagnosis,
+    "streamcache-profile": Profile,
+}
+
+
+def _entries(content: Any) -> list[dict[str, Any]]:
+    """The file's own object, or those that pytest-benchmark keeps."""
     if not isinstance(content, dict):
         return []
-    if content.get("schema") == "streamcache-eval":
-        return [content]
-    benchmarks = content.get("benchmarks", [])
-    extra = [one.get("extra_info") for one in benchmarks if isinstance(one, dict)]
-    return [one for one in extra if isinstance(one, dict) and one.get("schema")]
+    benchmarks = [one.get("extra_info") for one in content.get("benchmarks", [])]
+    return [entry for entry in [content, *benchmarks] if isinstance(entry, dict)]
 
 
 def _grouped(found: list[Measured]) -> list[Group]:

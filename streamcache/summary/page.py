@@ -1,12 +1,14 @@
 """Everything on one page that needs nothing else: no script, no request, light or dark."""
 
+import re
 from collections.abc import Iterator
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from streamcache.diagnose import Diagnosis
 from streamcache.summary import plots, tables
-from streamcache.summary.collect import Group
+from streamcache.summary.collect import Found, Group
 from streamcache.summary.tables import Table
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ th, td { padding: .3rem .3rem; text-align: right; white-space: nowrap;
   border-bottom: 1px solid var(--line); }
 th { color: var(--soft); font-weight: 600; vertical-align: bottom; }
 th:first-child, td:first-child, .prose th, .prose td { text-align: left; }
+@media (max-width: 1100px) { table { font-size: .74rem; } }
 .prose { font-size: .85rem; }
 .prose td { white-space: normal; min-width: 9rem; vertical-align: top; }
 tbody tr:hover { background: var(--band); }
@@ -40,7 +43,7 @@ nav ul { columns: 2 20rem; padding-left: 1.1rem; }
 """
 
 
-def page(groups: list[Group], audit: Table, ladder: Path | None) -> str:
+def page(found: Found, audit: Table, ladder: Path | None) -> str:
     """The whole page.
 
     Args:
@@ -51,9 +54,16 @@ def page(groups: list[Group], audit: Table, ladder: Path | None) -> str:
     """
     sections = [("Published and measured", _table(audit, heading=False))]
     with plots.style():
-        for i, group in enumerate(groups):
+        for i, group in enumerate(found.groups):
             title = f"{group.subject}: {group.text}"
             sections.append((title, "\n".join(_group(group, f"g{i}"))))
+        if diagnoses := tables.diagnoses(found.diagnoses):
+            content = [_table(diagnoses, heading=False), *map(_diagnosis, found.diagnoses)]
+            sections.append((diagnoses.title, "\n".join(content)))
+        if profiles := tables.profiles(found.profiles):
+            content = [_table(profiles, heading=False)]
+            content += [_table(tables.dearest(made)) for made in found.profiles]
+            sections.append((profiles.title, "\n".join(content)))
         if ladder is not None and (made := plots.ladder(ladder)):
             about = "From eager decoding down to reading the weights and the cache once."
             sections.append(("The ladder to the roofline", _figure(made, "ladder", about)))
@@ -106,6 +116,12 @@ def _group(group: Group, name: str) -> Iterator[str]:
             yield _table(found)
             if made := plots.ablation(group, prefix, by):
                 yield _figure(made, f"{name}-{prefix}plot", f"{found.title}: quality and speed.")
+
+
+def _diagnosis(made: Diagnosis) -> str:
+    subject = f"{made.subject.model}, {made.subject.text}, {made.subject.n_tokens:,} tokens"
+    title = f"{subject}: {made.configuration} against {made.against}."
+    return _figure(plots.around_prunes(made), re.sub(r"\W+", "-", title).lower(), title)
 
 
 def _figure(made: "Figure", name: str, caption: str) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy
 
+from streamcache.diagnose import Diagnosis
 from streamcache.policy import EvictionPolicy
 from streamcache.records import Record
 from streamcache.summary import published
@@ -245,6 +246,23 @@ def _prunes(record: Record) -> list[tuple[int, int]]:
     policy = EvictionPolicy(p.n_sink, p.window_size, p.cache_slack, p.max_drop, p.compress_every)
     drops = policy.drops(record.subject.n_tokens - 1)
     return [(t, dropped) for t, dropped in enumerate(drops) if dropped]
+
+
+def around_prunes(made: Diagnosis) -> "Figure":
+    """Mean NLL difference by the distance to a prune, and what shuffled boundaries give."""
+    drawn, (axes,) = figure(3.6)
+    spike = made.spike
+    offset = numpy.arange(-spike.span, spike.span)
+    band = (spike.shuffled_low, spike.shuffled_high)
+    axes.fill_between(offset, *band, color=GREY, alpha=0.3, label="95 % of the shuffles")
+    control = made.control.profile
+    axes.plot(offset, control, color=ORANGE, linewidth=1, label="control: no prune there")
+    axes.plot(offset, spike.profile, color=BLUE, marker=".", linewidth=1, label="after prunes")
+    axes.axvline(-0.5, color=GREY, linestyle="--", linewidth=1)
+    axes.set_xlabel("tokens since the prune")
+    axes.set_ylabel("mean NLL difference, nats")
+    _legend(axes, 3)
+    return drawn
 
 
 def tail(group: Group) -> "Figure | None":

@@ -3,12 +3,15 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from streamcache.diagnose import Diagnosis
+from streamcache.profiling import Profile
 from streamcache.records import Quality, Record
 from streamcache.summary import published
 from streamcache.summary.collect import Group, Measured
 from streamcache.summary.published import Range
 
 DASH = "–"
+_DEAREST = 10  # rows
 
 METHODS = {
     "baseline": "Baseline",
@@ -55,6 +58,83 @@ def ablation(group: Group, prefix: str) -> Table | None:
     """One ablation; None where nothing of it was measured."""
     rows = [(row.record.configuration, row) for row in group.starting(prefix)]
     return _table(ABLATIONS[prefix], "configuration", group, rows) if rows else None
+
+
+def diagnoses(found: Sequence[Diagnosis]) -> Table | None:
+    """A row per diagnosis; None without one."""
+    header = (
+        *("policy", "against", "text", "prunes", "excess", "p", "peak", "p", "width"),
+        *("control p", "in all", "95 %"),
+    )
+    rows = tuple(
+        (
+            made.configuration,
+            made.against,
+            f"{made.subject.model}: {made.subject.text}, {made.subject.n_tokens:,}",
+            str(made.spike.n_boundaries),
+            f"{made.spike.excess:+.4f}",
+            f"{made.spike.excess_p:.4f}",
+            f"{made.spike.peak:+.4f}",
+            f"{made.spike.peak_p:.4f}",
+            f"{made.spike.width:.1f}",
+            f"{made.control.excess_p:.4f}",
+            f"{made.difference.mean:+.4f}",
+            f"{made.difference.low:+.4f} to {made.difference.high:+.4f}",
+        )
+        for made in found
+    )
+    notes = (
+        "NLL in nats per token, less that of the policy compared with; excess: mean after prunes "
+        "less mean before; p: share of shuffled boundaries that reach as much; width: in tokens",
+        "control: the same boundaries on a policy that does not prune there; in all: the mean over "
+        "the steady state",
+    )
+    return Table("Tokens after prunes", header, rows, notes) if rows else None
+
+
+def profiles(found: Sequence[Profile]) -> Table | None:
+    """A row per profile; None without one."""
+    header = (
+        *("configuration", "model", "step ms", "operators", "launches", "kernels", "device ms"),
+        *("busy", "eviction, host", "eviction, device"),
+    )
+    rows = []
+    for made in found:
+        m, device = made.measured, made.measured.kernels_per_token > 0
+        rows.append(
+            (
+                made.configuration,
+                f"{made.subject.model} {made.subject.dtype}, {made.environment.device}",
+                number(m.step_ms),
+                f"{m.operators_per_token:.0f}",
+                f"{m.launches_per_token:.0f}" if device else DASH,
+                f"{m.kernels_per_token:.0f}" if device else DASH,
+                number(m.device_ms) if device else DASH,
+                f"{m.device_busy:.0%}" if device else DASH,
+                f"{m.eviction.host_share:.1%}",
+                f"{m.eviction.device_share:.1%}" if device else DASH,
+            )
+        )
+    notes = (
+        "all per token, evictions included; step: without the profiler; busy: device over step; "
+        "eviction: its share of the profiled step and of all kernels",
+    )
+    return Table("Where a step goes", header, tuple(rows), notes) if rows else None
+
+
+def dearest(made: Profile) -> Table:
+    """What takes most of a step: kernels where there are any, else operators."""
+    m = made.measured
+    rows = [(k.name, k.runs, k.device_ms, k.device_share) for k in m.kernels] or [
+        (o.name, o.calls, o.host_ms, o.host_share) for o in m.operators
+    ]
+    what = "kernel" if m.kernels else "operator"
+    cells = tuple(
+        (name[:60], f"{count:.1f}", number(ms), f"{share:.1%}")
+        for name, count, ms, share in rows[:_DEAREST]
+    )
+    title = f"{made.configuration}: the dearest {what}s"
+    return Table(title, (what, "a token", "ms a token", "share"), cells)
 
 
 def of_group(group: Group) -> list[Table]:

@@ -21,7 +21,7 @@ GUIDE_FLAGS = (
     *("--n-sink", "--window-size", "--compress-every", "--cache-slack", "--max-drop"),
     *("--cap-total", "--overlap", "--streaming-mode mit", "--streaming-mode ours"),
     *("--mode baseline", "--mode streaming", "--ppl-method", "--quantization", "--runs"),
-    *("--baseline-file", "--output-file"),
+    *("--baseline-file", "--output-file", "diagnose", "profile"),
 )
 CI = (ROOT / ".ci" / "run").read_text()
 
@@ -81,7 +81,8 @@ def small(words: list[str], folder: Path) -> list[str]:
         made.paper(folder / "runs")
         return []
     if words[1] == "diagnose":
-        return ["--max-eval-tokens", "900", "--cap-total", "100", "--compress-every", "32"]
+        n = "2400" if "--against" in words else "900"  # those with names have 2,048 entries
+        return ["--max-eval-tokens", n, "--cap-total", "100", "--compress-every", "32"]
     if words[1] == "profile":
         return ["--max-eval-tokens", "260", "--window-size", "60", "--tokens", "4"]
     more = [*SMALL] if words[1] == "baseline" else [*SMALL, "--tpot-tokens", "8"]

@@ -68,6 +68,8 @@ def measured(page: Path, profile: Path, width: int, *more: str) -> dict[str, Any
 @pytest.fixture
 def page(run: Run, tmp_path: Path) -> Path:
     made.paper(tmp_path / "runs")
+    made.diagnosis(tmp_path / "runs")
+    made.profile(tmp_path / "runs", on_gpu=True)
     (tmp_path / "runs" / "ladder.json").write_text(json.dumps(LADDER))
     assert run("summarize").status == 0
     return tmp_path / "runs" / "index.html"
@@ -80,7 +82,7 @@ def test_layout(page: Path, tmp_path: Path, width: int) -> None:
         "the page itself never scrolls sideways"
     )
     assert not seen["fetched"]
-    assert len(seen["svgs"]) == 11 and all(height > 50 for height in seen["tables"])
+    assert len(seen["svgs"]) == 12 and all(height > 50 for height in seen["tables"])
     for svg in seen["svgs"]:
         assert svg["width"] >= (900 if width == 1000 else 600) and svg["height"] > 100
         assert len(svg["texts"]) > 8

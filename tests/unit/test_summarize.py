@@ -1,6 +1,7 @@
 """`streamcache summarize`: what is in the tables, on the page, and which verdict is reached."""
 
 import json
+import platform
 import re
 import sys
 from html.parser import HTMLParser
@@ -55,6 +56,28 @@ def test_latex_is_a_document_away_from_a_table(run: Run, tmp_path: Path) -> None
     assert not re.search(r"(?<!\\)[%#_]", text) and text.isascii()
 
 
+def test_diagnoses_have_a_table(run: Run, tmp_path: Path) -> None:
+    made.paper(tmp_path / "runs")
+    made.diagnosis(tmp_path / "runs")
+    assert run("summarize").status == 0
+    text = (tmp_path / "runs" / "summary.md").read_text().split("## Diagnosis")[1]
+    assert "| S=4 W=125 R=512 | S=4 W=636 R=1 | reference: pg19/4047, 3,000 | 6 | +0.2500 |" in text
+    assert "+0.0198 to +0.0353" in text and "+0.5000 | 0.0100" in text
+
+
+def test_profiles_have_tables(run: Run, tmp_path: Path) -> None:
+    made.paper(tmp_path / "runs")
+    for on_gpu in (False, True):
+        made.profile(tmp_path / "runs", on_gpu)
+    assert run("summarize").status == 0
+    text = (tmp_path / "runs" / "summary.md").read_text().split("## Profile")[1]
+    where = f"| ours-standard | reference float32, cpu {platform.machine()} | 6.25 | 900 |"
+    assert f"{where} – | – | – | – | 20.0% | – |" in text
+    assert f"{where} 128 | 128 | 1.25 | 20% | 20.0% | 20.0% |" in text
+    assert "| aten::addmm | 24.0 | 2.00 | 22.2% |" in text
+    assert "| attention_kernel<128> | 32.0 | 0.5 | 40.0% |" in text
+
+
 def test_special_signs_are_escaped() -> None:
     table = Table("a_b", ("x|y", "50 %"), (("α^{~}\\", "&"),))
     assert r"x\|y" in render.markdown(table)
@@ -95,11 +118,13 @@ def test_what_cannot_be_read_is_named_and_left_out(run: Run, tmp_path: Path) -> 
     (folder / "half.json").write_text('{"schema": ')
     old = msgspec.structs.replace(made.record(NAMED["mit"]), version=99)
     records.write(folder / "old.json", old)
+    trace = folder / "trace.json"
+    trace.write_text("{" + " " * (1 << 25))
     (folder / "other.json").write_text('[{"some": "thing"}]')
     ran = run("summarize")
     assert ran.status == 0
     assert all(name in ran.err for name in ("broken.json", "half.json", "old.json"))
-    assert "other.json" not in ran.err
+    assert "other.json" not in ran.err and "trace.json" not in ran.err
 
 
 def test_no_records_is_one_line(run: Run, tmp_path: Path) -> None:
@@ -112,7 +137,7 @@ def test_groups_hold_what_compares(tmp_path: Path) -> None:
         for name in ("mit", "best"):
             made.write(tmp_path / str(i), made.record(NAMED[name], device=device))
     made.write(tmp_path / "newer", made.record(NAMED["best"], ppl=19.0))
-    groups, bad = collect.collect(tmp_path)
+    groups, _, _, bad = collect.collect(tmp_path)
     assert not bad and [len(group.rows) for group in groups] == [2, 2]
     newest = next(g for g in groups if H200 not in g.subject).get("best")
     assert newest and newest.record.quality and newest.record.quality.ppl == 19.0
@@ -122,14 +147,14 @@ def test_benchmark_files_are_read(tmp_path: Path) -> None:
     extra = msgspec.to_builtins(made.record(NAMED["mit"], timed=SHAPE, device=H200))
     content = {"benchmarks": [{"name": "a", "extra_info": extra}, {"extra_info": {"x": 1}}]}
     (tmp_path / "benchmark-gpu.json").write_text(json.dumps(content))
-    groups, bad = collect.collect(tmp_path)
+    groups, _, _, bad = collect.collect(tmp_path)
     assert not bad and len(groups) == 1 and f"(timed: {SHAPE})" in groups[0].subject
 
 
 def test_common_positions_are_those_at_which_every_cache_is_full(tmp_path: Path) -> None:
     for name in ("lazy-R1", "lazy-R128"):
         made.write(tmp_path, made.record(within(NAMED[name], 2048)), 3.0)
-    (group,), _ = collect.collect(tmp_path)
+    (group,) = collect.collect(tmp_path).groups
     values = group.rows[0].array("nll")
     assert values is not None
     expected = pytest.approx(float(__import__("numpy").exp(values[2047:].mean())))
@@ -142,7 +167,7 @@ def test_common_positions_are_those_at_which_every_cache_is_full(tmp_path: Path)
 
 def verdicts(folder: Path) -> dict[str, tuple[str, str]]:
     """Measured and verdict by the claim's first words."""
-    table = audit.table(collect.collect(folder)[0])
+    table = audit.table(collect.collect(folder).groups)
     return {row[0]: (row[2], row[4]) for row in table.rows}
 
 
@@ -288,12 +313,14 @@ class Seen(HTMLParser):
 
 def test_the_page_is_whole_by_itself(run: Run, tmp_path: Path) -> None:
     made.paper(tmp_path / "runs")
+    made.diagnosis(tmp_path / "runs")
+    made.profile(tmp_path / "runs", on_gpu=True)
     (tmp_path / "runs" / "ladder.json").write_text(json.dumps(LADDER))
     assert run("summarize").status == 0
     text = (tmp_path / "runs" / "index.html").read_text()
     seen = Seen()
     seen.feed(text)
-    assert seen.tags.count("svg") == 2 * 5 + 1 and seen.tags.count("table") == 1 + 2 * 4
+    assert seen.tags.count("svg") == 2 * 5 + 2 and seen.tags.count("table") == 1 + 2 * 4 + 1 + 2
     assert "script" not in seen.tags and "@import" not in text
     assert all(link.startswith(("#", "data:")) for link in seen.links), seen.links
     assert not re.search(r"url\((?!#)", text)
