@@ -27,6 +27,7 @@ _looks_at = pytest.StashKey[Surroundings]()
 _clock = pytest.StashKey[Clock]()
 _before = pytest.StashKey[Environment]()
 _INVALID = 75
+_WRITES = ("--benchmark-json", "--junitxml", "--junit-xml", "--golden-markdown")
 Usage = pytest.UsageError
 
 
@@ -47,7 +48,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--golden-processes", metavar="N", type=int, default=store.MIN_PROCESSES, help="to record"
     )
-    group.addoption("--golden-samples", metavar="JSON", type=Path, help="write what was measured")
+    group.addoption(
+        "--golden-samples",
+        metavar="JSON",
+        type=Path,
+        help="only measure, and write what was measured, whatever else is asked for",
+    )
     group.addoption("--golden-markdown", metavar="FILE", type=Path, help="write the report")
     parser.addini("golden_dir", "folder of the golden files", default="tests/golden")
 
@@ -58,18 +64,17 @@ def _golden_path(config: pytest.Config) -> Path:
 
 def _updates(config: pytest.Config) -> bool:
     names = ("golden_update", "golden_update_new_only", "golden_from")
-    return any(config.getoption(name) for name in names)
+    return not config.getoption("golden_samples") and any(map(config.getoption, names))
 
 
 def _check_usage(config: pytest.Config) -> None:
+    _check_measures(config)
+    if config.getoption("golden_samples"):
+        return
     if not config.getoption("golden"):
         if config.getoption("golden_required") or _updates(config):
             raise Usage("which goldens? give --golden NAME")
         return
-    if config.getoption("numprocesses", None) or config.getoption("tx", None):
-        raise Usage("--golden and -n do not go together: processes side by side disturb times")
-    if config.getoption("benchmark_disable", False) or config.getoption("benchmark_skip", False):
-        raise Usage("--golden with benchmarks disabled or skipped would measure nothing")
     if not _updates(config):
         return
     if os.environ.get("CI"):
@@ -80,16 +85,38 @@ def _check_usage(config: pytest.Config) -> None:
         n = config.getoption("golden_processes")
         if n < store.MIN_PROCESSES:
             raise Usage(f"{n} processes are too few: at least {store.MIN_PROCESSES}")
-    path = _golden_path(config)
-    status = _git(config, "status", "--porcelain", "--", ".", f":!{path.parent}")
-    if status:
+    if _dirty(config):
         raise Usage("goldens are recorded from a clean tree only: commit or stash your changes")
 
 
+def _check_measures(config: pytest.Config) -> None:
+    if not (config.getoption("golden") or config.getoption("golden_samples")):
+        return
+    if config.getoption("numprocesses", None) or config.getoption("tx", None):
+        raise Usage("--golden and -n do not go together: processes side by side disturb times")
+    if config.getoption("benchmark_disable", False) or config.getoption("benchmark_skip", False):
+        raise Usage("--golden with benchmarks disabled or skipped would measure nothing")
+
+
+def _dirty(config: pytest.Config) -> bool:
+    """Whether the repository has changes, but for the goldens; without a repository nothing has."""
+    top = _git(config, "rev-parse", "--show-toplevel")
+    if not top:
+        return False
+    folder = _golden_path(config).parent.resolve()
+    changed = _git(config, "status", "--porcelain", "-z", "--untracked-files=all", "--", ":/")
+    paths = [Path(top, line[3:]).resolve() for line in changed.split("\0") if line]
+    return any(folder not in path.parents for path in paths)
+
+
 def _git(config: pytest.Config, *arguments: str) -> str:
+    """What git says in the root folder; nothing where there is no git or no repository."""
     command = ["git", *arguments]
-    ran = subprocess.run(command, cwd=config.rootpath, capture_output=True, text=True)
-    return ran.stdout.strip() if ran.returncode == 0 else ""
+    try:
+        ran = subprocess.run(command, cwd=config.rootpath, capture_output=True, text=True)
+    except OSError:
+        return ""
+    return ran.stdout.rstrip("\n") if ran.returncode == 0 else ""
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -135,20 +162,31 @@ def _today() -> str:
 
 def _measured(config: pytest.Config) -> list[Process]:
     """The same tests in fresh processes, one after the other."""
-    arguments, rest = [], iter(config.invocation_params.args)
-    for argument in rest:
-        name = argument.partition("=")[0]
-        if name in ("--golden", "--golden-reason", "--golden-processes"):
-            if "=" not in argument:
-                next(rest)
-        elif name not in ("--golden-update", "--golden-update-new-only", "--golden-required"):
-            arguments.append(argument)
     processes = []
     n = config.getoption("golden_processes")
     for i in range(n):
         print(f"golden: process {i + 1} of {n}", flush=True)
-        processes.append(_fresh(config, arguments))
+        processes.append(_fresh(config, list(config.invocation_params.args)))
     return processes
+
+
+def _again(config: pytest.Config, name: str) -> Process:
+    """One benchmark once more, in a fresh process; what kept it from that is its problem."""
+    chosen = {str(argument) for argument in config.args}
+    options, left = [], iter(config.invocation_params.args)
+    for argument in left:
+        option, equals, _ = argument.partition("=")
+        if option in _WRITES:
+            if not equals:
+                next(left, None)
+        elif argument not in chosen:
+            options.append(argument)
+    test = config.rootpath / name.partition("::")[0]
+    try:
+        return _fresh(config, [*options, f"{test}::{name.partition('::')[2]}"])
+    except SampleError as error:
+        lines = str(error).splitlines()
+        return Process(Environment(problems=[" ... ".join(dict.fromkeys(lines[:1] + lines[-1:]))]), [])
 
 
 def _fresh(config: pytest.Config, arguments: list[str]) -> Process:
@@ -171,7 +209,7 @@ def _fresh(config: pytest.Config, arguments: list[str]) -> Process:
 def pytest_configure(config: pytest.Config) -> None:
     _check_usage(config)
     golden = None
-    if config.getoption("golden"):
+    if config.getoption("golden") and not config.getoption("golden_samples"):
         try:
             golden = store.read(_golden_path(config))
         except GoldenError as error:
@@ -228,10 +266,15 @@ class _Session:
     @pytest.hookimpl(wrapper=True)
     def pytest_pyfunc_call(self, pyfuncitem: pytest.Function) -> Generator[None, Any, Any]:
         recorder = pyfuncitem.stash.get(_recorder, None)
+        try:
+            result = yield
+        except pytest.skip.Exception:
+            raise
+        except BaseException:
+            self.tried.add(pyfuncitem.nodeid)
+            raise
         if recorder is not None:
             self.tried.add(recorder.name)
-        result = yield
-        if recorder is not None:
             looks = [pyfuncitem.stash[_before], pyfuncitem.stash[_looks_at].sample()]
             self._take(recorder.sample(), samples.merged(looks))
         return result
@@ -243,23 +286,16 @@ class _Session:
             return
         again = None
         if gate.needs_confirmation(sample, self.golden, environment):
-            again = self._again(sample)
+            again = _again(self.config, sample.name)
         verdicts = gate.judge(sample, self.golden, environment, again)
         self.verdicts += verdicts
         if red := [v for v in verdicts if v.status.is_red]:
             lines = [f"{v.status.name} {v.check}: {v.cause}" for v in red]
             pytest.fail("\n".join(lines), pytrace=False)
 
-    def _again(self, sample: Sample) -> Sample | None:
-        """The benchmark once more, in a fresh process; None if that was not possible."""
-        try:
-            process = _fresh(self.config, [sample.name])
-        except SampleError:
-            return None
-        return next((s for s in process.samples if s.name == sample.name), None)
-
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        if report.failed and report.nodeid not in {v.name for v in self.verdicts if _red(v)}:
+        judged = {v.name for v in self.verdicts if _red(v)} if report.when == "call" else set()
+        if report.failed and report.nodeid not in judged:
             self.others_failed = True
 
     def pytest_report_header(self) -> str | None:

@@ -13,11 +13,18 @@ from typing import Any
 
 import msgspec
 
-from streamcache.golden.samples import Environment, Number, Sample
-from streamcache.golden.stats import Loss, error_of_median, threshold
-from streamcache.golden.store import Entry, Golden
+from streamcache.golden.samples import Environment, Number, Process, Sample, Value
+from streamcache.golden.stats import (
+    LEAST_PAIRS,
+    Loss,
+    error_of_median,
+    kind,
+    pace,
+    paces,
+    threshold,
+)
+from streamcache.golden.store import LEAST_GUARD, Entry, Golden, flaw
 
-LEAST_GUARD = 0.15  # of the baseline's own time, in units of a canary
 ANCHOR_BUDGET = 0.05  # what may be lost since the last release, all steps together
 CANARY_BAND = {"host": 1.0, "device": 0.10}  # log; by the first part of a canary's name
 
@@ -68,29 +75,45 @@ def worst(verdicts: Iterable[Verdict]) -> Status:
 
 
 def judge(
-    sample: Sample,
-    golden: Golden,
-    environment: Environment,
-    again: Sample | None = None,
+    sample: Sample, golden: Golden, environment: Environment, again: Process | None = None
 ) -> list[Verdict]:
     """All verdicts on a benchmark.
 
     Args:
-        again: the same, measured by a fresh process, where `needs_confirmation` asked for it.
+        again: what a fresh process measured, where `needs_confirmation` asked for it.
     """
     name, entry = sample.name, golden.entries.get(sample.name)
-    if differs := differences(environment.machine, golden.machine):
+    if differs := _unlike(environment.machine, golden.machine, golden.is_published):
         return [Verdict(name, "machine", Status.INVALID, cause=f"another machine: {differs}")]
+    if entry is None and golden.is_published:
+        cause = "measured, but nothing was published of it"
+        return [Verdict(name, "golden", Status.INCONCLUSIVE, cause=cause)]
     if entry is None:
         return [Verdict(name, "golden", Status.MISSING, cause="measured, but no golden has it")]
-    if differs := differences(sample.identity, entry.identity):
+    if wrong := flaw(entry):
+        return [Verdict(name, "golden", Status.FAIL, cause=f"the golden cannot judge: {wrong}")]
+    if differs := _unlike(sample.identity, entry.identity, golden.is_published):
         cause = f"not what the golden measured: {differs}"
         return [Verdict(name, "identity", Status.INVALID, cause=cause)]
+    second = None
+    if again is not None:
+        repeated = next((s for s in again.samples if s.name == name), None)
+        if repeated is None:
+            cause = "; ".join(again.environment.problems) or "it did not measure this"
+            second = [Verdict(name, "speed", Status.INVALID, cause=cause)]
+        else:
+            second = _times(repeated, entry, golden, again.environment)
     return [
-        *_exact(sample, entry),
-        *_numbers(sample, entry),
-        *_speed(sample, entry, golden, environment, again),
+        *_exact(sample, entry, golden.is_published),
+        *_numbers(sample, entry, golden.is_published),
+        *(_confirmed(v, second) for v in _times(sample, entry, golden, environment)),
     ]
+
+
+def needs_confirmation(sample: Sample, golden: Golden, environment: Environment) -> bool:
+    """Whether a fresh process must measure again before this may be called a failure."""
+    verdicts = judge(sample, golden, environment)
+    return any(v.status is Status.SUSPECT for v in verdicts)
 
 
 def missing(golden: Golden, measured: Iterable[str]) -> list[Verdict]:
@@ -100,15 +123,21 @@ def missing(golden: Golden, measured: Iterable[str]) -> list[Verdict]:
     return [Verdict(name, "benchmark", Status.MISSING, cause=cause) for name in names]
 
 
-def differences(now: dict[str, str | int], golden: dict[str, str | int]) -> str:
+def differences(now: dict[str, Value], golden: dict[str, Value]) -> str:
     """The keys that differ, with both values; empty where none does."""
     keys = [k for k in sorted(now.keys() | golden.keys()) if now.get(k) != golden.get(k)]
     return ", ".join(f"{k} is {now.get(k)!r}, not {golden.get(k)!r}" for k in keys)
 
 
-def _exact(sample: Sample, entry: Entry) -> list[Verdict]:
+def _unlike(now: dict[str, Value], golden: dict[str, Value], published: bool) -> str:
+    """The same; of a publication only what it says."""
+    return differences({k: v for k, v in now.items() if k in golden or not published}, golden)
+
+
+def _exact(sample: Sample, entry: Entry, published: bool) -> list[Verdict]:
     verdicts = []
-    for key in sorted(sample.exact.keys() | entry.exact.keys()):
+    keys = entry.exact.keys() if published else sample.exact.keys() | entry.exact.keys()
+    for key in sorted(keys):
         now, then = sample.exact.get(key), entry.exact.get(key)
         status = Status.PASS if now == then else Status.FAIL
         cause = "" if now == then else f"{key} is {now!r}, the golden's is {then!r}"
@@ -116,9 +145,10 @@ def _exact(sample: Sample, entry: Entry) -> list[Verdict]:
     return verdicts
 
 
-def _numbers(sample: Sample, entry: Entry) -> list[Verdict]:
+def _numbers(sample: Sample, entry: Entry, published: bool) -> list[Verdict]:
     verdicts = []
-    for key in sorted(sample.numbers.keys() | entry.numbers.keys()):
+    keys = entry.numbers.keys() if published else sample.numbers.keys() | entry.numbers.keys()
+    for key in sorted(keys):
         now, then = sample.numbers.get(key), entry.numbers.get(key)
         if now is None or then is None:
             cause = f"{key} is {'gone' if now is None else 'new'}"
@@ -138,15 +168,14 @@ def number(name: str, key: str, now: Number, golden: Number) -> Verdict:
         return Verdict(name, key, Status.FAIL, *shown, cause=cause)
     scale = max(abs(golden.value), 1e-300)
     change = (now.value - golden.value) / scale
-    if abs(change) > golden.drift:
+    if not abs(change) <= golden.drift:
         cause = f"{key} drifted by {100 * change:+.3g} %, allowed are {100 * golden.drift:.2g} %"
         return Verdict(name, key, Status.FAIL, *shown, cause=cause)
     return Verdict(name, key, Status.PASS, *shown)
 
 
-def _speed(
-    sample: Sample, entry: Entry, golden: Golden, environment: Environment, again: Sample | None
-) -> list[Verdict]:
+def _times(sample: Sample, entry: Entry, golden: Golden, environment: Environment) -> list[Verdict]:
+    """What the times of one process say, for themselves."""
     if not sample.pairs and not entry.log_ratios and not entry.band:
         return []
     name = sample.name
@@ -154,7 +183,10 @@ def _speed(
         side = "sample" if not sample.pairs else "golden"
         return [Verdict(name, "speed", Status.MISSING, cause=f"the {side} has no times")]
     if not all(map(math.isfinite, sample.log_ratios)):
-        return [Verdict(name, "speed", Status.FAIL, cause="a time is zero or no number")]
+        return [Verdict(name, "times", Status.FAIL, cause="a time is zero or no number")]
+    if len(sample.pairs) < LEAST_PAIRS:
+        cause = f"{len(sample.pairs)} pairs of times are too few, {LEAST_PAIRS} are needed"
+        return [Verdict(name, "speed", Status.INVALID, cause=cause)]
     if environment.problems:
         cause = "; ".join(environment.problems)
         return [Verdict(name, "speed", Status.INVALID, cause=cause)]
@@ -165,90 +197,98 @@ def _speed(
     if sample.host_bound and (differs := differences(environment.host, golden.host)):
         cause = f"bound by another host: {differs}; record goldens here to gate speed here"
         return [Verdict(name, "speed", Status.INCONCLUSIVE, cause=cause)]
-    return [
-        speed(sample, entry, again),
-        anchored(sample, entry, again),
-        guarded(sample, entry, golden, environment),
-    ]
+    return [speed(sample, entry), anchored(sample, entry), guarded(sample, golden, environment)]
+
+
+def _confirmed(first: Verdict, second: list[Verdict] | None) -> Verdict:
+    """What is left of a failure when a fresh process has measured again.
+
+    A failure that nothing can confirm is no pass: what keeps a machine from measuring twice is
+    itself in need of repair.
+    """
+    if first.status is not Status.FAIL or first.check == "times":
+        return first
+    if second is None:
+        status, cause = Status.SUSPECT, "to be confirmed"
+    elif same := next((v for v in second if v.check == first.check), None):
+        status, cause = {
+            Status.FAIL: (Status.FAIL, f"a fresh process agrees: {same.cause}"),
+            Status.INVALID: (Status.INVALID, f"a fresh process could not confirm: {same.cause}"),
+            Status.INCONCLUSIVE: (Status.INVALID, f"a fresh process was {same.cause}"),
+        }.get(same.status, (Status.SUSPECT, f"a fresh process did not agree: {same.now}"))
+    else:
+        causes = "; ".join(v.cause for v in second if v.cause)
+        status, cause = Status.INVALID, f"a fresh process could not confirm: {causes}"
+    return msgspec.structs.replace(first, status=status, cause=f"{first.cause}; {cause}")
 
 
 def loss(sample: Sample, entry: Entry) -> Loss:
     return Loss(sample.log_ratio, error_of_median(sample.log_ratios), entry.log_ratios)
 
 
-def needs_confirmation(sample: Sample, golden: Golden, environment: Environment) -> bool:
-    """Whether a fresh process must measure again before this may be called a failure."""
-    verdicts = judge(sample, golden, environment)
-    return any(v.status is Status.SUSPECT for v in verdicts)
-
-
-def speed(sample: Sample, entry: Entry, again: Sample | None) -> Verdict:
+def speed(sample: Sample, entry: Entry) -> Verdict:
     """The ratio to the same-run baseline against the golden's."""
-    return _lost(sample, again, entry, "speed", entry.tau, 0.0)
+    verdict = _lost(sample, entry, "speed", entry.tau, 0.0)
+    found, tau = loss(sample, entry), entry.tau
+    if found.at_most < -tau:
+        cause = f"faster by {-_percent(found.estimate):.1f} %: record it, or it can be lost again"
+        return msgspec.structs.replace(verdict, status=Status.IMPROVED, cause=cause)
+    if verdict.status is Status.PASS and found.margin > 2 * max(tau, 0.1):
+        cause = f"too noisy: the bound is {_percent(found.margin):.0f} % wide"
+        return msgspec.structs.replace(verdict, status=Status.INCONCLUSIVE, cause=cause)
+    return verdict
 
 
-def anchored(sample: Sample, entry: Entry, again: Sample | None) -> Verdict:
+def anchored(sample: Sample, entry: Entry) -> Verdict:
     """The same against the last release: ten steps of 1 % do not pass."""
-    moved = statistics.fmean(entry.log_ratios) - (entry.anchor or 0.0)
-    if entry.anchor is None:
-        moved = 0.0
-    return _lost(sample, again, entry, "anchor", max(ANCHOR_BUDGET, entry.tau), moved)
+    moved = 0.0
+    if entry.anchor is not None:
+        moved = statistics.fmean(entry.log_ratios) - entry.anchor
+    return _lost(sample, entry, "anchor", max(ANCHOR_BUDGET, entry.tau), moved)
 
 
-def _lost(
-    sample: Sample, again: Sample | None, entry: Entry, check: str, tau: float, moved: float
-) -> Verdict:
-    first = loss(sample, entry)
-    estimate = first.estimate + moved
+def _lost(sample: Sample, entry: Entry, check: str, tau: float, moved: float) -> Verdict:
+    found = loss(sample, entry)
+    estimate = found.estimate + moved
     shown: dict[str, Any] = {
-        "now": f"{math.exp(-sample.log_ratio):.3f}x",
-        "golden": f"{math.exp(moved - statistics.fmean(entry.log_ratios)):.3f}x",
-        "loss": math.expm1(estimate),
-        "margin": first.margin,
+        "now": f"{_ratio(-sample.log_ratio):.3f}x",
+        "golden": f"{_ratio(moved - statistics.fmean(entry.log_ratios)):.3f}x",
+        "loss": _ratio(estimate) - 1,
+        "margin": found.margin,
         "tau": tau,
     }
-    if estimate - first.margin > tau:
-        if again is None:
-            cause = f"slower by {100 * math.expm1(estimate):.1f} %; to be confirmed"
-            return Verdict(sample.name, check, Status.SUSPECT, cause=cause, **shown)
-        second = loss(again, entry)
-        confirmed = second.estimate + moved - second.margin > tau
-        twice = (
-            f"{100 * math.expm1(estimate):.1f} and {100 * math.expm1(second.estimate + moved):.1f}"
-        )
-        if confirmed:
-            cause = f"slower by {twice} % in two processes, {100 * tau:.1f} % count"
-            return Verdict(sample.name, check, Status.FAIL, cause=cause, **shown)
-        cause = f"slower by {twice} %: a fresh process did not agree"
-        return Verdict(sample.name, check, Status.SUSPECT, cause=cause, **shown)
-    if estimate + first.margin < -tau and check == "speed":
-        cause = f"faster by {-100 * math.expm1(estimate):.1f} %: record it, or it can be lost again"
-        return Verdict(sample.name, check, Status.IMPROVED, cause=cause, **shown)
-    if first.margin > 2 * max(tau, 0.1) and check == "speed":
-        cause = f"too noisy: the bound is {100 * first.margin:.0f} % wide"
-        return Verdict(sample.name, check, Status.INCONCLUSIVE, cause=cause, **shown)
+    if estimate - found.margin > tau:
+        cause = f"slower by {_percent(estimate):.1f} ± {_percent(found.margin):.1f} %"
+        return Verdict(sample.name, check, Status.FAIL, cause=cause, **shown)
     return Verdict(sample.name, check, Status.PASS, **shown)
 
 
-def guarded(sample: Sample, entry: Entry, golden: Golden, environment: Environment) -> Verdict:
+def _ratio(log: float) -> float:
+    return math.exp(min(log, 700.0))  # figures beyond any are shown, too
+
+
+def _percent(log: float) -> float:
+    return 100 * (_ratio(log) - 1)
+
+
+def guarded(sample: Sample, golden: Golden, environment: Environment) -> Verdict:
     """The baseline's own time, so that a slower baseline does not pass for a speedup.
 
     In units of the canary of its kind, since a machine may as a whole be faster or slower.
     """
-    kind = "device" if any(k.startswith("device") for k in golden.canaries) else "host"
-    now, then = math.log(sample.baseline_s), [math.log(s) for s in entry.baselines_s]
-    names = [k for k in sorted(golden.canaries) if k.startswith(kind) and k in environment.canaries]
-    moved = [math.log(environment.canaries[k] / golden.canaries[k]) for k in names]
+    moved = paces(environment.canaries, golden.canaries)
+    seconds = golden.entries[sample.name].baselines_s
+    now, then = math.log(sample.baseline_s), [math.log(s) for s in seconds]
     change = now - statistics.fmean(then) - (statistics.fmean(moved) if moved else 0.0)
     tau = threshold(then, LEAST_GUARD) + (statistics.pstdev(moved) if moved else 0.0)
     shown: dict[str, Any] = {
         "now": f"{1e3 * sample.baseline_s:.4g} ms",
-        "golden": f"{1e3 * math.exp(statistics.fmean(then)):.4g} ms",
-        "loss": math.expm1(change),
+        "golden": f"{1e3 * _ratio(statistics.fmean(then)):.4g} ms",
+        "loss": _ratio(change) - 1,
         "tau": tau,
     }
-    if change > tau:
-        cause = f"the baseline itself is slower by {100 * math.expm1(change):.0f} %"
+    if not change <= tau:
+        cause = f"the baseline itself is slower by {_percent(change):.0f} %"
         return Verdict(sample.name, "baseline", Status.FAIL, cause=cause, **shown)
     return Verdict(sample.name, "baseline", Status.PASS, **shown)
 
@@ -256,12 +296,11 @@ def guarded(sample: Sample, entry: Entry, golden: Golden, environment: Environme
 def banded(sample: Sample, entry: Entry) -> Verdict:
     """Against a published speedup, which is all that is known."""
     assert entry.band is not None
-    now, low, high = math.exp(-sample.log_ratio), entry.band.low, entry.band.high
+    now, low, high = _ratio(-sample.log_ratio), entry.band.low, entry.band.high
     shown: dict[str, Any] = {"now": f"{now:.2f}x", "golden": f"{low:g} to {high:g}x"}
     if now < low:
-        return Verdict(
-            sample.name, "speed", Status.FAIL, cause="below the published speedup", **shown
-        )
+        cause = f"{now:.2f}x is below the published speedup"
+        return Verdict(sample.name, "speed", Status.FAIL, cause=cause, **shown)
     if now > high:
         cause = "above the published speedup: record your own goldens"
         return Verdict(sample.name, "speed", Status.IMPROVED, cause=cause, **shown)
@@ -271,13 +310,13 @@ def banded(sample: Sample, entry: Entry) -> Verdict:
 def canaries_off(environment: Environment, golden: Golden, host_bound: bool) -> str:
     """Canaries out of their band, in words; those of the host matter to what is host-bound."""
     off = []
-    for name in sorted(golden.canaries.keys() & environment.canaries.keys()):
-        kind = name.partition(" ")[0]
-        if kind == "host" and not host_bound:
+    for name in sorted(golden.canaries):
+        if kind(name) == "host" and not host_bound:
             continue
-        change = math.log(environment.canaries[name] / golden.canaries[name])
-        if not abs(change) <= CANARY_BAND.get(kind, CANARY_BAND["host"]):
-            off.append(f"canary {name!r} takes {math.exp(change):.2f} of its golden time")
+        change = pace(environment.canaries.get(name), golden.canaries[name])
+        if not abs(change) <= CANARY_BAND.get(kind(name), CANARY_BAND["host"]):
+            takes = f"takes {_ratio(change):.2f} of its golden time"
+            off.append(f"canary {name!r} {takes if math.isfinite(change) else 'has no time'}")
     return "; ".join(off)
 
 

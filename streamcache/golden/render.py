@@ -34,7 +34,7 @@ def rows(verdicts: Sequence[Verdict]) -> list[tuple[str, ...]]:
     return [
         (
             _MARKS[v.status],
-            v.name.rpartition("::")[2],
+            v.name.partition("::")[2] or v.name,
             v.check,
             v.now,
             v.golden,
@@ -69,5 +69,5 @@ def markdown(verdicts: Sequence[Verdict], notes: Sequence[str] = ()) -> str:
     lines = [f"### {headline(verdicts)}", ""]
     lines += ["| " + " | ".join(HEADER) + " |", "|" + " --- |" * len(HEADER)]
     for row in rows(verdicts):
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |")
+        lines.append("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in row) + " |")
     return "\n".join([*lines, "", *notes, ""])

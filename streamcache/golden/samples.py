@@ -55,7 +55,7 @@ class Sample(msgspec.Struct, frozen=True):
 
     @property
     def log_ratios(self) -> list[float]:
-        return [math.log(a / b) if a > 0 and b > 0 else math.nan for a, b in self.pairs]
+        return [math.log(a) - math.log(b) if a > 0 and b > 0 else math.nan for a, b in self.pairs]
 
     @property
     def baseline_s(self) -> float:
@@ -97,7 +97,8 @@ def merged(environments: list[Environment]) -> Environment:
     """Of several looks at one machine: canaries at their median, all problems."""
     first = environments[0]
     canaries = {
-        name: statistics.median(e.canaries[name] for e in environments) for name in first.canaries
+        name: statistics.median(e.canaries.get(name, math.nan) for e in environments)
+        for name in first.canaries
     }
     problems = list(dict.fromkeys(p for e in environments for p in e.problems))
     return msgspec.structs.replace(first, canaries=canaries, problems=problems)

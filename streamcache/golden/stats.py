@@ -8,6 +8,7 @@ import math
 import statistics
 from collections.abc import Sequence
 
+LEAST_PAIRS = 4  # fewer have no quartiles
 _Z95 = 1.6448536269514722
 
 
@@ -33,7 +34,7 @@ def error_of_median(values: Sequence[float]) -> float:
     For normal values the quartiles are 1.349 deviations apart and a median's error is 1.253 that
     of a mean.
     """
-    if len(values) < 4:
+    if len(values) < LEAST_PAIRS:
         return math.nan
     quartiles = statistics.quantiles(values, n=4)
     return 1.253 * (quartiles[2] - quartiles[0]) / 1.349 / math.sqrt(len(values))
@@ -65,3 +66,20 @@ class Loss:
     @property
     def at_most(self) -> float:
         return self.estimate + self.margin
+
+
+def kind(canary: str) -> str:
+    """What a canary is about, by the first word of its name: "host" or "device"."""
+    return canary.partition(" ")[0]
+
+
+def pace(now: float | None, golden: float) -> float:
+    """Log of a canary's time in units of its golden time; NaN where there is no such time."""
+    return math.log(now) - math.log(golden) if now and now > 0 and golden > 0 else math.nan
+
+
+def paces(now: dict[str, float], golden: dict[str, float]) -> list[float]:
+    """How much slower a machine is as a whole: of the device where there is one, or of the host."""
+    decides = "device" if any(kind(name) == "device" for name in golden) else "host"
+    found = [pace(now.get(name), golden[name]) for name in sorted(golden) if kind(name) == decides]
+    return [change for change in found if math.isfinite(change)]

@@ -2,6 +2,7 @@
 
 import math
 import statistics
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,12 @@ import msgspec
 
 from streamcache.files import write_bytes
 from streamcache.golden import stats
-from streamcache.golden.samples import PROTOCOL, Number, Process, Sample, Value
+from streamcache.golden.samples import PROTOCOL, Environment, Number, Process, Sample, Value
 
 VERSION = 1
 MIN_PROCESSES = 5
 LEAST_TAU = 0.03
+LEAST_GUARD = 0.15  # of the baseline's own time
 SCHEMA = "streamcache-golden"
 
 
@@ -57,7 +59,7 @@ class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Provenance(msgspec.Struct, frozen=True):
-    """Where a golden comes from."""
+    """Where a golden comes from; of 0 processes: from a publication, which says so."""
 
     reason: str
     date: str
@@ -67,16 +69,27 @@ class Provenance(msgspec.Struct, frozen=True):
 
 
 class Golden(msgspec.Struct, frozen=True):
-    """The goldens of one device."""
+    """The goldens of one device.
+
+    Attributes:
+        provenance, earlier: of the last update and of those before, whose entries may still stand.
+        canaries: of the first update; the `baselines_s` of later ones are converted to them.
+    """
 
     provenance: Provenance
     machine: dict[str, Value]
     host: dict[str, Value]
     canaries: dict[str, float]
     entries: dict[str, Entry]
+    earlier: list[Provenance] = []
     protocol: int = PROTOCOL
     version: int = VERSION
     schema: str = SCHEMA
+
+    @property
+    def is_published(self) -> bool:
+        """Whether its figures were published by somebody, not measured by this gate."""
+        return self.provenance.processes == 0
 
 
 def read(path: Path) -> Golden:
@@ -108,14 +121,37 @@ def read(path: Path) -> Golden:
 
 
 def _check(golden: Golden, path: Path) -> None:
+    if golden.protocol != PROTOCOL:
+        raise GoldenError(f"{path} has protocol {golden.protocol}, this release takes {PROTOCOL}")
+    for name, seconds in golden.canaries.items():
+        if not 0 < seconds < math.inf:
+            raise GoldenError(f"{path}: canary {name!r} has no time")
     for name, entry in golden.entries.items():
-        lengths = {len(entry.log_ratios), len(entry.baselines_s), len(entry.contestants_s)}
-        if len(lengths) > 1 or lengths & set(range(1, MIN_PROCESSES)):
-            raise GoldenError(
-                f"{path}: {name} needs figures of at least {MIN_PROCESSES} processes, or of none"
-            )
-        if not all(map(math.isfinite, entry.log_ratios)):
-            raise GoldenError(f"{path}: {name} has a log-ratio that is no number")
+        if wrong := flaw(entry):
+            raise GoldenError(f"{path}: {name}: {wrong}")
+
+
+def flaw(entry: Entry) -> str:
+    """Why nothing can be held against an entry, in words; empty where it can be."""
+    times = entry.log_ratios, entry.baselines_s, entry.contestants_s
+    if len(set(map(len, times))) > 1 or 0 < len(entry.log_ratios) < MIN_PROCESSES:
+        return f"it needs times of at least {MIN_PROCESSES} processes, or of none"
+    if not all(map(math.isfinite, entry.log_ratios)):
+        return "a log-ratio is no number"
+    if not all(0 < s < math.inf for s in (*entry.baselines_s, *entry.contestants_s)):
+        return "a time is zero or no number"
+    if entry.anchor is not None and not math.isfinite(entry.anchor):
+        return "the anchor is no number"
+    if entry.band and not 0 < entry.band.low <= entry.band.high < math.inf:
+        return f"{entry.band.low} to {entry.band.high} is no band"
+    for name, number in entry.numbers.items():
+        if not math.isfinite(number.value):
+            return f"{name} is {number.value}"
+        if not 0 <= number.drift < math.inf:
+            return f"{name} may drift by {number.drift}"
+        if number.at_most is not None and not number.value <= number.at_most < math.inf:
+            return f"{name} {number.value:.7g} is over its budget of {number.at_most:g}"
+    return ""
 
 
 def write(path: Path, golden: Golden) -> None:
@@ -130,24 +166,28 @@ def entry_of(samples: list[Sample]) -> Entry:
     """What several processes measured of one benchmark.
 
     Raises:
-        GoldenError: they did not measure the same, or a figure is no number.
+        GoldenError: they did not measure the same, or nothing could be held against it.
     """
     first = samples[0]
     for sample in samples:
-        if (sample.identity, sample.exact) != (first.identity, first.exact):
+        if (sample.identity, sample.exact, sample.numbers.keys(), bool(sample.pairs)) != (
+            first.identity,
+            first.exact,
+            first.numbers.keys(),
+            bool(first.pairs),
+        ):
             raise GoldenError(f"{first.name}: the processes did not measure the same thing")
-        for name, number in sample.numbers.items():
-            if not math.isfinite(number.value):
-                raise GoldenError(f"{first.name}: {name} is {number.value}")
+    numbers = {}
+    for name, number in first.numbers.items():
+        values = [s.numbers[name].value for s in samples]
+        middle = statistics.median(values)
+        numbers[name] = msgspec.structs.replace(number, value=middle)
+        if not max(abs(v - middle) for v in values) <= number.drift * abs(middle):
+            between = f"{min(values):.7g} and {max(values):.7g}"
+            raise GoldenError(f"{first.name}: {name} is between {between}: more than it may drift")
     timed = [s for s in samples if s.pairs]
-    numbers = {
-        name: msgspec.structs.replace(
-            number, value=statistics.median(s.numbers[name].value for s in samples)
-        )
-        for name, number in first.numbers.items()
-    }
     ratios = [s.log_ratio for s in timed]
-    return Entry(
+    entry = Entry(
         identity=first.identity,
         host_bound=first.host_bound,
         log_ratios=ratios,
@@ -157,6 +197,9 @@ def entry_of(samples: list[Sample]) -> Entry:
         numbers=numbers,
         exact=first.exact,
     )
+    if wrong := flaw(entry):
+        raise GoldenError(f"{first.name}: {wrong}")
+    return entry
 
 
 def updated(
@@ -165,42 +208,78 @@ def updated(
     """The golden after an update, and what changed, a line each.
 
     An entry that moved by no more than a third of its threshold stays as it is, so that a baseline
-    does not follow the last run. The anchor of an entry that is replaced stays, too.
+    does not follow the last run. The anchor of an entry that is replaced stays, too, unless the
+    entry is now of something else.
 
     Raises:
         GoldenError: too few processes, unlike machines, or processes that measured unlike things.
     """
     if len(processes) < MIN_PROCESSES:
         raise GoldenError(f"{len(processes)} processes are too few, {MIN_PROCESSES} are needed")
-    machine = processes[0].environment
-    if any(p.environment.machine != machine.machine for p in processes):
+    place = processes[0].environment
+    if any(_place(p.environment) != _place(place) for p in processes):
         raise GoldenError("the processes ran on unlike machines")
     by_name: dict[str, list[Sample]] = {}
     for process in processes:
         for sample in process.samples:
             by_name.setdefault(sample.name, []).append(sample)
-    entries = dict(old.entries) if old else {}
-    changes = []
     for name, samples in sorted(by_name.items()):
-        if len(samples) < len(processes):
+        if len(samples) != len(processes):
             raise GoldenError(f"{name} was measured by {len(samples)} of {len(processes)}")
+    canaries = _canaries(processes)
+    if old and (old.is_published or (old.machine, old.host) != _place(place)):
+        _replaces(old, place, by_name.keys(), new_only)
+        old = None
+    entries, changes = dict(old.entries) if old else {}, []
+    for name, samples in sorted(by_name.items()):
         entry, before = entry_of(samples), entries.get(name)
+        if old and (paces := stats.paces(canaries, old.canaries)):
+            pace = math.exp(statistics.fmean(paces))
+            at_pace = [s / pace for s in entry.baselines_s]
+            entry = msgspec.structs.replace(entry, baselines_s=at_pace)
         if before is None:
             changes.append(f"+ {name}: {_shown(entry)}")
         elif new_only or not _moved(before, entry):
             continue
         else:
-            entry = msgspec.structs.replace(entry, anchor=before.anchor or entry.anchor)
+            if before.identity == entry.identity and before.anchor is not None:
+                entry = msgspec.structs.replace(entry, anchor=before.anchor)
             changes.append(f"~ {name}: {_shown(before)} -> {_shown(entry)}")
         entries[name] = entry
-    canaries = {
-        name: statistics.median(p.environment.canaries[name] for p in processes)
-        for name in machine.canaries
-    }
-    if old and not changes:
+    if old is None:
+        return Golden(provenance, place.machine, place.host, canaries, entries), changes
+    if not changes:
         return old, []
-    golden = Golden(provenance, machine.machine, machine.host, canaries, entries)
-    return golden, changes
+    earlier = [*old.earlier, old.provenance]
+    return msgspec.structs.replace(
+        old, provenance=provenance, earlier=earlier, entries=entries
+    ), changes
+
+
+def _place(environment: Environment) -> tuple[dict[str, Value], dict[str, Value]]:
+    return environment.machine, environment.host
+
+
+def _replaces(old: Golden, place: Environment, names: Collection[str], new_only: bool) -> None:
+    """Refuse to mix what was measured in two places in one file."""
+    if not old.is_published and old.machine != place.machine:
+        raise GoldenError("these goldens are of another machine: record under another name")
+    left = sorted(old.entries.keys() - names)
+    if left or new_only:
+        raise GoldenError(
+            "these goldens come from another place: measure all of them, not "
+            + (f"all but {left[0]}" if left else "new ones only")
+        )
+
+
+def _canaries(processes: list[Process]) -> dict[str, float]:
+    canaries = {}
+    for name in processes[0].environment.canaries:
+        seconds = [p.environment.canaries.get(name, math.nan) for p in processes]
+        if not all(0 < s < math.inf for s in seconds):
+            raise GoldenError(f"canary {name!r} has no time")
+        canaries[name] = statistics.median(seconds)
+    return canaries
 
 
 def _moved(before: Entry, now: Entry) -> bool:
@@ -220,7 +299,8 @@ def _moved(before: Entry, now: Entry) -> bool:
     if not now.log_ratios:
         return False
     change = statistics.fmean(now.log_ratios) - statistics.fmean(before.log_ratios)
-    return abs(change) > before.tau / 3
+    slower = math.log(statistics.median(now.baselines_s) / statistics.median(before.baselines_s))
+    return abs(change) > before.tau / 3 or abs(slower) > LEAST_GUARD / 3
 
 
 def _shown(entry: Entry) -> str:

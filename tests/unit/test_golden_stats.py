@@ -1,0 +1,84 @@
+"""The statistics of the gate."""
+
+import math
+import statistics
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streamcache.golden import stats
+
+NUMBERS = st.floats(-10, 10)
+SEVERAL = st.lists(NUMBERS, min_size=5, max_size=20)
+
+
+@pytest.mark.parametrize(
+    ("degrees", "quantile"),
+    [(3, 2.3534), (4, 2.1318), (5, 2.0150), (7, 1.8946), (9, 1.8331), (19, 1.7291), (99, 1.6604)],
+)
+def test_t95_is_that_of_the_tables(degrees: int, quantile: float) -> None:
+    assert stats.t95(degrees) == pytest.approx(quantile, rel=5e-3)
+
+
+def test_spread_is_that_between_processes() -> None:
+    assert stats.spread([1.0, 2.0, 3.0]) == pytest.approx(1.0)
+    assert math.isnan(stats.spread([1.0]))
+
+
+@given(SEVERAL)
+def test_the_order_of_values_does_not_matter(values: list[float]) -> None:
+    shuffled = sorted(values)
+    assert stats.error_of_median(values) == pytest.approx(stats.error_of_median(shuffled))
+    assert stats.threshold(values, 0.03) == pytest.approx(stats.threshold(shuffled, 0.03))
+
+
+def test_error_of_the_median_is_that_of_normal_values() -> None:
+    values = statistics.NormalDist(0, 1).samples(20_000, seed=1)
+    assert stats.error_of_median(values) == pytest.approx(1.2533 / math.sqrt(20_000), rel=0.03)
+
+
+def test_error_of_the_median_does_not_see_an_outlier() -> None:
+    calm = [0.01 * i for i in range(12)]
+    assert stats.error_of_median([*calm[:-1], 1e6]) == stats.error_of_median(calm)
+
+
+def test_error_of_the_median_of_too_few_is_none() -> None:
+    assert math.isnan(stats.error_of_median([1.0] * (stats.LEAST_PAIRS - 1)))
+
+
+@given(SEVERAL, st.floats(0.001, 1))
+def test_threshold_is_the_least_or_three_deviations(values: list[float], least: float) -> None:
+    assert stats.threshold(values, least) == max(least, 3 * statistics.stdev(values))
+
+
+@given(SEVERAL, NUMBERS, st.floats(0, 1), st.floats(0, 1))
+def test_loss_grows_with_the_time_and_its_bound_with_the_error(
+    values: list[float], now: float, error: float, more: float
+) -> None:
+    loss, later = stats.Loss(now, error, values), stats.Loss(now + more, error, values)
+    assert later.at_least >= loss.at_least and later.at_most >= loss.at_most
+    assert stats.Loss(now, error + more, values).margin >= loss.margin >= 0
+    assert loss.at_least <= loss.estimate <= loss.at_most
+
+
+def test_bound_of_a_loss_covers_the_truth_19_times_of_20() -> None:
+    """One-sided: where nothing was lost, the bound exceeds 0 at most once in twenty."""
+    noise = statistics.NormalDist(0, 1).samples(6 * 2000, seed=2)
+    groups = [noise[i : i + 6] for i in range(0, len(noise), 6)]
+    false = sum(stats.Loss(now, 0.0, golden).at_least > 0 for now, *golden in groups)
+    assert 0.03 < false / len(groups) < 0.07
+
+
+def test_pace_is_of_the_device_where_there_is_one() -> None:
+    golden = {"host product": 1.0, "device copy": 1.0, "device product": 1.0}
+    now = {"host product": 9.0, "device copy": 2.0, "device product": 2.0}
+    assert stats.paces(now, golden) == pytest.approx([math.log(2)] * 2)
+    assert stats.paces({"host product": 9.0}, {"host product": 1.0}) == [math.log(9)]
+
+
+@pytest.mark.parametrize("now", [None, 0.0, -1.0, math.nan])
+def test_pace_without_a_time_is_none(now: float | None) -> None:
+    assert math.isnan(stats.pace(now, 1.0))
+    assert math.isnan(stats.pace(1.0, 0.0))
+    assert stats.paces({} if now is None else {"host": now}, {"host": 1.0}) == []
