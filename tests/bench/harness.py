@@ -11,7 +11,7 @@ from streamcache import baseline as baselines
 from streamcache import evaluate
 from streamcache.configurations import BASELINE, NAMED, Configuration
 from streamcache.corpora import TokenStream
-from streamcache.decode import Laps, time_tokens
+from streamcache.decode import Laps, Stream, time_tokens
 from streamcache.golden.record import Recorder
 from streamcache.models import LoadedModel
 from streamcache.policy import EvictionPolicy
@@ -105,7 +105,9 @@ def gate_quality(
     if quality.ppl_increase is not None:
         ratio = 1 + quality.ppl_increase
         golden.number("ppl / baseline", ratio, drift=bench.drift, at_most=1.01)
-    golden.exactly(positions=quality.n_positions, compared=quality.n_compared)
+    golden.exactly(
+        positions=quality.n_positions, steady=quality.n_steady, compared=quality.n_compared
+    )
     if configuration.mode is not None:
         fed = len(bench.text.input_ids) - 1
         prunes = configuration.policy.count(fed)
@@ -129,6 +131,8 @@ def gate_speed(
         own.blocks.clear()
     host_bound = device.type == "cpu" or configuration.mode not in (None, "captured")
     golden.time(benchmark, own, beside, host_bound=host_bound)
+    if isinstance(own.step, Stream):  # what was timed decoded, and evicted
+        golden.exactly(timed=own.step.cache.seen, held=own.step.cache.size)
     return evaluate.speed(bench.timed.name, own.laps, beside.laps)
 
 
