@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 import transformers
 
+from streamcache.golden.record import PARENT
 from streamcache.golden.samples import Environment
 from streamcache.version import VERSION
 
@@ -32,6 +33,7 @@ class Surroundings:
     def sample(self) -> Environment:
         on_gpu = self.device.type == "cuda"
         found = gpu(self.device) if on_gpu else {}
+        readings: list[str] = []
         machine: dict[str, str | int] = {
             "device": f"cpu {platform.machine()}",
             "threads": torch.get_num_threads(),
@@ -44,7 +46,9 @@ class Surroundings:
                 "memory_gib": round(properties.total_memory / 2**30),
                 "power_limit_w": found.get("power.limit", ""),
             }
-            problems = [*throttled(found.get("clocks_event_reasons.active", "")), *foreign()]
+            reasons = found.get("clocks_event_reasons.active", "")
+            problems = [*throttled(reasons), *foreign(self.device)]
+            readings = [f"{found.get('clocks.sm')} MHz, {found.get('temperature.gpu')} C"]
         return Environment(
             machine=machine,
             host={"cpu": cpu_model()},
@@ -57,6 +61,7 @@ class Surroundings:
             },
             canaries=canaries(self.device),
             problems=problems,
+            readings=readings,
         )
 
 
@@ -71,7 +76,7 @@ def cpu_model() -> str:
 
 def gpu(device: torch.device) -> dict[str, str]:
     """What nvidia-smi says of a device, by the name asked for; empty where there is none."""
-    answer = _smi(f"--query-gpu={_QUERY}", f"--id={device.index or 0}")
+    answer = _smi(f"--query-gpu={_QUERY}", _id(device))
     if not answer:
         return {}
     return dict(zip(_QUERY.split(","), (part.strip() for part in answer[0].split(","))))
@@ -86,11 +91,24 @@ def throttled(reasons: str) -> list[str]:
     return [f"the GPU is throttled: {name}" for bit, name in _THROTTLES.items() if bits & bit]
 
 
-def foreign() -> list[str]:
-    """Other processes that compute on the GPU."""
-    pids = _smi("--query-compute-apps=pid")
-    others = sorted({int(p) for p in pids if p.isdigit()} - {os.getpid(), os.getppid()})
-    return [f"a foreign process computes on the GPU: {pid}" for pid in others]
+def foreign(device: torch.device) -> list[str]:
+    """Processes on the GPU beside this one and the one that waits for it.
+
+    In a container the numbers may be those of the host, and ours is not among them: then all that
+    can be told is that there are more than ours.
+    """
+    pids = {int(p) for p in _smi("--query-compute-apps=pid", _id(device)) if p.isdigit()}
+    ours = {os.getpid(), *([os.getppid()] if PARENT in os.environ else [])}
+    if os.getpid() in pids:
+        return [f"a foreign process computes on the GPU: {pid}" for pid in sorted(pids - ours)]
+    if len(pids) > len(ours):
+        return [f"{len(pids)} processes compute on the GPU, {len(ours)} of them ours"]
+    return []
+
+
+def _id(device: torch.device) -> str:
+    """By the device's own number: CUDA may count devices otherwise than nvidia-smi."""
+    return f"--id=GPU-{torch.cuda.get_device_properties(device).uuid}"
 
 
 def _smi(*arguments: str) -> list[str]:

@@ -23,9 +23,7 @@ from streamcache.golden.samples import Environment, Process, Sample, SampleError
 from streamcache.golden.store import Golden, GoldenError, Provenance
 
 _recorder = pytest.StashKey[Recorder]()
-_looks_at = pytest.StashKey[Surroundings]()
 _clock = pytest.StashKey[Clock]()
-_before = pytest.StashKey[Environment]()
 _INVALID = 75
 _WRITES = ("--benchmark-json", "--junitxml", "--junit-xml", "--golden-markdown")
 Usage = pytest.UsageError
@@ -186,7 +184,9 @@ def _again(config: pytest.Config, name: str) -> Process:
         return _fresh(config, [*options, f"{test}::{name.partition('::')[2]}"])
     except SampleError as error:
         lines = str(error).splitlines()
-        return Process(Environment(problems=[" ... ".join(dict.fromkeys(lines[:1] + lines[-1:]))]), [])
+        return Process(
+            Environment(problems=[" ... ".join(dict.fromkeys(lines[:1] + lines[-1:]))]), []
+        )
 
 
 def _fresh(config: pytest.Config, arguments: list[str]) -> Process:
@@ -245,10 +245,8 @@ def golden_environment() -> Surroundings:
 def golden(request: pytest.FixtureRequest, golden_environment: Surroundings) -> Iterator[Recorder]:
     """Says what a benchmark measured; compared with the golden when the test has passed."""
     item = request.node
-    recorder = Recorder(item.nodeid, item.stash.get(_clock, Clock()))
-    item.stash[_before] = golden_environment.sample()
+    recorder = Recorder(item.nodeid, item.stash.get(_clock, Clock()), golden_environment)
     item.stash[_recorder] = recorder
-    item.stash[_looks_at] = golden_environment
     yield recorder
 
 
@@ -275,8 +273,8 @@ class _Session:
             raise
         if recorder is not None:
             self.tried.add(recorder.name)
-            looks = [pyfuncitem.stash[_before], pyfuncitem.stash[_looks_at].sample()]
-            self._take(recorder.sample(), samples.merged(looks))
+            recorder.look()
+            self._take(recorder.sample(), samples.merged(recorder.looks))
         return result
 
     def _take(self, sample: Sample, environment: Environment) -> None:

@@ -5,6 +5,8 @@ from typing import Protocol
 
 from streamcache.golden.samples import Environment, Number, Sample, Value
 
+PARENT = "STREAMCACHE_GOLDEN_PARENT"  # set where a process that measures waits for this one
+
 Seconds = Callable[[], float]  # runs a block and returns seconds per unit of work
 
 
@@ -27,7 +29,7 @@ class Rounds(Protocol):
 
 
 class Surroundings(Protocol):
-    """A look at the machine; taken before and after each benchmark."""
+    """A look at the machine; taken before, during and after each benchmark."""
 
     def sample(self) -> Environment: ...
 
@@ -35,8 +37,9 @@ class Surroundings(Protocol):
 class Recorder:
     """The fixture `golden`: one benchmark's sample, in the making."""
 
-    def __init__(self, name: str, clock: Clock):
-        self.name, self.clock = name, clock
+    def __init__(self, name: str, clock: Clock, surroundings: Surroundings):
+        self.name, self.clock, self._surroundings = name, clock, surroundings
+        self.looks = [surroundings.sample()]
         self._identity: dict[str, Value] = {}
         self._exact: dict[str, Value] = {}
         self._numbers: dict[str, Number] = {}
@@ -74,6 +77,8 @@ class Recorder:
         self._host_bound = host_bound
 
         def pair() -> None:
+            if len(self._pairs) == pairs // 2:
+                self.look()
             if len(self._pairs) % 2:
                 b = baseline()
                 a = contestant()
@@ -85,6 +90,9 @@ class Recorder:
 
         benchmark.pedantic(pair, rounds=pairs)
         benchmark.extra_info["pairs_s"] = list(self._pairs)
+
+    def look(self) -> None:
+        self.looks.append(self._surroundings.sample())
 
     def sample(self) -> Sample:
         return Sample(

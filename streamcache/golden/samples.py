@@ -59,7 +59,8 @@ class Sample(msgspec.Struct, frozen=True):
 
     @property
     def baseline_s(self) -> float:
-        return statistics.median(b for _, b in self.pairs)
+        """At its quickest: nothing else is there to take the machine's noise out of it."""
+        return min(b for _, b in self.pairs)
 
     @property
     def contestant_s(self) -> float:
@@ -75,6 +76,7 @@ class Environment(msgspec.Struct, frozen=True):
         context: recorded, and shown where it differs: versions, driver, commit.
         canaries: seconds of fixed pieces of work; out of band, the machine is not itself.
         problems: what makes timing invalid: a throttled GPU, a foreign process.
+        readings: what else was seen, one a look: clocks, temperature.
     """
 
     machine: dict[str, Value] = {}
@@ -82,6 +84,7 @@ class Environment(msgspec.Struct, frozen=True):
     context: dict[str, Value] = {}
     canaries: dict[str, float] = {}
     problems: list[str] = []
+    readings: list[str] = []
 
 
 class Process(msgspec.Struct, frozen=True, tag="streamcache-samples", tag_field="schema"):
@@ -94,14 +97,15 @@ class Process(msgspec.Struct, frozen=True, tag="streamcache-samples", tag_field=
 
 
 def merged(environments: list[Environment]) -> Environment:
-    """Of several looks at one machine: canaries at their median, all problems."""
+    """Of several looks at one machine: canaries at their median, all problems and readings."""
     first = environments[0]
     canaries = {
         name: statistics.median(e.canaries.get(name, math.nan) for e in environments)
         for name in first.canaries
     }
     problems = list(dict.fromkeys(p for e in environments for p in e.problems))
-    return msgspec.structs.replace(first, canaries=canaries, problems=problems)
+    readings = [r for e in environments for r in e.readings]
+    return msgspec.structs.replace(first, canaries=canaries, problems=problems, readings=readings)
 
 
 def read(path: Path) -> Process:
