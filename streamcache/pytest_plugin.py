@@ -258,8 +258,24 @@ class _Session:
         self.samples: list[Sample] = []
         self.looks: list[Environment] = []
         self.tried: set[str] = set()
+        self.deselected: set[str] = set()
         self.verdicts: list[gate.Verdict] = []
         self.others_failed = False
+
+    def pytest_deselected(self, items: list[pytest.Item]) -> None:
+        self.deselected |= {item.nodeid for item in items}
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(
+        self, session: pytest.Session, items: list[pytest.Item]
+    ) -> None:
+        """A golden whose benchmark is gone becomes a test that fails."""
+        if self.golden is None:
+            return
+        known = {item.nodeid for item in items} | self.deselected
+        for name in self.golden.entries:
+            if name not in known and _asked_for(self.config, name):
+                items.append(_Gone.from_parent(session, name=name, nodeid=name, owner=self))
 
     @pytest.hookimpl(wrapper=True)
     def pytest_pyfunc_call(self, pyfuncitem: pytest.Function) -> Generator[None, Any, Any]:
@@ -329,14 +345,11 @@ class _Session:
             path.write_bytes(msgspec.json.encode(self.process()))
         if self.golden is None or exitstatus not in (0, 1, 5):
             return
-        required = self.config.getoption("golden_required")
-        if required:
-            self.verdicts += gate.missing(self.golden, self.tried)
-        status = gate.exit_status(self.verdicts, len(self.samples), required)
-        if self.others_failed:
-            status = 1
-        if status is not None:
-            session.exitstatus = status
+        if self.config.getoption("golden_required"):
+            known = self.tried | {v.name for v in self.verdicts}
+            self.verdicts += gate.missing(self.golden, known)
+        status = gate.exit_status(self.verdicts, len(self.samples))
+        session.exitstatus = 1 if self.others_failed else status
         self._report()
 
     def _report(self) -> None:
@@ -375,6 +388,39 @@ class _Session:
                 + f' --golden={name} --golden-update --golden-reason "..."'
             )
         return lines
+
+
+class _Gone(pytest.Item):
+    """Stands for a benchmark that has a golden and is no more, so that it fails like others."""
+
+    def __init__(self, *, owner: _Session, **arguments: Any):
+        super().__init__(**arguments)
+        self.owner = owner
+
+    def runtest(self) -> None:
+        cause = "it has a golden, and its benchmark is gone"
+        verdict = gate.Verdict(self.nodeid, "benchmark", gate.Status.MISSING, cause=cause)
+        self.owner.verdicts.append(verdict)
+        pytest.fail(f"MISSING benchmark: {cause}", pytrace=False)
+
+    def reportinfo(self) -> tuple[Path, int, str]:
+        return _golden_path(self.config), 0, self.nodeid
+
+
+def _asked_for(config: pytest.Config, name: str) -> bool:
+    """Whether pytest was called for a test of this id, would there be one."""
+    if config.getoption("lf", False):  # only what failed is collected
+        return config.cache is not None and name in config.cache.get("cache/lastfailed", {})
+    file, _, test = name.partition("::")
+    path = (config.rootpath / file).resolve()
+    for argument in config.args:
+        where, _, wanted = argument.partition("::")
+        place = (config.invocation_params.dir / where).resolve()
+        if place != path and place not in path.parents:
+            continue
+        if not wanted or test == wanted or test.startswith((f"{wanted}::", f"{wanted}[")):
+            return True
+    return False
 
 
 def _red(verdict: gate.Verdict) -> bool:

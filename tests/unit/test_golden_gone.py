@@ -1,0 +1,99 @@
+"""A run that measured nothing, or that lost a benchmark, is never green."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SUITE = """
+import time
+from streamcache.golden.host import Stopwatch
+def block():
+    with Stopwatch() as host:
+        sum(range(20_000))
+    return host.seconds
+def test_kept(golden, benchmark):
+    golden.time(benchmark, block, lambda: 10 * block())
+def test_lost(golden):
+    golden.number("two", 2.0, drift=0.0)
+"""
+
+
+def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+    )
+
+
+def rewrite(folder: Path, old: str, new: str) -> None:
+    path = folder / "test_it.py"
+    path.write_text(path.read_text().replace(old, new))
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    folder = tmp_path_factory.mktemp("recorded")
+    (folder / "test_it.py").write_text(SUITE)
+    (folder / "pytest.ini").write_text("[pytest]\ngolden_dir = .\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("CI", raising=False)
+        ran = run(folder, "--golden=own", "--golden-update", "--golden-reason", "first")
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    golden = json.loads((folder / "own.json").read_bytes())
+    del golden["entries"]["test_it.py::test_kept"]["log_ratios"]  # times are not the matter here
+    for key in ("baselines_s", "contestants_s", "anchor"):
+        del golden["entries"]["test_it.py::test_kept"][key]
+    golden["entries"]["test_it.py::test_kept"]["band"] = {"low": 0.01, "high": 1e4}
+    return json.dumps(golden).encode()
+
+
+@pytest.fixture
+def suite(recorded: bytes, tmp_path: Path) -> Path:
+    (tmp_path / "test_it.py").write_text(SUITE)
+    (tmp_path / "pytest.ini").write_text("[pytest]\ngolden_dir = .\n")
+    (tmp_path / "own.json").write_bytes(recorded)
+    return tmp_path
+
+
+def test_all_there_is_green(suite: Path) -> None:
+    ran = run(suite, "--golden=own", "--golden-required")
+    assert ran.returncode == 0, ran.stdout
+
+
+def test_a_benchmark_that_is_gone_is_a_failing_test(suite: Path) -> None:
+    rewrite(suite, "test_lost", "helper")
+    ran = run(suite, "--golden=own", "--junitxml=out.xml")
+    assert ran.returncode == 1 and "MISSING benchmark" in ran.stdout, ran.stdout
+    assert "its benchmark is gone" in (suite / "out.xml").read_text()
+    again = run(suite, "--golden=own", "--lf")
+    assert again.returncode == 5, "nothing but the lost one: nothing is measured"
+    assert "MISSING benchmark" in again.stdout
+
+
+def test_what_was_not_asked_for_is_not_gone(suite: Path) -> None:
+    rewrite(suite, "test_lost", "helper")
+    assert run(suite, "--golden=own", "test_it.py::test_kept").returncode == 0
+    assert run(suite, "--golden=own", "-k", "kept").returncode == 1, "-k leaves out, deletes not"
+
+
+def test_what_is_left_out_is_said_and_is_red_only_where_required(suite: Path) -> None:
+    ran = run(suite, "--golden=own", "-k", "kept")
+    assert ran.returncode == 0 and "NOT MEASURED: 1 of 2" in ran.stdout
+    assert run(suite, "--golden=own", "-k", "kept", "--golden-required").returncode == 1
+
+
+def test_nothing_measured_is_never_green(suite: Path) -> None:
+    rewrite(suite, "import time\n", "import pytest\npytestmark = pytest.mark.skip('no device')\n")
+    for more in ((), ("--golden-required",)):
+        assert run(suite, "--golden=own", *more).returncode == 5
+
+
+@pytest.mark.parametrize("option", ["--benchmark-disable", "--benchmark-skip"])
+def test_benchmarks_disabled_are_refused(suite: Path, option: str) -> None:
+    ran = run(suite, "--golden=own", option)
+    assert ran.returncode == 4 and "measure nothing" in ran.stderr
