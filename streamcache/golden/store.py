@@ -15,6 +15,7 @@ from streamcache.golden.samples import PROTOCOL, Environment, Number, Process, S
 VERSION = 1
 MIN_PROCESSES = 5
 LEAST_TAU = 0.03
+MOST_TAU = 0.10  # what lets more pass is not recorded
 LEAST_GUARD = 0.15  # of the baseline's own time
 SCHEMA = "streamcache-golden"
 
@@ -151,6 +152,15 @@ def flaw(entry: Entry) -> str:
             return f"{name} may drift by {number.drift}"
         if number.at_most is not None and not number.value <= number.at_most < math.inf:
             return f"{name} {number.value:.7g} is over its budget of {number.at_most:g}"
+    return ""
+
+
+def noisy(golden: Golden) -> str:
+    """Where the noise it was recorded in would let too much pass, in words; empty if nowhere."""
+    for name, entry in golden.entries.items():
+        if entry.log_ratios and entry.tau > MOST_TAU:
+            lost = 100 * math.expm1(entry.tau)
+            return f"so noisy that a loss of {lost:.0f} % would pass: {name}"
     return ""
 
 

@@ -1,11 +1,12 @@
 """A run that measured nothing, or that lost a benchmark, is never green."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from streamcache.golden import samples, store
 
 SUITE = """
 import time
@@ -36,27 +37,32 @@ def rewrite(folder: Path, old: str, new: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def recorded(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> store.Golden:
+    """A golden of the suite; times are not the matter here, so any speedup is right."""
     folder = tmp_path_factory.mktemp("recorded")
     (folder / "test_it.py").write_text(SUITE)
-    (folder / "pytest.ini").write_text("[pytest]\ngolden_dir = .\n")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("CI", raising=False)
-        ran = run(folder, "--golden=own", "--golden-update", "--golden-reason", "first")
-    assert ran.returncode == 0, ran.stdout + ran.stderr
-    golden = json.loads((folder / "own.json").read_bytes())
-    del golden["entries"]["test_it.py::test_kept"]["log_ratios"]  # times are not the matter here
-    for key in ("baselines_s", "contestants_s", "anchor"):
-        del golden["entries"]["test_it.py::test_kept"][key]
-    golden["entries"]["test_it.py::test_kept"]["band"] = {"low": 0.01, "high": 1e4}
-    return json.dumps(golden).encode()
+    ran = run(folder, "--golden-samples=one.json")
+    assert ran.returncode == 0, ran.stdout
+    process = samples.read(folder / "one.json")
+    entries = {
+        s.name: store.Entry(
+            identity=s.identity,
+            numbers=s.numbers,
+            exact=s.exact,
+            band=store.Band(0.01, 1e4) if s.pairs else None,
+        )
+        for s in process.samples
+    }
+    place = process.environment
+    made = store.Provenance("a test", "2026-01-01", "unknown", 1)
+    return store.Golden(made, place.machine, place.host, place.canaries, entries)
 
 
 @pytest.fixture
-def suite(recorded: bytes, tmp_path: Path) -> Path:
+def suite(recorded: store.Golden, tmp_path: Path) -> Path:
     (tmp_path / "test_it.py").write_text(SUITE)
     (tmp_path / "pytest.ini").write_text("[pytest]\ngolden_dir = .\n")
-    (tmp_path / "own.json").write_bytes(recorded)
+    store.write(tmp_path / "own.json", recorded)
     return tmp_path
 
 
