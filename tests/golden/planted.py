@@ -1,0 +1,509 @@
+"""The table of defects: what is broken in a copy of the tree, and the verdict that must name it."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+Edit = Callable[[Path], None]  # changes a copy of the tree, given its root
+
+
+@dataclass(frozen=True)
+class Defect:
+    """One thing that is wrong.
+
+    Attributes:
+        edits: none for the control, which must be green.
+        status, check: of the verdict that must come; check "" for any.
+        benchmarks: which must get it; also all that is run, unless `whole`.
+        whole: run the whole gate, as CI does, with --golden-required.
+        any_of: one of the benchmarks is enough.
+        where: on a GPU other things can be seen than on a CPU.
+    """
+
+    name: str
+    edits: tuple[Edit, ...]
+    status: Literal["FAIL", "MISSING", "INVALID", "ok"]
+    check: str
+    benchmarks: tuple[str, ...]
+    whole: bool = False
+    any_of: bool = False
+    where: Literal["cpu", "gpu"] = "cpu"
+
+
+def patch(file: str, old: str, new: str) -> Edit:
+    """Replace a text that occurs exactly once."""
+
+    def edit(root: Path) -> None:
+        text = (root / file).read_text(encoding="utf-8")
+        assert text.count(old) == 1, f"{file} has this {text.count(old)} times, not once: {old}"
+        (root / file).write_text(text.replace(old, new), encoding="utf-8")
+
+    return edit
+
+
+def other_weights(root: Path) -> None:
+    """The last weight of the reference model is another number."""
+    path = root / "streamcache/reference_model/model.safetensors"
+    weights = bytearray(path.read_bytes())
+    weights[-1] ^= 1
+    path.write_bytes(weights)
+
+
+def without_golden(name: str) -> Edit:
+    def edit(root: Path) -> None:
+        path = root / "tests/golden/cpu.json"
+        golden = json.loads(path.read_bytes())
+        del golden["entries"][f"tests/bench/test_cpu.py::{name}"]
+        path.write_text(json.dumps(golden))
+
+    return edit
+
+
+def slower(share: float) -> Edit:
+    """The decode loop takes longer by a share of what each step takes."""
+    return patch(
+        "streamcache/decode.py",
+        "        return self._decode(self.input_ids[t : t + 1])\n",
+        f"""        began = time.thread_time()
+        logits = self._decode(self.input_ids[t : t + 1])
+        ended = time.thread_time()
+        while time.thread_time() < ended + {share} * (ended - began):
+            pass
+        return logits
+""",
+    )
+
+
+def slower_on_device(share: float) -> Edit:
+    """A captured step waits on the GPU: the host runs ahead, its waiting would not be seen."""
+    return patch(
+        "streamcache/decode.py",
+        """        super().__init__(decoder.model, input_ids, decoder.cache)
+
+    def _decode(self, token: Tensor) -> Tensor:
+        return self.decoder.step(token)
+""",
+        f"""        fill(decoder.model, input_ids, decoder.cache)
+        device = input_ids.device
+        step = time_tokens(lambda: decoder.step(input_ids[:1]), 64, device).token_ms
+        wait = time_tokens(lambda: torch.cuda._sleep(10**6), 64, device).token_ms
+        self.cycles = int({share} * sorted(step)[32] / sorted(wait)[32] * 10**6)
+        decoder.reset()
+        super().__init__(decoder.model, input_ids, decoder.cache)
+
+    def _decode(self, token: Tensor) -> Tensor:
+        torch.cuda._sleep(self.cycles)
+        return self.decoder.step(token)
+""",
+    )
+
+
+ARENA, BOUNDED, CACHE = (f"streamcache/{n}.py" for n in ("arena", "bounded", "cache"))
+POLICY, RING, ONE_PASS = (f"streamcache/{n}.py" for n in ("policy", "ring", "onepass"))
+DECODE, RECOMPUTE, MIT = (f"streamcache/{n}.py" for n in ("decode", "recompute", "reference"))
+EVALUATE, MODELS, CORPORA = (f"streamcache/{n}.py" for n in ("evaluate", "models", "corpora"))
+CONFIGURATIONS, KERNEL = "streamcache/configurations.py", "streamcache/kernels/attention.py"
+CONFTEST, BENCHMARKS = "tests/bench/conftest.py", "tests/bench/test_cpu.py"
+
+TURNED = ("test_decoding[fast]", "test_decoding[ours]")
+DROPPING = ("test_decoding[mit]", *TURNED)
+DECODED = (*DROPPING, "test_decoding[captured]")
+CAPTURED = ("test_decoding[captured]",)
+READ = ("test_quality[quality]",)
+LAZY = ("test_quality[lazy-R32]",)
+TIMED = tuple(
+    f"test_configuration[{name}]" for name in ("mit", "ours-standard", "best", "fast", "best-fast")
+)
+
+PHASE = "phase = self.rotation.phase(offset)"
+PREPARE = "dropped = self.policy.drop_for(self.seen, self.size, n_tokens)"
+NOTHING_DUE = "if need <= 0 or not ("
+DROPPED = "return need if self.max_drop is None else min(need, self.max_drop)"
+SHIFTED_BY_ONE = patch(ARENA, PHASE, "phase = self.rotation.phase(offset + 1)")
+
+
+def fails(name: str, benchmarks: tuple[str, ...], check: str, *edits: Edit) -> Defect:
+    return Defect(name, edits, "FAIL", check, benchmarks)
+
+
+DEFECTS = [
+    Defect("unchanged", (), "ok", "", (), whole=True),
+    # where the sinks stand
+    fails(
+        "sinks not shifted",
+        TURNED,
+        "ppl",
+        patch(ARENA, "if self.rotation is not None and offset:", "if False:"),
+    ),
+    fails("sinks shifted by one too many", TURNED, "apart from one pass", SHIFTED_BY_ONE),
+    fails(
+        "sinks shifted the wrong way",
+        TURNED,
+        "ppl",
+        patch(ARENA, PHASE, "phase = self.rotation.phase(-offset)"),
+    ),
+    fails(
+        "sinks turned twice",
+        TURNED,
+        "ppl",
+        patch(
+            ARENA, "turn(self._sink_planes, phase)", "turn(turn(self._sink_planes, phase), phase)"
+        ),
+    ),
+    fails(
+        "sinks not shifted in the one pass",
+        READ,
+        "ppl",
+        patch(ONE_PASS, "rotation.phase(self.query - self.evicted)", "rotation.phase(self.query)"),
+    ),
+    fails(
+        "sinks not met by the captured query",
+        CAPTURED,
+        "ppl",
+        patch(KERNEL, "turn(q, size - 1) @ k.mT", "turn(q, position) @ k.mT"),
+    ),
+    fails(
+        "mit's positions off by one",
+        ("test_decoding[mit]",),
+        "ppl",
+        patch(
+            MIT,
+            "return rotate(new, position, rotation)",
+            "return rotate(new, position + 1, rotation)",
+        ),
+    ),
+    fails(
+        "the window turned the wrong way when positions start anew",
+        TURNED,
+        "ppl",
+        patch(CACHE, "self._end, self.base - self.seen)", "self._end, self.seen - self.base)"),
+    ),
+    fails(
+        "keys stored before they are turned",
+        CAPTURED,
+        "ppl",
+        patch(
+            KERNEL, "key.to(wide) if turn is None else turn(key.to(wide), position)", "key.to(wide)"
+        ),
+    ),
+    # what is held
+    fails(
+        "window off by one",
+        LAZY,
+        "retained",
+        patch(
+            POLICY,
+            "return self.n_sink + self.window_size\n",
+            "return self.n_sink + self.window_size - 1\n",
+        ),
+    ),
+    fails(
+        "the policy drops one too many", LAZY, "evicted", patch(POLICY, DROPPED, "return need + 1")
+    ),
+    fails(
+        "the caches drop one too many",
+        DROPPING,
+        "ppl",
+        patch(BOUNDED, PREPARE, f"{PREPARE}\n        dropped += dropped > 0"),
+    ),
+    fails("max_drop ignored", DECODED, "ppl", patch(POLICY, DROPPED, "return need")),
+    fails(
+        "mit drops a sink",
+        ("test_decoding[mit]",),
+        "ppl",
+        patch(
+            MIT,
+            "kept[:, :, : self.policy.n_sink], kept[:, :, self.policy.n_sink :]",
+            "kept[:, :, : self.policy.n_sink - 1], kept[:, :, self.policy.n_sink - 1 :]",
+        ),
+    ),
+    fails(
+        "a sink dropped",
+        TURNED,
+        "ppl",
+        patch(ARENA, "self.n_sink = n_sink\n", "self.n_sink = n_sink - 1\n"),
+    ),
+    fails(
+        "a sink dropped in the one pass",
+        READ,
+        "ppl",
+        patch(ONE_PASS, "self.n_sink = policy.n_sink\n", "self.n_sink = policy.n_sink - 1\n"),
+    ),
+    fails(
+        "the policy never evicts",
+        LAZY,
+        "evicted",
+        patch(POLICY, NOTHING_DUE, f"if True or {NOTHING_DUE[3:]}"),
+    ),
+    fails(
+        "the caches never evict",
+        ("test_decoding[mit]",),
+        "ppl",
+        patch(BOUNDED, PREPARE, "dropped = 0"),
+    ),
+    fails(
+        "the policy evicts at every step",
+        LAZY,
+        "scheduled",
+        patch(POLICY, "return (seen + 1) % self.compress_every == 0", "return True"),
+    ),
+    fails(
+        "the caches evict at every step",
+        DROPPING,
+        "ppl",
+        patch(BOUNDED, PREPARE, "dropped = max(0, self.size + n_tokens - self.policy.floor)"),
+    ),
+    fails(
+        "ring slot off by one",
+        CAPTURED,
+        "ppl",
+        patch(RING, "sinks + (seen - sinks) % run", "sinks + (seen - sinks + 1) % run"),
+    ),
+    fails(
+        "stale mask of the ring",
+        CAPTURED,
+        "ppl",
+        patch(RING, "sinks + evicted % run, seen", "sinks + self.evicted % run, seen"),
+    ),
+    fails(
+        "stale mask of the one pass",
+        READ,
+        "ppl",
+        patch(
+            ONE_PASS,
+            "self.evicted = torch.tensor(evicted, device=device)",
+            "self.evicted = torch.tensor(evicted[:1] * len(evicted), device=device)",
+        ),
+    ),
+    fails(
+        "mask of the caches off by one",
+        DROPPING,
+        "ppl",
+        patch(
+            BOUNDED,
+            "return kept + query_length, self.seen - kept\n",
+            "return kept + query_length, self.seen - kept - 1\n",
+        ),
+    ),
+    fails(
+        "mask of the one pass off by one",
+        READ,
+        "ppl",
+        patch(ONE_PASS, "self.key >= self.n_sink + evicted", "self.key > self.n_sink + evicted"),
+    ),
+    fails(
+        "prunes miscounted",
+        READ,
+        "forced",
+        patch(
+            POLICY, "forced += dropped > 0 and not self.scheduled(seen)", "forced += dropped > 0"
+        ),
+    ),
+    # what is predicted, and compared
+    fails(
+        "NLL off by one position",
+        DECODED,
+        "ppl",
+        patch(
+            DECODE,
+            "token_nll(logits, input_ids[t + 1 : t + 2])",
+            "token_nll(logits, input_ids[t : t + 1])",
+        ),
+    ),
+    fails(
+        "NLL of the one pass off by one position",
+        READ,
+        "ppl",
+        patch(ONE_PASS, "text[begin + 1 : end + 1]", "text[begin:end]"),
+    ),
+    fails(
+        "steady state begins a position late",
+        LAZY,
+        "steady",
+        patch(EVALUATE, "nll[policy_floor - 1 :]", "nll[policy_floor:]"),
+    ),
+    fails(
+        "baseline context off by one",
+        ("test_recompute",),
+        "ppl",
+        patch(
+            RECOMPUTE,
+            "input_ids[t + 1 - window_size : t + 1]",
+            "input_ids[t + 2 - window_size : t + 1]",
+        ),
+    ),
+    fails(
+        "baseline compared at other positions",
+        READ,
+        "ppl / baseline",
+        patch(EVALUATE, "fingerprint.positions()[full]]", "fingerprint.positions()[full] - 1]"),
+    ),
+    fails(
+        "wrong text",
+        LAZY,
+        "text",
+        patch(CORPORA, "numbers[:max_tokens]", "numbers[-max_tokens:]"),
+    ),
+    fails(
+        "marker token dropped",
+        LAZY,
+        "text",
+        patch(CORPORA, "numbers[:max_tokens]", "numbers[1 : max_tokens + 1]"),
+    ),
+    fails(
+        "another text behind the same digest",
+        LAZY,
+        "ppl",
+        patch(CORPORA, "return TokenStream(name, ids, ", "return TokenStream(name, ids.roll(1), "),
+    ),
+    fails(
+        "NaN logits",
+        DECODED,
+        "ppl",
+        patch(
+            MODELS,
+            "    return model.to(place)",
+            "    model.get_output_embeddings().weight.data[7] = torch.nan\n"
+            "    return model.to(place)",
+        ),
+    ),
+    # what is not what the golden measured
+    Defect(
+        "another model",
+        (
+            patch(
+                CONFTEST, 'load_model("reference", device="cpu")', 'load_model("random:reference")'
+            ),
+        ),
+        "INVALID",
+        "identity",
+        (*LAZY, "test_recompute"),
+    ),
+    Defect("another revision of the model", (other_weights,), "INVALID", "identity", LAZY),
+    fails(
+        "weights changed after loading",
+        LAZY,
+        "ppl",
+        patch(
+            MODELS,
+            "    return model.to(place)",
+            "    model.get_output_embeddings().weight.data *= 1.001\n    return model.to(place)",
+        ),
+    ),
+    Defect(
+        "another attention",
+        (patch(MODELS, '"attn_implementation": "sdpa", ', '"attn_implementation": "eager", '),),
+        "INVALID",
+        "identity",
+        LAZY,
+    ),
+    Defect(
+        "another configuration by the same name",
+        (
+            patch(
+                CONFIGURATIONS,
+                "EvictionPolicy(32, 2016, 16, 32, 32)",
+                "EvictionPolicy(32, 2000, 16, 32, 32)",
+            ),
+        ),
+        "INVALID",
+        "identity",
+        READ,
+    ),
+    # goldens and benchmarks that are gone, or lenient
+    fails(
+        "tolerance loosened in the test",
+        TURNED,
+        "ppl",
+        SHIFTED_BY_ONE,
+        patch(CONFTEST, "drift=2e-5", "drift=1.0"),
+    ),
+    Defect(
+        "a golden deleted",
+        (without_golden("test_quality[lazy-R32]"),),
+        "MISSING",
+        "golden",
+        LAZY,
+        whole=True,
+    ),
+    Defect(
+        "a benchmark deleted",
+        (patch(BENCHMARKS, '"quality", "lazy-R32", ', '"quality", '),),
+        "MISSING",
+        "benchmark",
+        LAZY,
+        whole=True,
+    ),
+    Defect(
+        "a benchmark that skips itself",
+        (
+            patch(
+                BENCHMARKS,
+                "    gate_baseline(cpu_bench, golden)\n",
+                '    pytest.skip("later")\n    gate_baseline(cpu_bench, golden)\n',
+            ),
+        ),
+        "MISSING",
+        "benchmark",
+        ("test_recompute",),
+        whole=True,
+    ),
+    # speed
+    fails(
+        "a timed stream that skips tokens",
+        TIMED[3:4],
+        "timed",
+        patch(
+            DECODE,
+            "        return self._decode(self.input_ids[t : t + 1])\n",
+            "        if time.perf_counter_ns() % 3 == 0:\n            return self.input_ids\n"
+            "        return self._decode(self.input_ids[t : t + 1])\n",
+        ),
+    ),
+    fails(
+        "a timed stream that holds half",
+        TIMED[3:4],
+        "held",
+        patch(
+            CONFIGURATIONS,
+            "return Stream(model, input_ids, _CACHES[self.mode](model, policy))",
+            "return Stream(model, input_ids, _CACHES[self.mode](model, EvictionPolicy(4, 1020)))",
+        ),
+    ),
+    Defect("decoding slower by 20 %", (slower(0.20),), "FAIL", "speed", TIMED, any_of=True),
+    Defect(
+        "baseline slower by 40 %, so that speedups look better",
+        (
+            patch(
+                RECOMPUTE,
+                "        return model(input_ids=ids, use_cache=False, logits_to_keep=1).logits\n\n"
+                "    return step\n",
+                """        began = time.thread_time()
+        logits = model(input_ids=ids, use_cache=False, logits_to_keep=1).logits
+        ended = time.thread_time()
+        while time.thread_time() < ended + 0.4 * (ended - began):
+            pass
+        return logits
+
+    return step
+""",
+            ),
+            patch(RECOMPUTE, "import torch\n", "import time\n\nimport torch\n"),
+        ),
+        "FAIL",
+        "baseline",
+        ("test_configuration[baseline]", *TIMED),
+        any_of=True,
+    ),
+    Defect(  # a CPU does not show it: its processes differ by more
+        "decoding slower by 5 %",
+        (slower(0.05), slower_on_device(0.05)),
+        "FAIL",
+        "speed",
+        ("test_configuration[captured]", "test_configuration[best-captured]"),
+        any_of=True,
+        where="gpu",
+    ),
+]
