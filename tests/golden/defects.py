@@ -68,9 +68,9 @@ def planted(defect: Defect, golden: str) -> Outcome:
         root = copied(Path(name).resolve())
         for edit in defect.edits:
             edit(root)
-        environment = {**os.environ, "PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": "1"}
-        for other in ("GITHUB_STEP_SUMMARY", "PYTEST_ADDOPTS"):
-            environment.pop(other, None)
+        path = os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH"))))
+        environment = {**os.environ, "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
+        environment.pop("GITHUB_STEP_SUMMARY", None)
 
         def run(*command: str) -> subprocess.CompletedProcess[str]:
             command = (sys.executable, *command)
@@ -141,7 +141,7 @@ def main() -> int:
         missed += not outcome.caught
         row = outcome.shown
         print(
-            f"{'caught' if outcome.caught else 'MISSED':6}  {defect.name:54}  {row.status:7}  "
+            f"{'caught' if outcome.caught else 'MISSED':6}  {defect.name:58}  {row.status:7}  "
             f"{row.benchmark:28}  {row.check:14}  {time.monotonic() - began:3.0f} s  {row.cause}",
             flush=True,
         )

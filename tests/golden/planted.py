@@ -227,8 +227,8 @@ DEFECTS = [
     ),
     fails(
         "a sink dropped in the one pass",
-        READ,
-        "ppl",
+        DECODED,
+        "apart from one pass",
         patch(ONE_PASS, "self.n_sink = policy.n_sink\n", "self.n_sink = policy.n_sink - 1\n"),
     ),
     fails(
@@ -379,7 +379,7 @@ DEFECTS = [
         ),
         "INVALID",
         "identity",
-        (*LAZY, "test_recompute"),
+        ("test_recompute",),
     ),
     Defect("another revision of the model", (other_weights,), "INVALID", "identity", LAZY),
     fails(
