@@ -23,6 +23,7 @@ NOT_RUN = "not run"
 TOLERANCE = 0.1  # of a speedup
 PERCENT = 0.005  # of a PPL increase: half a percentage point
 BREAKS, HELPS = 0.05, -0.01  # PPL relative to the other: by how much a claim must show
+GAIN = -0.001  # PPL relative to the same total undivided: what would be worth it
 FASTER = 1.03  # TPOT over TPOT
 
 
@@ -145,6 +146,9 @@ def claims() -> list[Claim]:
             "yes",
             _faster("ours-standard", "captured", negative=True),
         ),
+        Claim("Refresh fails, as published (tail)", "yes", _set_aside("refresh-tail-")),
+        Claim("Refresh fails, in stream order (middle)", "yes", _set_aside("refresh-middle-")),
+        Claim("Overlap fails", "yes", _set_aside("overlap-")),
         Claim("INT8 weights bring nothing (eager)", "yes", _quantised("int8", "fast")),
         Claim("INT8 weights bring nothing (captured)", "yes", _quantised("int8", "captured")),
     ]
@@ -163,6 +167,8 @@ def table(groups: list[Group]) -> Table:
         f"a speedup counts as reproduced within {TOLERANCE:.0%} of the published range, a PPL "
         f"increase within {100 * PERCENT:g} percentage points, a faster configuration from "
         f"{FASTER - 1:.0%} on",
+        f"entries put to another use fail where PPL is not at least {-GAIN:.1%} below that of the "
+        "same total undivided",
         f"Pythia's weights: `{READY}`",
         "the ablations have one total budget each; their PPLs are over the positions in common",
     )
@@ -270,6 +276,50 @@ def _quantised(how: str, name: str) -> Callable[[Evidence], Finding | None]:
         return Finding(measured, _on(plain, text=False), _verdict(first / second < FASTER))
 
     return test
+
+
+def _set_aside(prefix: str) -> Callable[[Evidence], Finding | None]:
+    """Whether entries put to another use than the window bring nothing at the same total.
+
+    The configurations are called by their use and the entries it takes: "refresh-tail-64 S=4 …".
+    """
+
+    def test(evidence: Evidence) -> Finding | None:
+        found: list[tuple[str, float, Record]] = []
+        for group in evidence.groups:
+            for row in group.rows:
+                record = row.record
+                if not record.configuration.startswith(prefix) or not record.quality:
+                    continue
+                n = int(record.configuration.removeprefix(prefix).split()[0])
+                total = record.policy.capacity + n
+                if not (plain := _undivided(group, record, total)):
+                    continue
+                change = record.quality.ppl / plain - 1
+                found.append((f"{n} of {total} entries {percent(change)}", change, record))
+        if not found:
+            return None
+        measured = "PPL " + ", ".join(text for text, _, _ in found)
+        verdict = _verdict(min(change for _, change, _ in found) > GAIN)
+        return Finding(measured, _on(found[0][2]), verdict)
+
+    return test
+
+
+def _undivided(group: Group, other: Record, total: int) -> float | None:
+    """PPL of the same policy with the whole of a budget for its window."""
+    for row in group.rows:
+        policy, quality = row.record.policy, row.record.quality
+        same = (policy.n_sink, policy.compress_every, policy.max_drop) == (
+            other.policy.n_sink,
+            other.policy.compress_every,
+            other.policy.max_drop,
+        )
+        whole = quality is not None and quality.n_positions == row.record.subject.n_tokens - 1
+        divided = row.name.startswith(("refresh-", "overlap-"))
+        if same and whole and quality and policy.capacity == total and not divided:
+            return quality.ppl
+    return None
 
 
 def _common(evidence: Evidence, *names: str) -> tuple[list[float], Record] | None:

@@ -12,8 +12,9 @@ import pytest
 
 from streamcache import records
 from streamcache.cli.summarize import BEGIN, END
-from streamcache.configurations import NAMED
+from streamcache.configurations import NAMED, Configuration
 from streamcache.paper import within
+from streamcache.policy import EvictionPolicy
 from streamcache.summary import audit, collect, published, render
 from streamcache.summary.tables import METHODS, Table, number, percent
 from tests import made
@@ -242,6 +243,31 @@ def test_a_negative_result_is_reproduced_where_nothing_is_gained(
     made.write(tmp_path, made.record(NAMED["ours-standard"], tpot_ms=5.0))
     made.write(tmp_path, made.record(NAMED["captured"], tpot_ms=captured))
     assert verdict(tmp_path, "torch.compile") == expected
+
+
+@pytest.mark.parametrize(
+    "ppl, expected", [(26.0, "reproduced"), (19.99, "reproduced"), (19.9, "not reproduced")]
+)
+@pytest.mark.parametrize(
+    "use, claim",
+    [
+        ("refresh-tail-64 S=4 W=161 R=32", "Refresh fails, as published"),
+        ("refresh-middle-64 S=4 W=161 R=32", "Refresh fails, in stream order"),
+        ("overlap-64", "Overlap fails"),
+    ],
+)
+def test_entries_set_aside_are_compared_with_the_same_total(
+    tmp_path: Path, use: str, claim: str, ppl: float, expected: str
+) -> None:
+    less = EvictionPolicy.from_budget(256, 4, compress_every=32, overlap=64)
+    made.write(tmp_path, made.record(Configuration(use, less, "mit"), ppl=ppl))
+    assert verdict(tmp_path, claim) == "not run"
+    smaller = EvictionPolicy.from_budget(200, 4, compress_every=32)
+    made.write(tmp_path, made.record(Configuration("smaller", smaller), ppl=30.0))
+    assert verdict(tmp_path, claim) == "not run"
+    plain = EvictionPolicy.from_budget(256, 4, compress_every=32)
+    made.write(tmp_path, made.record(Configuration("all for the window", plain), ppl=20.0))
+    assert verdict(tmp_path, claim) == expected
 
 
 @pytest.mark.parametrize("int8, expected", [(3.0, "not reproduced"), (6.0, "reproduced")])
