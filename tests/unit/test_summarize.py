@@ -236,6 +236,16 @@ def test_faster_is_three_percent_faster(tmp_path: Path, slow: float, expected: s
     assert verdict(tmp_path, "Ours (Best) is faster") == expected
 
 
+@pytest.mark.parametrize("again, expected", [(10.4, "reproduced"), (11.0, "not reproduced")])
+def test_faster_is_beyond_the_noise_of_one_configuration_timed_twice(
+    tmp_path: Path, again: float, expected: str
+) -> None:
+    times = {"mit": 10.6, "best": 10.0, "ours-standard": 10.0, "lazy-R1": again}
+    for name, tpot_ms in times.items():
+        made.write(tmp_path, made.record(NAMED[name], tpot_ms=tpot_ms))
+    assert verdict(tmp_path, "Ours (Best) is faster") == expected
+
+
 @pytest.mark.parametrize("captured, expected", [(2.0, "not reproduced"), (5.0, "reproduced")])
 def test_a_negative_result_is_reproduced_where_nothing_is_gained(
     tmp_path: Path, captured: float, expected: str
