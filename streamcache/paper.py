@@ -111,19 +111,22 @@ class Paper:
         n_compared = 0 if record.quality is None else record.quality.n_compared
         return record if same and timed and n_compared >= self._n_compared(configuration) else None
 
-    def seconds(self, configuration: Configuration, step_s: float) -> float:
-        """About what `measure` takes where recomputing a window takes `step_s`, seconds.
+    def seconds(self, configuration: Configuration, window_s: float, token_s: float) -> float:
+        """About what `measure` takes, seconds; the factors are those of the reference model.
 
-        The factors were measured with the reference model on two CPU cores.
+        Args:
+            window_s: what recomputing a window takes.
+            token_s: what decoding a token with the `fast` cache takes.
         """
         if configuration.mode is None:
             n_late = 0 if self.wanted is None else self.wanted.late_positions
-            return (n_late + self.runs + 2) * step_s
-        a_token = {"mit": 0.06, "ours": 0.04}.get(configuration.mode, 0.025)
-        units = self.runs + 2 + self.n_timed * a_token
+            return (n_late + self.runs + 2) * window_s
+        factor = {"mit": 2.6, "ours": 1.3, "captured": 0.2}.get(configuration.mode, 1)
+        capture_s = 15 if configuration.mode == "captured" else 0
+        found = (self.runs + 4) * window_s + 1.3 * self.n_timed * factor * token_s + capture_s
         if self.wanted is not None:
-            units += 3.5 * self.text.input_ids.shape[0] / configuration.policy.capacity
-        return units * step_s
+            found += 3.5 * self.text.input_ids.shape[0] / configuration.policy.capacity * window_s
+        return found
 
     def _n_compared(self, configuration: Configuration) -> int:
         if self.wanted is None:

@@ -36,7 +36,6 @@ from streamcache.paper import (
     folder_of,
 )
 from streamcache.policy import PolicyWarning
-from streamcache.recompute import recompute_step
 
 Job = tuple[Paper, Configuration]
 
@@ -147,7 +146,7 @@ def _run(due: list[Job], positions: int | None, output_dir: Path) -> int:
 
 def _print_plan(papers: list[Paper], chosen: list[Configuration], due: list[Job]) -> None:
     """A row per configuration: its sizes, and what it takes on each text."""
-    step_s = _recompute_seconds(papers[0])
+    pace = _pace(papers[0])
     view = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
     view.add_column("configuration", no_wrap=True)
     for header in ("S", "W", "σ", "δ", "R", "total", *(paper.text.name for paper in papers)):
@@ -159,7 +158,7 @@ def _print_plan(papers: list[Paper], chosen: list[Configuration], due: list[Job]
         cells = ["finished"] * len(papers)
         for i, paper in enumerate(papers):
             if (paper, configuration) in due:
-                takes = paper.seconds(configuration, step_s)
+                takes = paper.seconds(configuration, *pace)
                 total_s += takes
                 cells[i] = f"{takes:.1f} s"
         view.add_row(configuration.name, *map(str, sizes), *cells)
@@ -168,10 +167,13 @@ def _print_plan(papers: list[Paper], chosen: list[Configuration], due: list[Job]
     out.print(f"{len(due)} of {n} measurements to make, about {total_s / 60:.1f} minutes")
 
 
-def _recompute_seconds(paper: Paper) -> float:
-    """What recomputing a window takes here, the unit of the estimates."""
+def _pace(paper: Paper) -> tuple[float, float]:
+    """What recomputing a window and decoding a token take here, seconds: units of the estimates."""
     model, policy = paper.loaded.model, paper.baseline
     ids = paper.text.input_ids.to(model.device)
     ids = ids.repeat(policy.floor // ids.shape[0] + 1)
-    step = recompute_step(model, ids, policy.n_sink, policy.window_size)
-    return min(time_tokens(step, 1, model.device).wall_ms for _ in range(3)) / 1e3
+    window = Configuration("", policy, None).step(model, ids)
+    token = Configuration("", policy, "fast").step(model, ids)
+    window_ms = min(time_tokens(window, 1, model.device).wall_ms for _ in range(3))
+    time_tokens(token, 8, model.device)
+    return window_ms / 1e3, time_tokens(token, 8, model.device).wall_ms / 8e3

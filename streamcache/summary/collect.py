@@ -37,7 +37,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Group:
-    """Records that compare: one model, one device, one text; one of each configuration."""
+    """Records that compare: one model, environment and text; one of each configuration."""
 
     rows: tuple[Measured, ...]
 
@@ -49,9 +49,8 @@ class Group:
     def subject(self) -> str:
         """Model and device."""
         record = self.first
-        timed = {row.record.speed.model for row in self.rows if row.record.speed}
-        timed.discard(record.subject.model)
-        other = f" (timed: {', '.join(sorted(timed))})" if timed else ""
+        timed = record.speed.model if record.speed else record.subject.model
+        other = "" if timed == record.subject.model else f" (timed: {timed})"
         return f"{record.subject.model} {record.subject.dtype}{other}, {record.environment.device}"
 
     @property
@@ -109,7 +108,7 @@ class Found(NamedTuple):
 def collect(folder: Path) -> Found:
     """All records, diagnoses and profiles below a folder.
 
-    Of a configuration measured twice on the same model, device and text, the newest counts.
+    Of a configuration measured twice in the same group, the newest counts.
     pytest-benchmark's files are read, too.
     """
     records: list[Measured] = []
@@ -165,12 +164,8 @@ def _grouped(found: list[Measured]) -> list[Group]:
     groups: dict[tuple[object, ...], dict[str, Measured]] = {}
     for one in found:
         record = one.record
-        key = (
-            record.subject.model,
-            record.subject.dtype,
-            record.environment.device,
-            record.subject.text,
-            record.subject.n_tokens,
-        )
+        subject = msgspec.structs.replace(record.subject, text_source="")
+        timed = record.speed.model if record.speed else subject.model
+        key = (subject, timed, record.environment)
         groups.setdefault(key, {})[record.configuration] = one
     return [Group(tuple(groups[key].values())) for key in sorted(groups, key=str)]

@@ -191,10 +191,10 @@ def sizes(record: Record) -> str:
 
 
 def _notes(group: Group) -> list[str]:
-    first = group.first
+    first, where = group.first, group.first.environment
     lines = [
-        f"{group.subject}; torch {first.environment.torch}, transformers "
-        f"{first.environment.transformers}; text {group.text} ({first.subject.text_source})",
+        f"{group.subject}; torch {where.torch}, transformers {where.transformers}, "
+        f"{where.threads} threads; text {group.text} ({first.subject.text_source})",
         "TPOT: mean ms per token, batch 1, steady state, evictions included; speedup: over the "
         "recompute baseline timed in the same run; prunes: scheduled+forced",
     ]

@@ -159,6 +159,17 @@ def test_one_that_fails_is_reported_and_tried_again(
     assert not (FOLDER / "best@256.failed.txt").exists()
 
 
+def test_random_weights_are_timed_only(run: Run, few: list[str]) -> None:
+    assert run(*SMALL, "--model-name", "random:reference").status == 0
+    folder = FOLDER.with_name("random_reference-float32-stream-600")
+    for name in few:
+        record = records.read(folder / f"{name}.json")
+        assert record.quality is None and record.speed is not None
+        assert not (folder / f"{name}.nll.npy").exists()
+    again = run(*SMALL, "--model-name", "random:reference")
+    assert "4 of 4 measurements are finished" in again.err
+
+
 def test_killed_in_the_middle_it_loses_and_repeats_nothing(run: Run, tmp_path: Path) -> None:
     """SIGKILL, which nothing can catch, while the command runs in a process of its own."""
     process = subprocess.Popen(

@@ -12,8 +12,9 @@ import pytest
 
 from streamcache import records
 from streamcache.cli.summarize import BEGIN, END
-from streamcache.configurations import NAMED
+from streamcache.configurations import NAMED, Configuration
 from streamcache.paper import within
+from streamcache.policy import EvictionPolicy
 from streamcache.summary import audit, collect, published, render
 from streamcache.summary.tables import METHODS, Table, number, percent
 from tests import made
@@ -136,9 +137,11 @@ def test_groups_hold_what_compares(tmp_path: Path) -> None:
     for i, device in enumerate((None, H200)):
         for name in ("mit", "best"):
             made.write(tmp_path / str(i), made.record(NAMED[name], device=device))
+    timed = made.record(NAMED["mit"], timed=SHAPE, device=H200)  # another model's time
+    made.write(tmp_path / "timed", timed)
     made.write(tmp_path / "newer", made.record(NAMED["best"], ppl=19.0))
     groups, _, _, bad = collect.collect(tmp_path)
-    assert not bad and [len(group.rows) for group in groups] == [2, 2]
+    assert not bad and sorted(len(group.rows) for group in groups) == [1, 2, 2]
     newest = next(g for g in groups if H200 not in g.subject).get("best")
     assert newest and newest.record.quality and newest.record.quality.ppl == 19.0
 
@@ -233,6 +236,16 @@ def test_faster_is_three_percent_faster(tmp_path: Path, slow: float, expected: s
     assert verdict(tmp_path, "Ours (Best) is faster") == expected
 
 
+@pytest.mark.parametrize("again, expected", [(10.4, "reproduced"), (11.0, "not reproduced")])
+def test_faster_is_beyond_the_noise_of_one_configuration_timed_twice(
+    tmp_path: Path, again: float, expected: str
+) -> None:
+    times = {"mit": 10.6, "best": 10.0, "ours-standard": 10.0, "lazy-R1": again}
+    for name, tpot_ms in times.items():
+        made.write(tmp_path, made.record(NAMED[name], tpot_ms=tpot_ms))
+    assert verdict(tmp_path, "Ours (Best) is faster") == expected
+
+
 @pytest.mark.parametrize("captured, expected", [(2.0, "not reproduced"), (5.0, "reproduced")])
 def test_a_negative_result_is_reproduced_where_nothing_is_gained(
     tmp_path: Path, captured: float, expected: str
@@ -240,6 +253,31 @@ def test_a_negative_result_is_reproduced_where_nothing_is_gained(
     made.write(tmp_path, made.record(NAMED["ours-standard"], tpot_ms=5.0))
     made.write(tmp_path, made.record(NAMED["captured"], tpot_ms=captured))
     assert verdict(tmp_path, "torch.compile") == expected
+
+
+@pytest.mark.parametrize(
+    "ppl, expected", [(26.0, "reproduced"), (19.99, "reproduced"), (19.9, "not reproduced")]
+)
+@pytest.mark.parametrize(
+    "use, claim",
+    [
+        ("refresh-tail-64 S=4 W=161 R=32", "Refresh fails, as published"),
+        ("refresh-middle-64 S=4 W=161 R=32", "Refresh fails, in stream order"),
+        ("overlap-64", "Overlap fails"),
+    ],
+)
+def test_entries_set_aside_are_compared_with_the_same_total(
+    tmp_path: Path, use: str, claim: str, ppl: float, expected: str
+) -> None:
+    less = EvictionPolicy.from_budget(256, 4, compress_every=32, overlap=64)
+    made.write(tmp_path, made.record(Configuration(use, less, "mit"), ppl=ppl))
+    assert verdict(tmp_path, claim) == "not run"
+    smaller = EvictionPolicy.from_budget(200, 4, compress_every=32)
+    made.write(tmp_path, made.record(Configuration("smaller", smaller), ppl=30.0))
+    assert verdict(tmp_path, claim) == "not run"
+    plain = EvictionPolicy.from_budget(256, 4, compress_every=32)
+    made.write(tmp_path, made.record(Configuration("all for the window", plain), ppl=20.0))
+    assert verdict(tmp_path, claim) == expected
 
 
 @pytest.mark.parametrize("int8, expected", [(3.0, "not reproduced"), (6.0, "reproduced")])
