@@ -79,6 +79,13 @@ class EvictionPolicy:
         """S + W + sigma, entries: the cache never holds more."""
         return self.floor + self.slack
 
+    @property
+    def settings(self) -> str:
+        """What was given, for people: "S=4 W=2044 R=1"."""
+        slack = "" if self.cache_slack is None else f" σ={self.cache_slack}"
+        drop = "" if self.max_drop is None else f" δ={self.max_drop}"
+        return f"S={self.n_sink} W={self.window_size} R={self.compress_every}{slack}{drop}"
+
     def drop(self, seen: int, size: int) -> int:
         """Entries to evict before the next token is appended (0 for none)."""
         need = size + 1 - self.floor

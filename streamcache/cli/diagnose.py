@@ -11,7 +11,7 @@ from rich.table import Table
 
 from streamcache import evaluate, records
 from streamcache.cli.common import err, load, no_quality, out, progress, subject_options
-from streamcache.cli.policies import file_name, policy_options, settings_of
+from streamcache.cli.policies import file_name, policy_options
 from streamcache.configurations import NAMED, Configuration
 from streamcache.corpora import TokenStream
 from streamcache.decode import finite
@@ -58,7 +58,7 @@ def diagnose(
     loaded, text = load(**where)
     if reason := no_quality(loaded, text):
         raise click.UsageError(f"nothing to diagnose: {reason}")
-    name = settings_of(policy)
+    name = policy.settings
     nll, nll_other, nll_control = (
         _nll(loaded, text, Configuration(title, each))
         for title, each in (
@@ -106,7 +106,7 @@ def _require_matplotlib() -> None:
 def _other(policy: EvictionPolicy, against: str | None) -> tuple[EvictionPolicy, str]:
     if against is None:
         other = one_at_a_time(policy)
-        return other, settings_of(other)
+        return other, other.settings
     if against not in NAMED:
         raise click.UsageError(f"no configuration {against!r}; there are {', '.join(NAMED)}")
     return NAMED[against].policy, against

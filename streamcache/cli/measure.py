@@ -24,6 +24,7 @@ from streamcache.corpora import TokenStream
 from streamcache.models import LoadedModel
 from streamcache.policy import EvictionPolicy
 from streamcache.records import Quality, Record, Speed
+from streamcache.refresh import RefreshConfiguration, RefreshPolicy
 from streamcache.unfinished import Unfinished
 
 DEFAULT_TABLE = "baseline,mit,ours-standard,best,fast"
@@ -62,6 +63,20 @@ def baseline(
 @subject_options
 @positions_option
 @policy_options
+@click.option(
+    "--refresh-budget",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="of --cap-total, for evicted tokens put back at prunes",
+)
+@click.option(
+    "--refresh-policy",
+    type=click.Choice(get_args(RefreshPolicy)),
+    default="middle",
+    show_default=True,
+    help="where they are put: behind the newest token as published, or in stream order",
+)
 @click.option("--streaming-mode", type=click.Choice(get_args(Mode)), default="fast")
 @click.option("--mode", type=click.Choice(["streaming", "baseline"]), default="streaming")
 @click.option("--ppl-method", type=click.Choice(["one-pass", "sequential"]), default="one-pass")
@@ -71,6 +86,8 @@ def baseline(
 @click.option("--output-file", type=File, help="write the record (JSON) and NLLs (.nll.npy)")
 def evaluate_one(
     policy: EvictionPolicy,
+    refresh_budget: int,
+    refresh_policy: RefreshPolicy,
     positions: int | None,
     streaming_mode: Mode,
     mode: str,
@@ -85,9 +102,15 @@ def evaluate_one(
     """Measure one configuration: perplexity, its increase over the baseline, TPOT, speedup."""
     if mode == "baseline" and policy != EvictionPolicy(policy.n_sink, policy.window_size):
         raise click.UsageError("the baseline evicts nothing: give --n-sink and --window-size only")
+    if mode == "baseline" and refresh_budget:
+        raise click.UsageError("the baseline evicts nothing that could be refreshed")
     loaded, text = load(**where)
+    configuration: Configuration
     if mode == "baseline":
         configuration = Configuration("baseline", policy, None)
+    elif refresh_budget:
+        configuration = RefreshConfiguration.of(policy, refresh_budget, refresh_policy)
+        ppl_method = "sequential"
     else:
         configuration = Configuration(name_of(policy, streaming_mode), policy, streaming_mode)
     quality = None
@@ -194,5 +217,7 @@ def _record(
     speed: Speed,
 ) -> Record:
     reason = no_quality(loaded, text)
-    notes = (reason,) if reason else ()
-    return evaluate.record(configuration, loaded, text, quality, speed, notes)
+    notes = [reason] if reason else []
+    if isinstance(configuration, RefreshConfiguration):
+        notes.append(configuration.note)
+    return evaluate.record(configuration, loaded, text, quality, speed, tuple(notes))

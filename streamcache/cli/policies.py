@@ -62,13 +62,7 @@ def name_of(policy: EvictionPolicy, mode: Mode) -> str:
     for configuration in NAMED.values():
         if (configuration.policy, configuration.mode) == (policy, mode):
             return configuration.name
-    return f"{mode} {settings_of(policy)}"
-
-
-def settings_of(policy: EvictionPolicy) -> str:
-    slack = "" if policy.cache_slack is None else f" σ={policy.cache_slack}"
-    drop = "" if policy.max_drop is None else f" δ={policy.max_drop}"
-    return f"S={policy.n_sink} W={policy.window_size} R={policy.compress_every}{slack}{drop}"
+    return f"{mode} {policy.settings}"
 
 
 def file_name(title: str) -> str:

@@ -21,7 +21,8 @@ GUIDE_FLAGS = (
     *("--n-sink", "--window-size", "--compress-every", "--cache-slack", "--max-drop"),
     *("--cap-total", "--overlap", "--streaming-mode mit", "--streaming-mode ours"),
     *("--mode baseline", "--mode streaming", "--ppl-method", "--quantization", "--runs"),
-    *("--baseline-file", "--output-file", "diagnose", "profile"),
+    *("--refresh-budget", "--refresh-policy tail", "--refresh-policy middle"),
+    *("--baseline-file", "--output-file", "--trace", "diagnose", "profile"),
 )
 CI = (ROOT / ".ci" / "run").read_text()
 
