@@ -30,7 +30,7 @@ def one_thread() -> Iterator[None]:
 def cpu_bench(one_thread: None) -> Bench:
     loaded = load_model("reference", device="cpu")
     text = load_tokens("stream", tokenizer=loaded.tokenizer, max_tokens=4096)
-    return Bench(loaded, loaded, text, late_positions=16, block=32, drift=2e-5)
+    return Bench(loaded, loaded, text, late_positions=16, block=32, pairs=12, drift=2e-5)
 
 
 @pytest.fixture(scope="session")
@@ -48,4 +48,5 @@ def gpu_bench() -> Bench:
             "TPOT on random:pythia-2.8b, PPL on the packaged reference model, since "
             f"EleutherAI/pythia-2.8b on PG19 is out of reach: {error}",
         )
-    return Bench(timed, read, text, len(text.input_ids), block=16, drift=5e-4, notes=notes)
+    n_late = len(text.input_ids)
+    return Bench(timed, read, text, n_late, block=8, pairs=10, drift=5e-4, notes=notes)

@@ -29,7 +29,9 @@ class Bench:
 
     Args:
         late_positions: of the recompute baseline with a full window; its cost is a forward each.
-        block: tokens that a configuration decodes at a time, between two of the baseline.
+        block: tokens that a configuration decodes at a time, beside the baseline; more where an
+            eviction comes more rarely, or where a token is captured and quick.
+        pairs: blocks timed, each beside the baseline.
         drift: of a PPL, relative: what other kernels of the same precision may change.
     """
 
@@ -40,12 +42,13 @@ class Bench:
         text: TokenStream,
         late_positions: int,
         block: int,
+        pairs: int,
         drift: float,
         notes: tuple[str, ...] = (),
     ):
         self.timed, self.read, self.text = timed, read, text
-        self.late_positions, self.block, self.drift = late_positions, block, drift
-        self.notes = notes
+        self.late_positions, self.drift, self.notes = late_positions, drift, notes
+        self.block, self.pairs = block, pairs
         self._baseline: baselines.Baseline | None = None
 
     def baseline(self, folder: Path) -> baselines.Baseline:
@@ -126,18 +129,26 @@ def gate_speed(
     model, device = bench.timed.model, bench.timed.model.device
     ids = bench.text.input_ids.to(device)
     recompute = recompute_step(model, ids, BASELINE.n_sink, BASELINE.window_size)
-    beside = Timed(recompute, 1 if device.type == "cpu" else 4, device)
+    beside = Timed(recompute, 1 if device.type == "cpu" else 2, device)
     if configuration.mode is None:  # against itself: what the clock says where nothing differs
         own = Timed(recompute, beside.n_tokens, device)
     else:
-        own = Timed(configuration.step(model, ids), bench.block, device)
+        own = Timed(configuration.step(model, ids), block(bench, configuration), device)
         own()
         own.blocks.clear()
     host_bound = device.type == "cpu" or configuration.mode not in (None, "captured")
-    golden.time(benchmark, own, beside, host_bound=host_bound)
+    golden.time(benchmark, own, beside, bench.pairs, host_bound)
     if isinstance(own.step, Stream):  # what was timed decoded, and evicted
         golden.exactly(timed=own.step.cache.seen, held=own.step.cache.size)
     return evaluate.speed(bench.timed.name, own.laps, beside.laps)
+
+
+def block(bench: Bench, configuration: Configuration) -> int:
+    """Tokens: whole cycles of evictions, so that each block has its share of them."""
+    policy = configuration.policy
+    cycle = min(policy.compress_every, policy.slack + 1)
+    tokens = bench.block * (4 if configuration.mode == "captured" else 1)
+    return -(-tokens // cycle) * cycle
 
 
 def gate_configuration(
