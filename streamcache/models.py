@@ -25,7 +25,7 @@ _auto: Any = AutoModelForCausalLM  # its types are those of no real model
 
 REFERENCE_FOLDER = Path(str(files("streamcache") / "reference_model"))
 
-_PINNED = {
+PINNED = {
     "EleutherAI/pythia-160m": "50f5173d932e8e61f858120bcb800b97af589f46",
     "EleutherAI/pythia-410m": "9879c9b5f8bea9051dcb0e68dff21493d67e9d4f",
     "EleutherAI/pythia-1b": "f73d7dcc545c8bd326d8559c8ef84ffe92fea6b2",
@@ -148,7 +148,7 @@ def _commit(name: str, revision: str | None) -> str:
             f"no model and no folder is called {name!r}: give reference, random:<shape>, a local "
             "folder or a hub id such as EleutherAI/pythia-2.8b"
         )
-    commit = revision or _PINNED.get(name, "")
+    commit = revision or PINNED.get(name, "")
     if not re.fullmatch(r"[0-9a-f]{40}", commit):  # branches and tags move
         raise ModelError(
             f"{name} is no folder here, and as a hub id it needs an explicit revision, a commit "
