@@ -389,7 +389,7 @@ DEFECTS = [
         patch(
             MODELS,
             "    return model.to(place)",
-            "    model.get_output_embeddings().weight.data *= 1.001\n    return model.to(place)",
+            "    model.get_output_embeddings().weight.data *= 1.01\n    return model.to(place)",
         ),
     ),
     Defect(

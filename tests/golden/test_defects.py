@@ -5,8 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.golden.defects import copied, planted
+from streamcache.golden.gate import Status, Verdict
+from streamcache.golden.render import markdown
+from tests.golden.defects import copied, judged, parsed, planted
 from tests.golden.planted import DEFECTS, Defect
+
+FILE = "tests/bench/test_cpu.py::"
+BROKEN = Defect("broken", (lambda root: None,), "FAIL", "ppl", ("test_a", "test_b"))
 
 
 @pytest.mark.parametrize("defect", DEFECTS, ids=lambda defect: defect.name)
@@ -17,6 +22,26 @@ def test_can_be_planted(defect: Defect) -> None:
             edit(root)
         for path in root.rglob("*.py"):
             compile(path.read_text(encoding="utf-8"), str(path), "exec")
+
+
+@pytest.mark.parametrize(
+    ("exit_status", "failing", "caught"),
+    [
+        (1, {"test_a": "ppl", "test_b": "ppl"}, True),
+        (1, {"test_a": "ppl", "test_b": "text"}, False),  # red, but not for this
+        (1, {"test_a": "ppl"}, False),
+        (0, {"test_a": "ppl", "test_b": "ppl"}, False),  # said, and passed nevertheless
+        (1, {}, False),
+    ],
+)
+def test_caught_is_named(exit_status: int, failing: dict[str, str], caught: bool) -> None:
+    verdicts = [
+        Verdict(FILE + name, check, Status.FAIL, "3", "2", cause="3 | 2")
+        for name, check in failing.items()
+    ]
+    rows = parsed(markdown([*verdicts, Verdict(FILE + "test_c", "ppl", Status.PASS, "1", "2")]))
+    assert len(rows) == len(failing) + 1
+    assert judged(BROKEN, exit_status, rows, "").caught is caught
 
 
 @pytest.mark.slow

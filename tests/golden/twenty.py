@@ -5,7 +5,7 @@ beside a process that keeps a core busy.
 
 Runs are appended to a file, so that what was interrupted goes on. At the end each entry's figures
 over all runs: from their spread between processes thresholds are calibrated. Exit status 1 if more
-than one run was red, or one was red with FAIL.
+than one run was red, or one for another reason than an invalid environment.
 """
 
 import argparse
@@ -157,6 +157,12 @@ def summary(runs: list[Run], golden: store.Golden) -> list[dict[str, object]]:
     return rows
 
 
+def acceptable(runs: list[Run]) -> bool:
+    """At most one red, and that for its environment (75)."""
+    red = [r.exit_status for r in runs if r.exit_status]
+    return red in ([], [75])
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
     parser.add_argument("--runs", type=int, default=20, help="in all (default: 20)")
@@ -187,7 +193,7 @@ def main() -> int:
     print(json.dumps(rows))
     red = [r for r in runs if r.exit_status]
     print(f"{len(runs)} runs, {len(red)} red: {', '.join(r.worst for r in red) or 'none'}")
-    return 1 if len(red) > 1 or any(r.worst in ("FAIL", "MISSING") for r in red) else 0
+    return 0 if acceptable(runs) else 1
 
 
 if __name__ == "__main__":
