@@ -188,9 +188,8 @@ def _again(config: pytest.Config, name: str) -> Process:
         return _fresh(config, [*options, f"{test}::{name.partition('::')[2]}"])
     except SampleError as error:
         lines = str(error).splitlines()
-        return Process(
-            Environment(problems=[" ... ".join(dict.fromkeys(lines[:1] + lines[-1:]))]), []
-        )
+        problem = " ... ".join(dict.fromkeys(lines[:1] + lines[-1:]))
+        return Process(Environment(problems=[problem]), [])
 
 
 def _fresh(config: pytest.Config, arguments: list[str]) -> Process:

@@ -238,14 +238,13 @@ def _confirmed(first: Verdict, second: list[Verdict] | None) -> Verdict:
         return _cleared(first, second)
     if first.status is not Status.FAIL or first.check == "times":
         return first
+    same = next((v for v in second or [] if v.check == first.check), None)
     if second is None:
         status, cause = Status.SUSPECT, "to be confirmed"
-    elif same := next((v for v in second if v.check == first.check), None):
-        status, cause = {
-            Status.FAIL: (Status.FAIL, f"a fresh process agrees: {same.cause}"),
-            Status.INVALID: (Status.INVALID, f"a fresh process could not confirm: {same.cause}"),
-            Status.INCONCLUSIVE: (Status.INVALID, f"a fresh process was {same.cause}"),
-        }.get(same.status, (Status.SUSPECT, f"a fresh process did not agree: {same.now}"))
+    elif same and same.status is Status.FAIL:
+        status, cause = Status.FAIL, f"a fresh process agrees: {same.cause}"
+    elif same and same.status in (Status.PASS, Status.IMPROVED):
+        status, cause = Status.SUSPECT, f"a fresh process does not agree: {same.now}"
     else:
         causes = "; ".join(v.cause for v in second if v.cause)
         status, cause = Status.INVALID, f"a fresh process could not confirm: {causes}"

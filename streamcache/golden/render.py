@@ -69,7 +69,6 @@ def markdown(verdicts: Sequence[Verdict], notes: Sequence[str] = ()) -> str:
     lines = [f"### {headline(verdicts)}", ""]
     lines += ["| " + " | ".join(HEADER) + " |", "|" + " --- |" * len(HEADER)]
     for row in rows(verdicts):
-        lines.append(
-            "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in row) + " |"
-        )
+        cells = [cell.replace("|", "\\|").replace("\n", " ") for cell in row]
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join([*lines, "", *notes, ""])
