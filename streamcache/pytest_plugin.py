@@ -79,7 +79,10 @@ def _check_usage(config: pytest.Config) -> None:
         raise Usage("goldens are not recorded under CI: run the update yourself and commit it")
     if not config.getoption("golden_reason"):
         raise Usage('goldens need a reason: give --golden-reason "..."')
-    if not config.getoption("golden_from"):
+    if found := config.getoption("golden_from"):
+        if len({path.resolve() for path in found}) < len(found):
+            raise Usage("--golden-from has a file twice: each must be of a process of its own")
+    else:
         n = config.getoption("golden_processes")
         if n < store.MIN_PROCESSES:
             raise Usage(f"{n} processes are too few: at least {store.MIN_PROCESSES}")
