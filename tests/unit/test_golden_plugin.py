@@ -1,7 +1,7 @@
 """The gate as its users meet it: pytest runs on the example of docs/gate.md, and their exit codes.
 
-The example runs as it stands in the docs. Its clock is replaced by one that is told what to say, but
-in the test that needs a real one.
+The example runs as it stands in the docs. Its clock is replaced by one that is told what to say,
+but for the last test.
 """
 
 import json
