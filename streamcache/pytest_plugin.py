@@ -388,13 +388,17 @@ class _Session:
             if differs:
                 lines.append(f"differs from when the golden was recorded: {differs}")
         red = list(dict.fromkeys(v.name for v in self.verdicts if _red(v)))
+        gone = {v.name for v in self.verdicts if v.check == "benchmark"}
         if red:
             lines.append(f'to reproduce: pytest "{red[0]}" --golden={name}')
+        if there := [n for n in red if n not in gone]:
             lines.append(
                 "to accept, from a clean tree: pytest "
-                + " ".join(f'"{n}"' for n in red)
+                + " ".join(f'"{n}"' for n in there)
                 + f' --golden={name} --golden-update --golden-reason "..."'
             )
+        if gone:
+            lines.append(f"to retire a benchmark: delete its entry in {_golden_path(self.config)}")
         return lines
 
 

@@ -7,19 +7,20 @@ but for the last test.
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from streamcache.golden import store
 
 ROOT = Path(__file__).parents[2]
-(EXAMPLE,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "gate.md").read_text(), re.DOTALL)
+DOCS = (ROOT / "docs" / "gate.md").read_text()
+(EXAMPLE,) = re.findall(r"```python\n(.*?)```", DOCS, re.DOTALL)
 NAME = "test_toy.py::test_sort"
 SURROUNDINGS = """
 import itertools, os, time
@@ -303,7 +304,7 @@ OTHER = "def test_other(golden):\n    golden.exactly(one=1)\n\n\n"
 def test_nothing_measured_is_an_error_where_goldens_are_required(how: str, toy: Toy) -> None:
     toy.edit(*SKIPS[how])
     assert toy("--golden-required").ret == 5
-    assert toy().ret in (0, 5)
+    assert toy().ret == 5
 
 
 @pytest.mark.parametrize("how", ["skipped", "skipped inside", "renamed", "deleted"])
@@ -317,7 +318,7 @@ def test_a_golden_that_nothing_answers_to_is_missing(how: str, toy: Toy) -> None
     toy.edit(*SKIPS[how])
     ran = toy("--golden-required")
     assert ran.ret == 1
-    said(ran, "MISSING  test_sort*the golden has it, but it was not measured")
+    said(ran, "MISSING  test_sort *benchmark*", "to retire a benchmark: delete its entry in")
     ran = toy("--golden-required", "--deselect", NAME, "--deselect", "test_toy.py::test_sorted")
     assert ran.ret == 1
 
@@ -519,14 +520,24 @@ def test_the_plugin_imports_no_torch() -> None:
 
 
 def test_the_example_of_the_docs_with_a_real_clock(tmp_path: Path) -> None:
-    """Recorded and judged; what a shared machine does to it is for the statistics to say."""
+    """Recorded and judged by the commands of the docs."""
+    commands = re.findall(r"^pytest (--golden=laptop.*)$", DOCS, re.MULTILINE)
+    record, judge = (shlex.split(command) for command in commands)
     lay_out(tmp_path, clock="")
-    ran = shell(tmp_path, *RECORD)
+    ran = shell(tmp_path, *record)
+    if ran.returncode == 75 and "so noisy that a loss of" in ran.stdout:
+        pytest.skip(f"this machine is busy: {ran.stdout.splitlines()[-1]}")
     assert ran.returncode == 0, ran.stdout + ran.stderr
-    ran = shell(tmp_path, "--golden=toy", "--golden-required", "--benchmark-json=a.out")
-    verdicts: list[dict[str, Any]] = json.loads((tmp_path / "a.out").read_text())["streamcache"][
-        "verdicts"
-    ]
-    found = {v["check"]: v["status"] for v in verdicts}
+    ran = shell(tmp_path, *judge, "--benchmark-json=a.out")
+    section = json.loads((tmp_path / "a.out").read_text())["streamcache"]
+    found = {v["check"]: v["status"] for v in section["verdicts"]}
     assert found["numbers"] == found["mean"] == "pass"
     assert found["speed"] in ("pass", "improved", "inconclusive", "suspect"), ran.stdout
+
+
+def test_the_table_of_the_statistics_is_printed_by_the_command_of_the_docs() -> None:
+    assert "python -m tests.unit.test_golden_power" in DOCS
+    from tests.unit import test_golden_power
+
+    rows = test_golden_power.table(times=20).splitlines()
+    assert len(rows) == 4 and all(row.count("|") == 10 for row in rows)

@@ -10,6 +10,7 @@ import torch
 
 from streamcache import machine
 from streamcache.golden import gate
+from streamcache.golden.record import PARENT
 from streamcache.machine import Surroundings
 
 UUID = "11111111-2222-3333-4444-555555555555"
@@ -100,13 +101,43 @@ def test_a_throttled_gpu_is_a_problem(
     assert problems == [f"the GPU is throttled: {name}" for name in names]
 
 
-def test_a_foreign_process_is_a_problem_and_ones_own_are_not(smi: Smi, a_gpu: None) -> None:
-    smi.says(apps=f"{os.getpid()}\n{os.getppid()}\n")
+def test_a_foreign_process_is_a_problem(
+    smi: Smi, a_gpu: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(PARENT, raising=False)
+    smi.says(apps=f"{os.getpid()}\n")
     assert Surroundings(CUDA).sample().problems == []
-    smi.says(apps=f"{os.getpid()}\n 999999999\n[N/A]\n")
-    assert Surroundings(CUDA).sample().problems == [
-        "a foreign process computes on the GPU: 999999999"
-    ]
+    smi.says(apps=f"{os.getpid()}\n999999999\n[N/A]\n")
+    says = ["a foreign process computes on the GPU: 999999999"]
+    assert Surroundings(CUDA).sample().problems == says
+
+
+def test_a_process_that_waits_for_this_one_is_none(
+    smi: Smi, a_gpu: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    smi.says(apps=f"{os.getpid()}\n{os.getppid()}\n")
+    monkeypatch.delenv(PARENT, raising=False)
+    assert len(Surroundings(CUDA).sample().problems) == 1
+    monkeypatch.setenv(PARENT, "1")
+    assert Surroundings(CUDA).sample().problems == []
+
+
+def test_where_numbers_are_the_hosts_only_their_count_tells(
+    smi: Smi, a_gpu: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a container: this process is not in the list under the number it knows."""
+    monkeypatch.delenv(PARENT, raising=False)
+    smi.says(apps="999999998\n")
+    assert Surroundings(CUDA).sample().problems == []
+    smi.says(apps="999999998\n999999999\n")
+    says = ["2 processes compute on the GPU, 1 of them ours"]
+    assert Surroundings(CUDA).sample().problems == says
+    monkeypatch.setenv(PARENT, "1")
+    assert Surroundings(CUDA).sample().problems == []
+
+
+def test_clocks_and_temperature_are_read_at_each_look(smi: Smi, a_gpu: None) -> None:
+    assert Surroundings(CUDA).sample().readings == ["1980 MHz, 31 C"]
 
 
 def test_without_nvidia_smi_there_is_no_power_limit(
