@@ -79,7 +79,10 @@ def _check_usage(config: pytest.Config) -> None:
         raise Usage("goldens are not recorded under CI: run the update yourself and commit it")
     if not config.getoption("golden_reason"):
         raise Usage('goldens need a reason: give --golden-reason "..."')
-    if not config.getoption("golden_from"):
+    if found := config.getoption("golden_from"):
+        if len({path.resolve() for path in found}) < len(found):
+            raise Usage("--golden-from has a file twice: each must be of a process of its own")
+    else:
         n = config.getoption("golden_processes")
         if n < store.MIN_PROCESSES:
             raise Usage(f"{n} processes are too few: at least {store.MIN_PROCESSES}")
@@ -188,9 +191,8 @@ def _again(config: pytest.Config, name: str) -> Process:
         return _fresh(config, [*options, f"{test}::{name.partition('::')[2]}"])
     except SampleError as error:
         lines = str(error).splitlines()
-        return Process(
-            Environment(problems=[" ... ".join(dict.fromkeys(lines[:1] + lines[-1:]))]), []
-        )
+        problem = " ... ".join(dict.fromkeys(lines[:1] + lines[-1:]))
+        return Process(Environment(problems=[problem]), [])
 
 
 def _fresh(config: pytest.Config, arguments: list[str]) -> Process:
@@ -386,13 +388,17 @@ class _Session:
             if differs:
                 lines.append(f"differs from when the golden was recorded: {differs}")
         red = list(dict.fromkeys(v.name for v in self.verdicts if _red(v)))
+        gone = {v.name for v in self.verdicts if v.check == "benchmark"}
         if red:
             lines.append(f'to reproduce: pytest "{red[0]}" --golden={name}')
+        if there := [n for n in red if n not in gone]:
             lines.append(
                 "to accept, from a clean tree: pytest "
-                + " ".join(f'"{n}"' for n in red)
+                + " ".join(f'"{n}"' for n in there)
                 + f' --golden={name} --golden-update --golden-reason "..."'
             )
+        if gone:
+            lines.append(f"to retire a benchmark: delete its entry in {_golden_path(self.config)}")
         return lines
 
 

@@ -114,8 +114,8 @@ def judge(
 def needs_confirmation(sample: Sample, golden: Golden, environment: Environment) -> bool:
     """Whether a fresh process must measure again: for what may be a failure, or only noise."""
     verdicts = judge(sample, golden, environment)
-    doubts = (Status.SUSPECT, Status.INCONCLUSIVE)
-    return any(v.status in doubts and v.loss is not None for v in verdicts)
+    noise = [v for v in verdicts if v.status is Status.INCONCLUSIVE and v.loss is not None]
+    return bool(noise) or any(v.status is Status.SUSPECT for v in verdicts)
 
 
 def missing(golden: Golden, measured: Iterable[str]) -> list[Verdict]:
@@ -238,14 +238,13 @@ def _confirmed(first: Verdict, second: list[Verdict] | None) -> Verdict:
         return _cleared(first, second)
     if first.status is not Status.FAIL or first.check == "times":
         return first
+    same = next((v for v in second or [] if v.check == first.check), None)
     if second is None:
         status, cause = Status.SUSPECT, "to be confirmed"
-    elif same := next((v for v in second if v.check == first.check), None):
-        status, cause = {
-            Status.FAIL: (Status.FAIL, f"a fresh process agrees: {same.cause}"),
-            Status.INVALID: (Status.INVALID, f"a fresh process could not confirm: {same.cause}"),
-            Status.INCONCLUSIVE: (Status.INVALID, f"a fresh process was {same.cause}"),
-        }.get(same.status, (Status.SUSPECT, f"a fresh process did not agree: {same.now}"))
+    elif same and same.status is Status.FAIL:
+        status, cause = Status.FAIL, f"a fresh process agrees: {same.cause}"
+    elif same and same.status in (Status.PASS, Status.IMPROVED):
+        status, cause = Status.SUSPECT, f"a fresh process does not agree: {same.now}"
     else:
         causes = "; ".join(v.cause for v in second if v.cause)
         status, cause = Status.INVALID, f"a fresh process could not confirm: {causes}"

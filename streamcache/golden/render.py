@@ -40,7 +40,7 @@ def rows(verdicts: Sequence[Verdict]) -> list[tuple[str, ...]]:
             v.golden,
             "" if v.loss is None else f"{100 * v.loss:+.1f} %" + _bound(v),
             "" if v.tau is None else f"{100 * v.tau:.1f} %",
-            v.cause,
+            v.cause.replace("\n", " "),
         )
         for v in kept
     ]
@@ -69,7 +69,6 @@ def markdown(verdicts: Sequence[Verdict], notes: Sequence[str] = ()) -> str:
     lines = [f"### {headline(verdicts)}", ""]
     lines += ["| " + " | ".join(HEADER) + " |", "|" + " --- |" * len(HEADER)]
     for row in rows(verdicts):
-        lines.append(
-            "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in row) + " |"
-        )
+        cells = [cell.replace("|", "\\|") for cell in row]
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join([*lines, "", *notes, ""])

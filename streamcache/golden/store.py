@@ -192,7 +192,7 @@ def entry_of(samples: list[Sample]) -> Entry:
         values = [s.numbers[name].value for s in samples]
         middle = statistics.median(values)
         numbers[name] = msgspec.structs.replace(number, value=middle)
-        if not max(abs(v - middle) for v in values) <= number.drift * abs(middle):
+        if not all(abs(v - middle) <= number.drift * abs(middle) for v in values):
             between = f"{min(values):.7g} and {max(values):.7g}"
             raise GoldenError(f"{first.name}: {name} is between {between}: more than it may drift")
     timed = [s for s in samples if s.pairs]

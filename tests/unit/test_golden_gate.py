@@ -1,0 +1,549 @@
+"""Verdicts, as a specification: what passes, what fails, and what says nothing."""
+
+import itertools
+import math
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streamcache.golden import gate, store
+from streamcache.golden.gate import Status, Verdict
+from streamcache.golden.samples import Environment, Number, Process, Sample
+from streamcache.golden.store import Band, Golden, Provenance
+from tests.goldens import (
+    HERE,
+    NAME,
+    RATIOS,
+    altered,
+    golden,
+    process,
+    sample,
+    samples,
+    slowed,
+    with_pairs,
+)
+
+GOLDEN = golden()
+# From the best to the worst that can be said of a time.
+RANK = {
+    Status.IMPROVED: 0,
+    Status.PASS: 1,
+    Status.INCONCLUSIVE: 1,
+    Status.SUSPECT: 2,
+    Status.INVALID: 3,
+    Status.FAIL: 3,
+}
+SICK = [0.0, -1.0, math.nan, math.inf, -math.inf]
+FINITE = st.floats(allow_nan=False, allow_infinity=False)
+
+
+def verdicts(
+    sample: Sample,
+    golden: Golden = GOLDEN,
+    environment: Environment = HERE,
+    again: Process | None = None,
+) -> dict[str, Verdict]:
+    return {v.check: v for v in gate.judge(sample, golden, environment, again)}
+
+
+def statuses(*arguments: Any, **named: Any) -> dict[str, Status]:
+    return {check: v.status for check, v in verdicts(*arguments, **named).items()}
+
+
+def place(**fields: Any) -> Environment:
+    return msgspec.structs.replace(HERE, **fields)
+
+
+# What passes
+
+
+@pytest.mark.parametrize("own", samples())
+def test_a_golden_judged_by_its_own_samples_passes(own: Sample) -> None:
+    found = statuses(own)
+    assert set(found) == {"positions", "ppl", "speed", "anchor", "baseline"}
+    assert set(found.values()) == {Status.PASS}
+
+
+def test_a_golden_of_identical_samples_passes_on_another() -> None:
+    same = golden([-1.0] * 5)
+    assert set(statuses(sample(-1.0), same).values()) == {Status.PASS}
+
+
+@given(st.permutations(sample().pairs), st.permutations(RATIOS), st.floats(-0.2, 0.2))
+def test_the_order_of_pairs_and_of_processes_does_not_matter(
+    pairs: list[tuple[float, float]], ratios: list[float], moved: float
+) -> None:
+    slow = slowed(with_pairs(sample(), pairs), math.exp(moved))
+    found = verdicts(slow, golden(ratios))
+    plain = verdicts(slowed(sample(), math.exp(moved)))
+    assert {c: v.status for c, v in found.items()} == {c: v.status for c, v in plain.items()}
+    assert found["speed"].loss == pytest.approx(plain["speed"].loss, abs=1e-9)
+    assert found["speed"].margin == pytest.approx(plain["speed"].margin)
+
+
+@given(st.permutations(["a", "b", "c"]))
+def test_the_order_of_entries_does_not_matter(names: list[str]) -> None:
+    entries = {name: GOLDEN.entries[NAME] for name in [*names, NAME]}
+    several = msgspec.structs.replace(GOLDEN, entries=entries)
+    assert gate.judge(sample(), several, HERE) == gate.judge(sample(), GOLDEN, HERE)
+    assert [v.name for v in gate.missing(several, [NAME])] == ["a", "b", "c"]
+
+
+# Speed
+
+
+@given(st.floats(-0.5, 0.5), st.floats(0, 0.5), st.booleans(), st.floats(0, 200))
+def test_a_slower_contestant_never_gets_a_better_status(
+    start: float, more: float, confirmed: bool, noise: float
+) -> None:
+    usual = 0.1 * math.exp(-1)
+    base = with_pairs(sample(), [(a * (a / usual) ** noise, b) for a, b in sample().pairs])
+    first, second = slowed(base, math.exp(start)), slowed(base, math.exp(start + more))
+    one = statuses(first, again=process(first) if confirmed else None)
+    two = statuses(second, again=process(second) if confirmed else None)
+    for check in ("speed", "anchor"):
+        assert RANK[two[check]] >= RANK[one[check]]
+
+
+def test_a_loss_within_tau_passes_and_one_beyond_is_confirmed_first() -> None:
+    assert statuses(slowed(sample(), 1.02))["speed"] is Status.PASS
+    slow = slowed(sample(), 1.05)
+    assert statuses(slow)["speed"] is Status.SUSPECT
+    assert gate.needs_confirmation(slow, GOLDEN, HERE)
+    assert not gate.needs_confirmation(sample(), GOLDEN, HERE)
+
+
+def test_a_fresh_process_that_agrees_makes_it_a_failure() -> None:
+    slow = slowed(sample(), 1.05)
+    found = verdicts(slow, again=process(slowed(sample(), 1.06)))["speed"]
+    assert found.status is Status.FAIL
+    assert found.loss == pytest.approx(0.05, abs=1e-3) and found.tau == pytest.approx(0.03)
+    assert "slower by 5.0" in found.cause and "slower by 6.0" in found.cause
+
+
+def test_one_that_does_not_leaves_a_suspicion() -> None:
+    found = verdicts(slowed(sample(), 1.05), again=process(sample()))["speed"]
+    assert found.status is Status.SUSPECT and not found.status.is_red
+
+
+@pytest.mark.parametrize(
+    ("again", "why"),
+    [
+        (Process(HERE, []), "did not measure"),
+        (Process(place(problems=["it fell over"]), []), "it fell over"),
+        (process(sample(), place(problems=["the GPU is throttled"])), "throttled"),
+        (process(sample(), place(canaries={"host product": 1.0})), "canary"),
+        (process(sample(pairs=[])), "no times"),
+        (process(with_pairs(sample(), [(math.nan, 1.0)] * 10)), "no number"),
+        (process(with_pairs(sample(), [(0.02, 0.1), (0.07, 0.1)] * 5)), "too noisy"),
+    ],
+)
+def test_a_failure_that_nothing_can_confirm_is_red(again: Process, why: str) -> None:
+    found = verdicts(slowed(sample(), 1.1), again=again)["speed"]
+    assert found.status is Status.INVALID and why in found.cause
+
+
+def test_what_passed_is_not_made_worse_by_a_second_look() -> None:
+    slow = process(slowed(sample(), 2.0))
+    assert statuses(sample(), again=slow) == statuses(sample())
+
+
+def test_a_gain_beyond_tau_is_to_be_recorded() -> None:
+    assert statuses(slowed(sample(), 0.98))["speed"] is Status.PASS
+    assert statuses(slowed(sample(), 0.9))["speed"] is Status.IMPROVED
+
+
+def test_pairs_all_over_the_place_are_inconclusive() -> None:
+    wild = with_pairs(sample(), [(0.1 * math.exp(-1 + x), 0.1) for x in (-1.0, 1.0) * 5])
+    assert statuses(wild)["speed"] is Status.INCONCLUSIVE
+
+
+def test_tau_is_three_deviations_between_processes_where_those_are_more() -> None:
+    noisy = golden([-1.06, -1.03, -1.0, -0.97, -0.94])
+    entry = noisy.entries[NAME]
+    assert entry.tau == pytest.approx(3 * 0.04743, rel=1e-3)
+    assert statuses(slowed(sample(), 1.1), noisy)["speed"] is Status.PASS
+
+
+def test_too_few_pairs_are_invalid() -> None:
+    found = verdicts(with_pairs(sample(), sample().pairs[:3]))["speed"]
+    assert found.status is Status.INVALID and "too few" in found.cause
+
+
+@pytest.mark.parametrize("pairs_missing_from", ["sample", "golden"])
+def test_times_that_are_gone_or_new_are_missing(pairs_missing_from: str) -> None:
+    without = golden(pairs=[]) if pairs_missing_from == "golden" else GOLDEN
+    one = sample(pairs=[]) if pairs_missing_from == "sample" else sample()
+    assert statuses(one, without)["speed"] is Status.MISSING
+
+
+def test_a_benchmark_without_times_needs_none() -> None:
+    assert set(statuses(sample(pairs=[]), golden(pairs=[]))) == {"positions", "ppl"}
+
+
+# The anchor
+
+
+def test_ten_steps_of_one_percent_do_not_pass() -> None:
+    """Each update is accepted, and each is within tau of the one before."""
+    accepted = GOLDEN
+    for step in range(1, 11):
+        ratios = [r + 0.01 * 1.05 * step for r in RATIOS]
+        slower = [process(sample(r)) for r in ratios]
+        found = statuses(slower[2].samples[0], accepted, again=slower[3])
+        assert found["speed"] is Status.PASS, "no single step is a failure"
+        if found["anchor"] is Status.FAIL:
+            break
+        accepted, changes = store.updated(accepted, slower, Provenance(f"step {step}", "", "", 5))
+        assert len(changes) == 1
+    assert 5 <= step <= 6, "the budget is 5 % in all"
+    assert accepted.entries[NAME].anchor == GOLDEN.entries[NAME].anchor
+
+
+def test_the_anchor_is_confirmed_by_a_fresh_process_too() -> None:
+    later = altered(golden([r + 0.06 for r in RATIOS]), anchor=-1.0)
+    slow = sample(-0.94)
+    assert statuses(slow, later)["anchor"] is Status.SUSPECT
+    assert statuses(slow, later, again=process(slow))["anchor"] is Status.FAIL
+    assert statuses(slow, later, again=process(slow))["speed"] is Status.PASS
+
+
+def test_without_an_anchor_the_golden_is_its_own() -> None:
+    bare = altered(GOLDEN, anchor=None)
+    assert statuses(sample(), bare)["anchor"] is Status.PASS
+    slow = slowed(sample(), 1.07)
+    assert statuses(slow, bare, again=process(slow))["anchor"] is Status.FAIL
+
+
+# The baseline's own time
+
+
+def both_slower(factor: float) -> Sample:
+    return with_pairs(sample(), [(a * factor, b * factor) for a, b in sample().pairs])
+
+
+def test_a_slower_baseline_does_not_pass_for_a_speedup() -> None:
+    lame = with_pairs(sample(), [(a, 1.3 * b) for a, b in sample().pairs])
+    assert statuses(lame)["speed"] is Status.IMPROVED
+    assert statuses(lame)["baseline"] is Status.SUSPECT
+    assert statuses(lame, again=process(lame))["baseline"] is Status.FAIL
+    assert statuses(lame, again=process(sample()))["baseline"] is Status.SUSPECT
+
+
+def test_both_slower_by_the_same_is_seen() -> None:
+    slow = both_slower(1.3)
+    found = statuses(slow, again=process(slow))
+    assert found["speed"] is Status.PASS and found["baseline"] is Status.FAIL
+
+
+def test_the_guard_is_looser_than_the_ratio_and_one_sided() -> None:
+    assert statuses(both_slower(1.1))["baseline"] is Status.PASS
+    assert statuses(both_slower(0.5))["baseline"] is Status.PASS
+
+
+def test_a_machine_slower_as_a_whole_is_no_regression() -> None:
+    slow = place(canaries={"host product": 1.3e-3})
+    assert statuses(both_slower(1.3), environment=slow)["baseline"] is Status.PASS
+
+
+@given(st.floats(0.5, 2), st.floats(1, 2))
+def test_a_slower_baseline_never_gets_a_better_status(factor: float, more: float) -> None:
+    one, two = both_slower(factor), both_slower(factor * more)
+    assert RANK[statuses(two)["baseline"]] >= RANK[statuses(one)["baseline"]]
+
+
+# Figures and counts
+
+
+def test_a_figure_may_drift_by_so_much_either_way() -> None:
+    was = Number(20.0, drift=1e-3)
+    for value, status in [
+        (20.0, Status.PASS),
+        (20.019, Status.PASS),
+        (19.981, Status.PASS),
+        (20.021, Status.FAIL),
+        (19.979, Status.FAIL),
+        (-20.0, Status.FAIL),
+    ]:
+        assert gate.number("n", "ppl", Number(value, 1e-3), was).status is status, value
+
+
+@given(FINITE, FINITE, FINITE, st.floats(0, 1), st.none() | FINITE)
+def test_a_larger_drift_never_gets_a_better_status(
+    golden: float, one: float, two: float, drift: float, at_most: float | None
+) -> None:
+    """Of two figures on one side of the golden the one that is farther away is never better."""
+    near, far = sorted((one, two), key=lambda x: abs(x - golden))
+    if (near - golden) * (far - golden) < 0 or (at_most is not None and golden > at_most):
+        return
+    was = Number(golden, drift, at_most)
+    found = [gate.number("n", "ppl", Number(x, drift), was).status for x in (near, far)]
+    if at_most is None or far >= golden:
+        assert found != [Status.FAIL, Status.PASS]
+
+
+@given(FINITE, st.floats(0, 1))
+def test_a_figure_that_did_not_move_passes(value: float, drift: float) -> None:
+    assert gate.number("n", "ppl", Number(value, drift), Number(value, drift)).status is Status.PASS
+
+
+def test_a_budget_holds_whatever_the_golden_says() -> None:
+    was = Number(20.0, drift=0.1, at_most=20.5)
+    found = gate.number("n", "ppl", Number(20.6, drift=1.0, at_most=99.0), was)
+    assert found.status is Status.FAIL and "budget of 20.5" in found.cause
+
+
+@pytest.mark.parametrize(
+    "field", [{"exact": {"positions": 101}}, {"exact": {}}, {"exact": {"positions": 100, "x": 1}}]
+)
+def test_a_count_that_differs_fails(field: dict[str, Any]) -> None:
+    assert gate.worst(verdicts(sample(**field)).values()) is Status.FAIL
+
+
+@pytest.mark.parametrize(
+    ("numbers", "cause"), [({}, "ppl is gone"), ({"nll": Number(3.0, 1e-3)}, "nll is new")]
+)
+def test_a_figure_that_is_gone_or_new_is_missing(numbers: dict[str, Number], cause: str) -> None:
+    found = verdicts(sample(numbers=numbers))
+    assert cause in [v.cause for v in found.values() if v.status is Status.MISSING]
+
+
+def test_quality_is_never_tried_again() -> None:
+    worse = sample(numbers={"ppl": Number(20.3, 1e-3)})
+    assert not gate.needs_confirmation(worse, GOLDEN, HERE)
+    assert statuses(worse, again=process(sample()))["ppl"] is Status.FAIL
+
+
+# No number passes
+
+
+@pytest.mark.parametrize("sick", [math.nan, math.inf, -math.inf, 0.0])
+def test_a_figure_that_is_no_number_fails(sick: float) -> None:
+    found = verdicts(sample(numbers={"ppl": Number(sick, math.inf, math.inf)}))
+    assert found["ppl"].status is Status.FAIL
+
+
+@pytest.mark.parametrize("sick", SICK)
+@pytest.mark.parametrize("side", [0, 1])
+@pytest.mark.parametrize("every", [True, False])
+def test_a_time_that_is_no_time_fails_and_is_not_tried_again(
+    sick: float, side: int, every: bool
+) -> None:
+    pairs = [list(pair) for pair in sample().pairs]
+    for pair in pairs if every else pairs[:1]:
+        pair[side] = sick
+    broken = with_pairs(sample(), [(a, b) for a, b in pairs])
+    found = verdicts(broken, again=process(sample()))
+    assert found["times"].status is Status.FAIL and "speed" not in found
+
+
+@given(
+    st.lists(st.tuples(st.floats(), st.floats()), max_size=12),
+    st.floats(),
+    st.floats(),
+    st.none() | st.floats(),
+    st.lists(st.floats(), max_size=7),
+    st.floats(),
+    st.booleans(),
+)
+def test_whatever_is_measured_is_judged_and_no_nonsense_passes(
+    pairs: list[tuple[float, float]],
+    value: float,
+    drift: float,
+    anchor: float | None,
+    ratios: list[float],
+    canary: float,
+    repeated: bool,
+) -> None:
+    """Any floats anywhere: never an exception; a pass only of numbers."""
+    wild = sample(pairs=pairs, numbers={"ppl": Number(value, drift)})
+    times = ratios or [1.0] * 5
+    entry = {"log_ratios": ratios, "baselines_s": times, "contestants_s": times, "anchor": anchor}
+    here = place(canaries={"host product": canary})
+    again = process(wild, here) if repeated else None
+    for against in (GOLDEN, altered(GOLDEN, **entry), altered(GOLDEN, numbers=wild.numbers)):
+        for where in (here, HERE):
+            found = verdicts(wild, against, where, again)
+            sane = all(0 < x < math.inf for pair in pairs for x in pair)
+            if not (math.isfinite(value) and (sane or not pairs)):
+                assert gate.worst(found.values()).is_red
+            for verdict in found.values():
+                assert isinstance(verdict.cause, str)
+            gate.needs_confirmation(wild, against, where)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"log_ratios": [-1.0]},
+        {"log_ratios": [math.nan, *RATIOS[1:]]},
+        {"baselines_s": [0.0, 0.1, 0.1, 0.1, 0.1]},
+        {"contestants_s": [math.inf, 0.1, 0.1, 0.1, 0.1]},
+        {"anchor": math.nan},
+        {"numbers": {"ppl": Number(math.nan, 1e-3)}},
+        {"numbers": {"ppl": Number(20.0, math.nan)}},
+        {"numbers": {"ppl": Number(20.0, math.inf)}},
+        {"numbers": {"ppl": Number(20.0, -1.0)}},
+        {"numbers": {"ppl": Number(20.0, 1e-3, at_most=math.nan)}},
+        {"numbers": {"ppl": Number(20.0, 1e-3, at_most=19.0)}},
+        {"band": Band(2.0, 1.0)},
+        {"band": Band(math.nan, 1.0)},
+    ],
+)
+def test_a_golden_of_no_numbers_fails_everything(fields: dict[str, Any]) -> None:
+    found = verdicts(sample(), altered(GOLDEN, **fields))
+    assert [v.status for v in found.values()] == [Status.FAIL]
+
+
+# Where it was measured
+
+
+@pytest.mark.parametrize(
+    ("machine", "says"),
+    [
+        ({"device": "other"}, "device is 'other', not 'toy'"),
+        ({}, "device is None"),
+        ({"device": "toy", "power_limit_w": "300"}, "power_limit_w is '300', not None"),
+    ],
+)
+def test_another_machine_is_invalid(machine: dict[str, str | int], says: str) -> None:
+    (found,) = gate.judge(sample(), GOLDEN, place(machine=machine))
+    assert found.status is Status.INVALID and says in found.cause
+
+
+def test_something_else_measured_is_invalid() -> None:
+    (found,) = gate.judge(sample(identity={"model": "other"}), GOLDEN, HERE)
+    assert (found.check, found.status) == ("identity", Status.INVALID)
+
+
+def test_another_host_says_nothing_of_what_is_host_bound() -> None:
+    slow, elsewhere = slowed(sample(), 1.5), place(host={"cpu": "slide rule"})
+    found = statuses(slow, environment=elsewhere)
+    assert found["speed"] is Status.INCONCLUSIVE and found["ppl"] is Status.PASS
+    apart = golden(host_bound=False)
+    free = msgspec.structs.replace(slow, host_bound=False)
+    found = statuses(free, apart, elsewhere, process(free, elsewhere))
+    assert found["speed"] is Status.FAIL
+
+
+def test_other_versions_are_context_and_judge_nothing() -> None:
+    assert statuses(sample(), environment=place(context={"python": "4"})) == statuses(sample())
+
+
+def test_a_disturbed_machine_is_invalid_for_speed_and_not_for_quality() -> None:
+    found = verdicts(slowed(sample(), 2), environment=place(problems=["the GPU is throttled"]))
+    assert found["speed"].status is Status.INVALID and "throttled" in found["speed"].cause
+    assert found["ppl"].status is Status.PASS and "baseline" not in found
+
+
+DEVICE = msgspec.structs.replace(HERE, canaries={"device copy": 1e-3, "host product": 1e-3})
+
+
+@pytest.mark.parametrize(
+    ("canaries", "host_bound", "valid"),
+    [
+        ({"device copy": 1e-3, "host product": 1e-3}, False, True),
+        ({"device copy": 1.09e-3, "host product": 1e-3}, False, True),
+        ({"device copy": 1.2e-3, "host product": 1e-3}, False, False),
+        ({"device copy": 0.8e-3, "host product": 1e-3}, False, False),
+        ({"device copy": 1e-3, "host product": 2.5e-3}, True, True),
+        ({"device copy": 1e-3, "host product": 3e-3}, True, False),
+        ({"device copy": 1e-3, "host product": 3e-3}, False, True),
+        ({"device copy": math.nan, "host product": 1e-3}, False, False),
+        ({"device copy": 0.0, "host product": 1e-3}, False, False),
+        ({"host product": 1e-3}, False, False),
+    ],
+)
+def test_a_canary_out_of_its_band_is_invalid(
+    canaries: dict[str, float], host_bound: bool, valid: bool
+) -> None:
+    here = golden(where=DEVICE, host_bound=host_bound)
+    one = sample(host_bound=host_bound)
+    found = statuses(one, here, place(canaries=canaries))
+    assert found["speed"] is (Status.PASS if valid else Status.INVALID)
+
+
+# What was published
+
+
+PUBLISHED = Golden(
+    Provenance("published, not measured here", "2026-01-31", "", processes=0),
+    machine={"device": "toy"},
+    host={},
+    canaries={},
+    entries={
+        NAME: store.Entry(
+            {"model": "toy"}, band=Band(2.5, 3.0), numbers={"ppl": Number(20.0, 0.05, at_most=20.5)}
+        )
+    },
+)
+
+
+@pytest.mark.parametrize(
+    ("speedup", "status"), [(2.4, Status.FAIL), (2.6, Status.PASS), (3.1, Status.IMPROVED)]
+)
+def test_a_published_speedup_is_a_band(speedup: float, status: Status) -> None:
+    one = sample(-math.log(speedup))
+    assert statuses(one, PUBLISHED, again=process(one))["speed"] is status
+
+
+def test_below_the_band_is_confirmed_first() -> None:
+    slow = sample(-math.log(2.4))
+    assert statuses(slow, PUBLISHED)["speed"] is Status.SUSPECT
+    assert statuses(slow, PUBLISHED, again=process(sample()))["speed"] is Status.SUSPECT
+
+
+def test_only_what_was_published_is_compared() -> None:
+    here = place(machine={"device": "toy", "memory_gib": 80}, host={"cpu": "any"})
+    one = sample(identity={"model": "toy", "revision": "1"})
+    assert statuses(one, PUBLISHED, here) == {"ppl": Status.PASS, "speed": Status.PASS}
+    other = msgspec.structs.replace(one, name="unpublished")
+    assert list(statuses(other, PUBLISHED, here).values()) == [Status.INCONCLUSIVE]
+    assert statuses(one, PUBLISHED, place(machine={"device": "x"})) == {"machine": Status.INVALID}
+
+
+# What is missing, and what it comes to
+
+
+def test_missing_both_ways() -> None:
+    (found,) = gate.judge(sample(name="unknown"), GOLDEN, HERE)
+    assert found.status is Status.MISSING and found.name == "unknown"
+    (found,) = gate.missing(GOLDEN, ["unknown"])
+    assert found.status is Status.MISSING and found.name == NAME
+    assert gate.missing(GOLDEN, [NAME]) == []
+
+
+def of(*found: Status) -> list[Verdict]:
+    return [Verdict("name", "check", status) for status in found]
+
+
+def test_precedence_of_statuses() -> None:
+    in_order = ["PASS", "IMPROVED", "INCONCLUSIVE", "SUSPECT", "INVALID", "MISSING", "FAIL"]
+    assert [s.name for s in Status] == in_order
+    for less, more in itertools.combinations(Status, 2):
+        assert gate.worst(of(more, less)) is gate.worst(of(less, more)) is more
+    assert gate.worst([]) is Status.PASS
+    assert [s.name for s in Status if s.is_red] == ["INVALID", "MISSING", "FAIL"]
+
+
+@pytest.mark.parametrize(
+    ("found", "n_measured", "required", "status"),
+    [
+        ([Status.PASS], 1, True, 0),
+        ([Status.IMPROVED, Status.INCONCLUSIVE, Status.SUSPECT], 1, True, 0),
+        ([Status.FAIL], 1, False, 1),
+        ([Status.MISSING], 1, False, 1),
+        ([Status.INVALID, Status.PASS], 2, True, 75),
+        ([Status.INVALID, Status.FAIL], 2, True, 1),
+        ([], 0, True, 5),
+        ([Status.MISSING], 0, True, 5),
+        ([], 0, False, None),
+    ],
+)
+def test_exit_status(
+    found: list[Status], n_measured: int, required: bool, status: int | None
+) -> None:
+    assert gate.exit_status(of(*found), n_measured, required) == status

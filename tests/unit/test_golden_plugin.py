@@ -1,0 +1,543 @@
+"""The gate as its users meet it: pytest runs on the example of docs/gate.md, and their exit codes.
+
+The example runs as it stands in the docs. Its clock is replaced by one that is told what to say,
+but for the last test.
+"""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from streamcache.golden import store
+
+ROOT = Path(__file__).parents[2]
+DOCS = (ROOT / "docs" / "gate.md").read_text()
+(EXAMPLE,) = re.findall(r"```python\n(.*?)```", DOCS, re.DOTALL)
+NAME = "test_toy.py::test_sort"
+SURROUNDINGS = """
+import itertools, os, time
+from pathlib import Path
+import pytest
+from streamcache.golden import Environment
+
+class Toy:
+    def sample(self):
+        problems = [os.environ["TOY_PROBLEM"]] if "TOY_PROBLEM" in os.environ else []
+        machine = {"device": os.environ.get("TOY_DEVICE", "toy")}
+        return Environment(machine=machine, context={"toys": "1"}, problems=problems)
+
+@pytest.fixture(scope="session")
+def golden_environment():
+    return Toy()
+"""
+CLOCK = """
+def slowdown():
+    once = Path(os.environ.get("TOY_SLOW_ONCE", "none"))
+    if once.exists():
+        once.unlink()
+        return 1.2
+    return float(os.environ.get("TOY_SLOWDOWN", "1"))
+
+@pytest.fixture(autouse=True)
+def clock(request, monkeypatch):
+    factor = slowdown()
+    wiggle = itertools.cycle([1.0, 1.001, 0.999, 1.002])
+    def seconds(work):
+        took = {"sort": 0.002 * factor, "merge": 0.004}[work.__name__]
+        return took * next(wiggle)
+    monkeypatch.setattr(request.module, "seconds", seconds, raising=False)
+"""
+
+
+def git(where: Path, *arguments: str) -> None:
+    identity = ["-c", "user.name=toy", "-c", "user.email=toy@example.org"]
+    subprocess.run(["git", *identity, *arguments], cwd=where, check=True, capture_output=True)
+
+
+def lay_out(where: Path, clock: str = CLOCK) -> None:
+    """A repository with the example in it."""
+    (where / "test_toy.py").write_text(EXAMPLE)
+    (where / "conftest.py").write_text(SURROUNDINGS + clock)
+    (where / "pytest.ini").write_text("[pytest]\ngolden_dir = goldens\naddopts = -p no:randomly\n")
+    (where / ".gitignore").write_text("__pycache__\n.pytest_cache\n*.out\n")
+    git(where, "init", "-q")
+    git(where, "add", ".")
+    git(where, "commit", "-qm", "toy")
+
+
+RECORD = ["--golden=toy", "--golden-update", "--golden-reason", "first"]
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def shell(where: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """pytest in a process of its own, without what CI sets around this one."""
+    kept = {k: v for k, v in os.environ.items() if k not in ("CI", "GITHUB_STEP_SUMMARY")}
+    kept = {k: v for k, v in kept.items() if not k.startswith("PYTEST_")}
+    command = [sys.executable, "-m", "pytest", "-p", "no:hypothesispytest", *arguments]
+    return subprocess.run(
+        command, cwd=where, capture_output=True, text=True, env={**kept, **environment}
+    )
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The golden of the example, from five processes."""
+    where = tmp_path_factory.mktemp("recorded")
+    lay_out(where)
+    ran = shell(where, *RECORD)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert f"+ {NAME}: mean 0." in ran.stdout and re.search(r"speedup (1.99|2.00)\d", ran.stdout)
+    assert "process 5 of 5" in ran.stdout and "1 of 1 entries written" in ran.stdout
+    return (where / "goldens" / "toy.json").read_text()
+
+
+class Toy:
+    """A repository with the example and its golden, and pytest in it."""
+
+    def __init__(self, pytester: pytest.Pytester, golden: str):
+        self.pytester, self.path = pytester, pytester.path
+        lay_out(self.path)
+        self.golden = self.path / "goldens" / "toy.json"
+        self.golden.parent.mkdir()
+        self.golden.write_text(golden)
+
+    def __call__(self, *arguments: str) -> pytest.RunResult:
+        return self.pytester.runpytest_inprocess("--golden=toy", *arguments)
+
+    def edit(self, old: str, new: str, file: str = "test_toy.py") -> None:
+        path = self.path / file
+        assert old in path.read_text()
+        path.write_text(path.read_text().replace(old, new))
+
+    def unchanged(self, golden: str) -> bool:
+        left = [path.name for path in self.golden.parent.iterdir()]
+        return self.golden.read_text() == golden and left == ["toy.json"]
+
+
+@pytest.fixture
+def toy(pytester: pytest.Pytester, recorded: str, monkeypatch: pytest.MonkeyPatch) -> Toy:
+    for name in ("CI", "GITHUB_STEP_SUMMARY", "PYTEST_ADDOPTS"):
+        monkeypatch.delenv(name, raising=False)
+    return Toy(pytester, recorded)
+
+
+def said(ran: pytest.RunResult, *lines: str) -> None:
+    ran.stdout.fnmatch_lines([f"*{line}*" for line in lines])
+
+
+def one_line(ran: pytest.RunResult, *parts: str) -> None:
+    """Refused with status 4 and a single line."""
+    assert ran.ret == 4
+    lines = [line for line in ran.errlines + ran.outlines if line.startswith("ERROR")]
+    assert len(lines) == 1 and all(part in lines[0] for part in parts), ran.errlines
+    assert "Traceback" not in "\n".join(ran.errlines + ran.outlines)
+
+
+# Green and red
+
+
+def test_an_unchanged_benchmark_is_green(toy: Toy) -> None:
+    ran = toy("--golden-required")
+    assert ran.ret == 0
+    said(ran, "golden: toy, 1 entries, * from 5 processes: first", "golden: PASS (5 pass)")
+
+
+def test_without_a_golden_nothing_is_gated(pytester: pytest.Pytester, recorded: str) -> None:
+    lay_out(pytester.path)
+    ran = pytester.runpytest_inprocess()
+    assert ran.ret == 0
+    ran.stdout.no_fnmatch_line("*golden:*")
+
+
+def test_a_slowdown_is_red_when_a_fresh_process_agrees(
+    toy: Toy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TOY_SLOWDOWN", "1.2")
+    ran = toy("--junitxml=junit.out", "--golden-markdown=report.out")
+    assert ran.ret == 1
+    said(
+        ran,
+        "FAIL speed: slower by 20.0 ± * %; a fresh process agrees: slower by 20.0 ±",
+        "golden: FAIL (2 fail, 3 pass)",
+        f'to reproduce: pytest "{NAME}" --golden=toy',
+        f'to accept, from a clean tree: pytest "{NAME}" --golden=toy --golden-update',
+    )
+    (case,) = ElementTree.parse(toy.path / "junit.out").iter("testcase")
+    failure = case.find("failure")
+    assert failure is not None and "FAIL speed" in (failure.text or "")
+    report = (toy.path / "report.out").read_text()
+    assert report.startswith("### golden: FAIL") and "to reproduce" in report
+
+
+def test_a_slowdown_that_a_fresh_process_does_not_see_is_suspect(
+    toy: Toy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    once = toy.path / "once.out"
+    once.touch()
+    monkeypatch.setenv("TOY_SLOW_ONCE", str(once))
+    ran = toy()
+    assert ran.ret == 0 and not once.exists()
+    said(ran, "a fresh process does not agree", "golden: SUSPECT (2 suspect, 3 pass)")
+
+
+def test_a_failure_that_cannot_be_confirmed_is_invalid(
+    toy: Toy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    once = toy.path / "once.out"
+    once.touch()
+    monkeypatch.setenv("TOY_SLOW_ONCE", str(once))
+    fragile = "found = sort()\n    import os; assert os.path.isdir('goldens/..') and FIRST()"
+    toy.edit("found = sort()", fragile)
+    toy.edit(
+        "def sort():",
+        "import sys\n\n\ndef FIRST():\n    return 'xyz' in sys.modules\n\n\ndef sort():",
+    )
+    monkeypatch.setitem(sys.modules, "xyz", sys)  # here, and in no fresh process
+    ran = toy()
+    assert ran.ret == 75
+    said(ran, "a fresh process could not confirm: a process failed with status 1")
+
+
+def test_confirmation_works_from_a_folder_below_and_with_options(
+    toy: Toy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TOY_SLOWDOWN", "1.2")
+    (toy.path / "below").mkdir()
+    monkeypatch.chdir(toy.path / "below")
+    ran = toy("..", "-k", "sort", "--benchmark-json=out.out")
+    assert ran.ret == 1
+    said(ran, "a fresh process agrees")
+    json.loads((toy.path / "below" / "out.out").read_text())
+
+
+def test_last_failed_runs_a_regression_again(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+    toy.edit("def test_sort", "def test_other():\n    pass\n\n\ndef test_sort")
+    monkeypatch.setenv("TOY_SLOWDOWN", "1.2")
+    assert toy().ret == 1
+    monkeypatch.delenv("TOY_SLOWDOWN")
+    ran = toy("--lf")
+    ran.assert_outcomes(passed=1)  # and not the other
+
+
+def test_a_figure_that_drifted_is_red_at_once(toy: Toy) -> None:
+    toy.edit("statistics.fmean(found)", "statistics.fmean(found) * (1 + 1e-6)")
+    ran = toy()
+    assert ran.ret == 1
+    said(ran, "FAIL mean: mean drifted by +0.0001 %")
+
+
+def test_no_number_is_red(toy: Toy) -> None:
+    toy.edit("statistics.fmean(found)", "float('nan')")
+    ran = toy()
+    assert ran.ret == 1
+    said(ran, "FAIL mean: mean is nan: no number")
+
+
+def test_something_else_under_the_same_name_is_invalid(toy: Toy) -> None:
+    toy.edit("length=500", "length=501")
+    ran = toy()
+    assert ran.ret == 75
+    said(ran, "INVALID identity: not what the golden measured: length is 501, not 500")
+
+
+def test_another_machine_is_invalid(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOY_DEVICE", "abacus")
+    ran = toy("--golden-required")
+    assert ran.ret == 75
+    said(ran, "INVALID machine: another machine: device is 'abacus', not 'toy'")
+
+
+def test_a_disturbed_machine_is_invalid(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOY_PROBLEM", "the GPU is throttled: hardware slowdown")
+    ran = toy()
+    assert ran.ret == 75
+    said(ran, "INVALID speed: the GPU is throttled")
+
+
+def test_another_failure_is_a_failure_even_where_the_machine_is_invalid(
+    toy: Toy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    toy.edit("def test_sort", "def test_wrong():\n    assert False\n\n\ndef test_sort")
+    monkeypatch.setenv("TOY_DEVICE", "abacus")
+    assert toy().ret == 1
+
+
+def test_a_teardown_that_fails_is_not_hidden_by_a_verdict(
+    toy: Toy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    falls = "\n@pytest.fixture\ndef falls():\n    yield\n    assert False\n"
+    (toy.path / "conftest.py").open("a").write(falls)
+    toy.edit("(benchmark, golden)", "(falls, benchmark, golden)")
+    monkeypatch.setenv("TOY_DEVICE", "abacus")
+    assert toy().ret == 1
+
+
+# What is not measured
+
+
+def test_a_new_benchmark_needs_a_golden(toy: Toy) -> None:
+    toy.edit("def test_sort", "def test_new(golden):\n    pass\n\n\ndef test_sort")
+    ran = toy()
+    assert ran.ret == 1
+    said(ran, "MISSING golden: measured, but no golden has it")
+
+
+SKIPS = {
+    "skipped": ("def test_sort", "import pytest\n\n\n@pytest.mark.skip\ndef test_sort"),
+    "skipped inside": ("    found = sort()", "    import pytest\n\n    pytest.skip('no GPU')"),
+    "renamed": ("def test_sort", "def test_sorted"),
+    "deleted": ("def test_sort", "def sort_test"),
+    "no longer golden": ("def test_sort(benchmark, golden)", "def test_sort(benchmark, _g=None)"),
+}
+OTHER = "def test_other(golden):\n    golden.exactly(one=1)\n\n\n"
+
+
+@pytest.mark.parametrize("how", ["skipped", "skipped inside", "deleted"])
+def test_nothing_measured_is_an_error_where_goldens_are_required(how: str, toy: Toy) -> None:
+    toy.edit(*SKIPS[how])
+    assert toy("--golden-required").ret == 5
+    assert toy().ret == 5
+
+
+@pytest.mark.parametrize("how", ["skipped", "skipped inside", "renamed", "deleted"])
+def test_a_golden_that_nothing_answers_to_is_missing(how: str, toy: Toy) -> None:
+    """Beside another one that is measured and passes."""
+    found = json.loads(toy.golden.read_text())
+    found["entries"]["test_toy.py::test_other"] = {"exact": {"one": 1}}
+    toy.golden.write_text(json.dumps(found))
+    toy.edit("def test_sort", OTHER + "def test_sort")
+    assert toy("--golden-required").ret == 0
+    toy.edit(*SKIPS[how])
+    ran = toy("--golden-required")
+    assert ran.ret == 1
+    said(ran, "MISSING  test_sort *benchmark*", "to retire a benchmark: delete its entry in")
+    ran = toy("--golden-required", "--deselect", NAME, "--deselect", "test_toy.py::test_sorted")
+    assert ran.ret == 1
+
+
+def test_deselected_goldens_are_named_where_they_are_not_required(toy: Toy) -> None:
+    ran = toy("-k", "nothing")
+    assert ran.ret == 5, "as pytest says of an empty run"
+    said(ran, "NOT MEASURED: 1 of 1 goldens")
+
+
+def test_an_entry_that_was_deleted_is_missing(toy: Toy) -> None:
+    found = json.loads(toy.golden.read_text())
+    found["entries"] = {}
+    toy.golden.write_text(json.dumps(found))
+    ran = toy("--golden-required")
+    assert ran.ret == 1
+    said(ran, "MISSING golden: measured, but no golden has it")
+
+
+# Usage
+
+
+def test_a_golden_that_is_not_there(toy: Toy) -> None:
+    toy.golden.unlink()
+    one_line(toy(), "no golden", "record one with --golden-update")
+
+
+def test_required_goldens_have_a_name(pytester: pytest.Pytester) -> None:
+    one_line(pytester.runpytest_inprocess("--golden-required"), "give --golden NAME")
+    one_line(pytester.runpytest_inprocess("--golden-update"), "give --golden NAME")
+
+
+@pytest.mark.parametrize("option", ["--benchmark-disable", "--benchmark-skip"])
+def test_benchmarks_that_measure_nothing_are_refused(option: str, toy: Toy) -> None:
+    one_line(toy(option), "would measure nothing")
+
+
+def test_processes_side_by_side_are_refused(toy: Toy) -> None:
+    """The option as pytest-xdist has it, which need not be here."""
+    xdist = "\ndef pytest_addoption(parser):\n    group = parser.getgroup('xdist')\n"
+    xdist += "    group._addoption('-n', dest='numprocesses', type=int)\n"
+    (toy.path / "conftest.py").open("a").write(xdist)
+    one_line(toy("-n", "2", "-p", "no:xdist"), "do not go together")
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (b"", "cut off"),
+        (b'{"schema": "streamcache-golden", "version": 1, "entr', "cut off"),
+        (b'{"benchmarks": []}', "not a golden file"),
+        (b'{"schema": "streamcache-golden", "version": 2}', "version 2"),
+        (b'{"schema": "streamcache-golden", "version": 1}', "not a valid golden"),
+    ],
+)
+def test_a_corrupt_golden_is_a_line_and_stays(data: bytes, says: str, toy: Toy) -> None:
+    toy.golden.write_bytes(data)
+    one_line(toy(), says)
+    one_line(toy("--golden-from", "x.out", "--golden-reason", "y"))
+    assert toy.golden.read_bytes() == data
+
+
+# Recording
+
+
+def five(toy: Toy) -> list[str]:
+    """Files of five processes."""
+    names = []
+    for i in range(5):
+        option = "--benchmark-json" if i == 0 else "--golden-samples"
+        assert toy(f"{option}=s{i}.out").ret in (0, 1, 75)
+        names.append(f"s{i}.out")
+    return names
+
+
+def test_what_did_not_move_is_not_written(toy: Toy, recorded: str) -> None:
+    ran = toy("--golden-reason", "again", "--golden-from", *five(toy))
+    assert ran.ret == 0
+    said(ran, "nothing moved by more than a third", "0 of 1 entries written")
+    assert toy.unchanged(recorded)
+
+
+@pytest.mark.parametrize("update", ["--golden-update", "--golden-update-new-only"])
+@pytest.mark.parametrize(
+    ("refused", "says"),
+    [("reason", "need a reason"), ("CI", "under CI"), ("dirty", "clean tree"), ("few", "too few")],
+)
+def test_recording_is_refused(
+    update: str, refused: str, says: str, toy: Toy, recorded: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = [update, *([] if refused == "reason" else ["--golden-reason", "why"])]
+    if refused == "CI":
+        monkeypatch.setenv("CI", "true")
+    if refused == "dirty":
+        toy.edit("range(8)", "range(9)")
+    if refused == "few":
+        arguments.append("--golden-processes=4")
+    one_line(toy(*arguments), says)
+    assert toy.unchanged(recorded)
+
+
+def test_a_file_that_git_does_not_know_is_a_change_too(toy: Toy) -> None:
+    (toy.path / "helper.py").touch()
+    one_line(toy("--golden-update", "--golden-reason", "why"), "clean tree")
+
+
+def test_an_invalid_environment_is_not_recorded(
+    toy: Toy, recorded: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TOY_PROBLEM", "throttled")
+    ran = toy("--golden-reason", "why", "--golden-from", *five(toy))
+    assert ran.ret == 75
+    said(ran, "not recorded, the environment is invalid: throttled")
+    assert toy.unchanged(recorded)
+
+
+def test_a_process_that_fails_is_not_recorded(toy: Toy, recorded: str) -> None:
+    toy.edit("found = sort()", "assert False")
+    git(toy.path, "commit", "-qam", "broken")
+    ran = toy("--golden-update", "--golden-reason", "why")
+    assert ran.ret == 4 and "failed with status 1" in "\n".join(ran.errlines)
+    assert toy.unchanged(recorded)
+
+
+def test_recording_from_files(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOY_SLOWDOWN", "1.5")
+    names = five(toy)
+    few = toy("--golden-reason", "slower", "--golden-from", *names[:4])
+    one_line(few, "4 processes are too few")
+    one_line(toy("--golden-reason", "x", "--golden-from", *[names[0]] * 5), "twice")
+    ran = toy("--golden-reason", "slower", "--golden-from", *names)
+    assert ran.ret == 0
+    said(ran, f"~ {NAME}: *speedup * -> *speedup 1.33*", "1 of 1 entries written")
+    found = store.read(toy.golden)
+    assert found.provenance.reason == "slower" and found.earlier[0].reason == "first"
+    assert found.provenance.context == {"toys": "1"} and len(found.provenance.commit) == 40
+    assert toy("--golden-samples=after.out").ret == 0
+    assert found.entries[NAME].anchor == pytest.approx(-0.6931, abs=2e-3)
+
+
+@pytest.mark.parametrize("data", [None, "", "{}", '{"benchmarks": []}'])
+def test_files_without_samples_are_a_line(data: str | None, toy: Toy, recorded: str) -> None:
+    if data is not None:
+        (toy.path / "s.out").write_text(data)
+    one_line(toy("--golden-reason", "x", "--golden-from", "s.out"), "s.out holds no samples")
+    assert toy.unchanged(recorded)
+
+
+# What it leaves behind
+
+
+def test_benchmark_json_has_the_section_and_the_time_of_the_clock(toy: Toy) -> None:
+    assert toy("--benchmark-json=out.out").ret == 0
+    found = json.loads((toy.path / "out.out").read_text())
+    section = found["streamcache"]
+    assert section["version"] == store.VERSION
+    assert [v["status"] for v in section["verdicts"]] == ["pass"] * 5
+    (one,) = section["process"]["samples"]
+    assert one["name"] == NAME and len(one["pairs"]) == 12
+    (benchmark,) = found["benchmarks"]
+    own = sorted(a for a, _ in one["pairs"])
+    assert benchmark["stats"]["median"] == pytest.approx((own[5] + own[6]) / 2)
+    assert benchmark["stats"]["median"] == pytest.approx(0.002, rel=0.01), "the clock's, not 0 s"
+    assert benchmark["stats"]["ops"] == pytest.approx(500, rel=0.01)
+    assert benchmark["extra_info"]["pairs_s"] == one["pairs"]
+    assert found["machine_info"]["streamcache"]["machine"] == {"device": "toy"}
+
+
+def test_github_gets_a_summary(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+    summary = toy.path / "summary.out"
+    summary.write_text("what was there\n")
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(summary))
+    assert toy().ret == 0
+    assert summary.read_text().startswith("what was there\n### golden: PASS (5 pass)\n")
+
+
+def test_versions_that_differ_are_told(toy: Toy) -> None:
+    toy.edit('context={"toys": "1"}', 'context={"toys": "2"}', "conftest.py")
+    said(toy(), "differs from when the golden was recorded: toys is '2', not '1'")
+
+
+def test_goldens_in_addopts_do_not_start_processes_without_end(
+    toy: Toy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTEST_ADDOPTS", "--golden=toy --golden-required")
+    monkeypatch.setenv("TOY_SLOWDOWN", "1.2")
+    ran = toy()
+    assert ran.ret == 1
+    said(ran, "a fresh process agrees")
+
+
+def test_the_plugin_imports_no_torch() -> None:
+    code = "import streamcache.pytest_plugin, sys; print('torch transformers'.split())"
+    code = (
+        "import sys, streamcache.pytest_plugin; print({'torch', 'transformers'} & {*sys.modules})"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert ran.stdout.strip() == "set()", ran.stderr
+
+
+def test_the_example_of_the_docs_with_a_real_clock(tmp_path: Path) -> None:
+    """Recorded and judged by the commands of the docs."""
+    commands = re.findall(r"^pytest (--golden=laptop.*)$", DOCS, re.MULTILINE)
+    record, judge = (shlex.split(command) for command in commands)
+    lay_out(tmp_path, clock="")
+    ran = shell(tmp_path, *record)
+    if ran.returncode == 75 and "so noisy that a loss of" in ran.stdout:
+        pytest.skip(f"this machine is busy: {ran.stdout.splitlines()[-1]}")
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    ran = shell(tmp_path, *judge, "--benchmark-json=a.out")
+    section = json.loads((tmp_path / "a.out").read_text())["streamcache"]
+    found = {v["check"]: v["status"] for v in section["verdicts"]}
+    assert found["numbers"] == found["mean"] == "pass"
+    assert found["speed"] in ("pass", "improved", "inconclusive", "suspect"), ran.stdout
+
+
+def test_the_table_of_the_statistics_is_printed_by_the_command_of_the_docs() -> None:
+    assert "python -m tests.unit.test_golden_power" in DOCS
+    from tests.unit import test_golden_power
+
+    rows = test_golden_power.table(times=20).splitlines()
+    assert len(rows) == 4 and all(row.count("|") == 10 for row in rows)

@@ -1,0 +1,120 @@
+"""How often the gate is wrong: simulated processes of a known noise, judged as real ones are.
+
+`python -m tests.unit.test_golden_power` prints the table of docs/gate.md.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from streamcache.golden import gate, store
+from streamcache.golden.gate import Status
+from streamcache.golden.samples import Environment, Process, Sample
+from streamcache.golden.store import Golden, Provenance
+
+HERE = Environment(machine={"device": "simulated"})
+SUITE = 25  # timed benchmarks
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Standard deviations of log-ratios: of a pair, and of what a process adds to all its pairs.
+
+    `disturbed` is the share of pairs that something else made up to twice as slow.
+    """
+
+    name: str
+    pair: float
+    process: float
+    n_pairs: int
+    n_processes: int
+    disturbed: float = 0.02
+
+
+GPU = Noise("GPU", pair=0.003, process=0.002, n_pairs=12, n_processes=5)
+CPU = Noise("CPU", pair=0.04, process=0.015, n_pairs=24, n_processes=10)
+
+
+class Machine:
+    """Measures a benchmark that takes 10 ms beside a baseline of 100 ms."""
+
+    def __init__(self, noise: Noise, seed: int):
+        self.noise, self.random = noise, np.random.default_rng(seed)
+
+    def sample(self, slowdown: float = 0.0) -> Sample:
+        noise, n = self.noise, self.noise.n_pairs
+        moved = math.log1p(slowdown) + self.random.normal(0, noise.process)
+        disturbed = self.random.random(n) < noise.disturbed
+        slower = disturbed * self.random.uniform(0, math.log(2), n)
+        logs = moved + self.random.normal(0, noise.pair, n) + slower
+        pairs = [(0.01 * float(r), 0.1) for r in np.exp(logs)]
+        return Sample("a", pairs=pairs)
+
+    def golden(self) -> Golden:
+        n = self.noise.n_processes
+        processes = [Process(HERE, [self.sample()]) for _ in range(n)]
+        return store.updated(None, processes, Provenance("", "", "", n))[0]
+
+    def gated(self, slowdown: float, times: int) -> Iterator[Status]:
+        """What the gate says of a benchmark; every tenth time a golden is recorded anew."""
+        golden = self.golden()
+        for i in range(1, times + 1):
+            first = self.sample(slowdown)
+            status = gate.worst(gate.judge(first, golden, HERE))
+            if status is Status.SUSPECT:
+                again = Process(HERE, [self.sample(slowdown)])
+                status = gate.worst(gate.judge(first, golden, HERE, again))
+            yield status
+            if i % 10 == 0:
+                golden = self.golden()
+
+    def failing(self, slowdown: float, times: int) -> float:
+        """The share of benchmarks that fail."""
+        return sum(s is Status.FAIL for s in self.gated(slowdown, times)) / times
+
+
+def suites_failing(benchmarks_failing: float) -> float:
+    return 1 - (1 - benchmarks_failing) ** SUITE
+
+
+@pytest.mark.parametrize("noise", [GPU, CPU], ids=lambda noise: noise.name)
+def test_an_unchanged_suite_fails_at_most_once_in_a_hundred_runs(noise: Noise) -> None:
+    """None of 8,000 benchmarks: with 95 % confidence fewer than 3 in 8,000."""
+    found = list(Machine(noise, seed=1).gated(0.0, times=8000))
+    assert suites_failing(3 / len(found)) <= 0.01
+    assert not any(status.is_red for status in found)
+    assert found.count(Status.PASS) >= 0.98 * len(found), "nor are they all inconclusive"
+
+
+@pytest.mark.parametrize(
+    ("noise", "slowdown"), [(GPU, 0.05), (CPU, 0.15)], ids=lambda x: getattr(x, "name", None)
+)
+def test_a_slowdown_fails_nine_times_of_ten(noise: Noise, slowdown: float) -> None:
+    assert Machine(noise, seed=2).failing(slowdown, times=1000) >= 0.9
+
+
+def test_half_of_what_counts_is_no_failure() -> None:
+    """tau is what counts: the gate's power is not bought with alarms about less."""
+    assert Machine(GPU, seed=3).failing(0.015, times=500) == 0
+
+
+def table(noises: tuple[Noise, ...] = (GPU, CPU), times: int = 2000) -> str:
+    """Shares of benchmarks that fail, by slowdown, and of suites where nothing changed."""
+    slowdowns = (0.03, 0.05, 0.1, 0.15, 0.2)
+    head = ["noise", "pairs", "processes", "false, of suites", *(f"{s:.0%}" for s in slowdowns)]
+    rows = [head, ["---"] * len(head)]
+    for noise in noises:
+        machine = Machine(noise, seed=4)
+        false = suites_failing(machine.failing(0.0, times))
+        found = [machine.failing(s, times) for s in slowdowns]
+        what = f"{noise.name}: pairs {noise.pair:.1%}, processes {noise.process:.1%}"
+        counts = [str(noise.n_pairs), str(noise.n_processes)]
+        rows.append([what, *counts, f"{false:.1%}", *(f"{x:.1%}" for x in found)])
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+if __name__ == "__main__":
+    print(table())

@@ -1,0 +1,318 @@
+"""Golden files: what is recorded, what is left alone, and what is refused."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streamcache.golden import samples as sampled
+from streamcache.golden import store
+from streamcache.golden.samples import Environment, Number, Process, SampleError
+from streamcache.golden.store import Golden, GoldenError, Provenance
+from tests.goldens import HERE, NAME, PROVENANCE, RATIOS, golden, processes, sample, samples
+
+LATER = Provenance("a faster kernel", "2026-02-28T12:00:00+00:00", "decaf", 5)
+GOLDEN = golden()
+
+
+def update(
+    old: Golden | None, found: list[Process], new_only: bool = False
+) -> tuple[Golden, list[str]]:
+    return store.updated(old, found, LATER, new_only)
+
+
+def renamed(found: list[Process], name: str) -> list[Process]:
+    return [
+        Process(p.environment, [*p.samples, msgspec.structs.replace(p.samples[0], name=name)])
+        for p in found
+    ]
+
+
+# Files
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    store.write(tmp_path / "toy.json", GOLDEN)
+    assert store.read(tmp_path / "toy.json") == GOLDEN
+
+
+@given(st.permutations(["b::x", "a::y", "c::z", NAME]))
+def test_writing_is_in_one_order_and_again_the_same_bytes(
+    tmp_path_factory: pytest.TempPathFactory, names: list[str]
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "order.json"
+    entries = {name: GOLDEN.entries[NAME] for name in names}
+    store.write(path, msgspec.structs.replace(GOLDEN, entries=entries))
+    first = path.read_bytes()
+    store.write(path, store.read(path))
+    assert path.read_bytes() == first
+    keys = list(json.loads(first)["entries"])
+    assert keys == sorted(keys)
+    assert first.endswith(b"}\n"), "a text file, for diffs"
+
+
+def test_a_golden_that_is_not_there_says_how_to_record_one(tmp_path: Path) -> None:
+    with pytest.raises(GoldenError, match="record one with --golden-update"):
+        store.read(tmp_path / "none.json")
+
+
+def encoded(**fields: Any) -> bytes:
+    plain = json.loads(msgspec.json.encode(GOLDEN))
+    return json.dumps({**plain, **fields}).encode()
+
+
+def entry(**fields: Any) -> bytes:
+    plain = json.loads(msgspec.json.encode(GOLDEN.entries[NAME]))
+    return encoded(entries={NAME: {**plain, **fields}})
+
+
+BROKEN = {
+    "empty": (b"", "cut off"),
+    "cut off": (msgspec.json.encode(GOLDEN)[:200], "cut off"),
+    "not JSON": (b"\x00\xff\xfe", "not JSON"),
+    "not a number": (b'{"schema": NaN}', "not JSON"),
+    "out of range": (b'{"schema": 1e999}', "out of range"),
+    "a list": (b"[]", "not a golden file"),
+    "foreign": (b'{"machine_info": {}, "benchmarks": []}', "not a golden file"),
+    "another schema": (encoded(schema="pytest-benchmark"), "not a golden file"),
+    "the future": (encoded(version=2), "version 2, this release reads 1"),
+    "no version": (encoded(version=None), "version None"),
+    "another protocol": (encoded(protocol=7), "protocol 7"),
+    "a field of another type": (encoded(machine=3), r"object.*machine"),
+    "too few processes": (entry(log_ratios=[-1.0]), "at least 5 processes"),
+    "an entry without numbers": (entry(log_ratios=[None] * 5), "log_ratios"),
+    "a time of zero": (entry(baselines_s=[0.0] * 5), "zero"),
+    "a canary of zero": (encoded(canaries={"host product": 0.0}), "canary"),
+    "an upside-down band": (entry(band={"low": 2.0, "high": 1.0}), "no band"),
+}
+
+
+@pytest.mark.parametrize("how", BROKEN)
+def test_a_broken_golden_is_refused_in_a_line_and_left_alone(how: str, tmp_path: Path) -> None:
+    data, says = BROKEN[how]
+    path = tmp_path / "toy.json"
+    path.write_bytes(data)
+    with pytest.raises(GoldenError, match=says) as caught:
+        store.read(path)
+    assert "\n" not in str(caught.value) and str(path) in str(caught.value)
+    assert path.read_bytes() == data
+
+
+# An entry
+
+
+def test_an_entry_holds_what_each_process_measured() -> None:
+    one = store.entry_of(samples())
+    assert one.log_ratios == pytest.approx(list(RATIOS))
+    assert one.anchor == pytest.approx(-1.0)
+    assert one.baselines_s == pytest.approx([0.1] * 5)
+    assert one.numbers == {"ppl": Number(20.0, 1e-3, 20.5)}
+    assert one.exact == {"positions": 100} and one.identity == {"model": "toy"}
+
+
+@pytest.mark.parametrize(
+    ("odd", "says"),
+    [
+        ({"identity": {"model": "other"}}, "same thing"),
+        ({"exact": {"positions": 99}}, "same thing"),
+        ({"numbers": {}}, "same thing"),
+        ({"pairs": []}, "same thing"),
+        ({"pairs": [(math.nan, 0.1)] * 10}, "no number"),
+        ({"pairs": [(0.0, 0.1)] * 10}, "no number"),
+        ({"numbers": {"ppl": Number(math.nan, 1e-3)}}, "may drift"),
+        ({"numbers": {"ppl": Number(20.1, 1e-3)}}, "between 20 and 20.1: more than it may drift"),
+    ],
+)
+def test_processes_that_differ_make_no_entry(odd: dict[str, Any], says: str) -> None:
+    with pytest.raises(GoldenError, match=says):
+        store.entry_of([*samples()[1:], sample(**odd)])
+
+
+def test_what_is_over_its_budget_makes_no_entry() -> None:
+    with pytest.raises(GoldenError, match="over its budget of 19"):
+        store.entry_of(samples(numbers={"ppl": Number(20.0, 1e-3, at_most=19.0)}))
+
+
+# An update
+
+
+def test_a_first_record_says_what_it_holds() -> None:
+    found, changes = store.updated(None, processes(), PROVENANCE)
+    assert found == GOLDEN
+    assert changes == [f"+ {NAME}: ppl 20, speedup 2.718 (tau 3.0 %)"]
+    assert found.machine == HERE.machine and found.canaries == HERE.canaries
+
+
+def test_what_moved_by_less_than_a_third_of_its_threshold_is_left_alone() -> None:
+    found, changes = update(GOLDEN, processes([r + 0.009 for r in RATIOS]))
+    assert found is GOLDEN and changes == []
+
+
+@pytest.mark.parametrize(
+    "moved",
+    [
+        processes([r + 0.011 for r in RATIOS]),
+        processes([r - 0.011 for r in RATIOS]),
+        processes(baseline_s=0.11),
+        processes(numbers={"ppl": Number(20.01, 1e-3, 20.5)}),
+        processes(numbers={"ppl": Number(20.0, 2e-3, 20.5)}),
+        processes(numbers={"ppl": Number(20.0, 1e-3, 20.4)}),
+        processes(exact={"positions": 101}),
+        processes(host_bound=False),
+        processes(pairs=[]),
+    ],
+)
+def test_what_moved_by_more_is_replaced_and_shown(moved: list[Process]) -> None:
+    found, (change,) = update(GOLDEN, moved)
+    assert change.startswith(f"~ {NAME}: ppl 20, speedup 2.718 (tau 3.0 %) -> ")
+    assert found.provenance is LATER and found.earlier == [PROVENANCE]
+    assert update(found, moved) == (found, [])
+
+
+@given(st.floats(-0.1, 0.1))
+def test_an_update_is_taken_or_left_as_a_whole(moved: float) -> None:
+    found, changes = update(GOLDEN, processes([r + moved for r in RATIOS]))
+    assert (found is GOLDEN) == (not changes)
+    if abs(abs(moved) - 0.01) > 1e-6:
+        assert bool(changes) == (abs(moved) > 0.01)
+
+
+def test_the_anchor_stays_through_updates() -> None:
+    first = processes([r + 0.02 for r in RATIOS])
+    second = processes([r + 0.04 for r in RATIOS])
+    found = update(update(GOLDEN, first)[0], second)[0].entries[NAME]
+    assert found.anchor == GOLDEN.entries[NAME].anchor
+    assert sum(found.log_ratios) / 5 == pytest.approx(-0.96)
+
+
+def test_an_anchor_of_zero_is_one() -> None:
+    even = golden([0.0] * 5)
+    found = update(even, processes([0.02] * 5))[0].entries[NAME]
+    assert found.anchor == 0.0
+
+
+def test_something_else_under_the_same_name_has_an_anchor_of_its_own() -> None:
+    other = processes([r + 0.5 for r in RATIOS], identity={"model": "other"})
+    assert update(GOLDEN, other)[0].entries[NAME].anchor == pytest.approx(-0.5)
+
+
+def test_new_only_adds_and_touches_nothing_else() -> None:
+    found, changes = update(GOLDEN, renamed(processes([-0.5] * 5), "new"), new_only=True)
+    assert [c[:5] for c in changes] == ["+ new"]
+    assert found.entries[NAME] is GOLDEN.entries[NAME]
+
+
+def test_what_was_not_measured_stays() -> None:
+    both, _ = update(GOLDEN, renamed(processes(), "other"))
+    found, _ = update(both, processes([-0.5] * 5))
+    assert found.entries["other"] is both.entries["other"]
+
+
+def test_a_machine_slower_as_a_whole_does_not_move_its_baseline() -> None:
+    slow = Environment(HERE.machine, HERE.host, {}, {"host product": 1.3e-3})
+    assert update(GOLDEN, processes(where=slow, baseline_s=0.13)) == (GOLDEN, [])
+    found, _ = update(GOLDEN, processes([-0.5] * 5, where=slow, baseline_s=0.13))
+    assert found.entries[NAME].baselines_s == pytest.approx([0.1] * 5)
+
+
+def test_too_few_processes_are_refused() -> None:
+    with pytest.raises(GoldenError, match="4 processes are too few, 5 are needed"):
+        update(GOLDEN, processes(RATIOS[:4]))
+
+
+def test_a_benchmark_that_only_some_measured_is_refused() -> None:
+    found = processes()
+    found[2] = Process(HERE, [])
+    with pytest.raises(GoldenError, match="measured by 4 of 5"):
+        update(None, found)
+
+
+ELSEWHERE = Environment({"device": "other"}, HERE.host, {}, HERE.canaries)
+NEXT_DOOR = Environment(HERE.machine, {"cpu": "slide rule"}, {}, {"host product": 2e-3})
+
+
+def test_two_machines_do_not_mix_in_one_golden() -> None:
+    with pytest.raises(GoldenError, match="unlike machines"):
+        update(None, [*processes()[:4], *processes(where=ELSEWHERE)[:1]])
+    with pytest.raises(GoldenError, match="of another machine: record under another name"):
+        update(GOLDEN, processes(where=ELSEWHERE))
+
+
+def test_two_hosts_do_not_mix_either() -> None:
+    both, _ = update(GOLDEN, renamed(processes(), "other"))
+    with pytest.raises(GoldenError, match="measure all of them, not all but other"):
+        update(both, processes(where=NEXT_DOOR))
+    with pytest.raises(GoldenError, match="not new ones only"):
+        update(GOLDEN, renamed(processes(where=NEXT_DOOR), "new"), new_only=True)
+    found, changes = update(GOLDEN, processes(where=NEXT_DOOR))
+    assert len(changes) == 1 and found.host == NEXT_DOOR.host
+    assert found.canaries == NEXT_DOOR.canaries
+
+
+def test_own_figures_replace_published_ones_whole() -> None:
+    bands = {n: store.Entry(band=store.Band(2.0, 3.0)) for n in (NAME, "other")}
+    published = Golden(Provenance("published", "", "", 0), {"device": "toy"}, {}, {}, bands)
+    with pytest.raises(GoldenError, match="not all but other"):
+        update(published, processes())
+    found, changes = update(published, renamed(processes(), "other"))
+    assert len(changes) == 2 and not any(e.band for e in found.entries.values())
+
+
+@pytest.mark.parametrize("seconds", [0.0, math.nan, math.inf])
+def test_a_canary_without_a_time_is_not_recorded(seconds: float) -> None:
+    where = Environment(HERE.machine, canaries={"host product": seconds})
+    with pytest.raises(GoldenError, match="canary 'host product' has no time"):
+        update(None, processes(where=where))
+
+
+# Samples
+
+
+def test_samples_are_read_as_written_and_from_a_benchmark_json(tmp_path: Path) -> None:
+    (one,) = processes([-1.0])
+    path = tmp_path / "out.json"
+    path.write_bytes(msgspec.json.encode(one))
+    assert sampled.read(path) == one
+    section = {"version": 1, "process": msgspec.to_builtins(one), "verdicts": []}
+    path.write_bytes(msgspec.json.encode({"benchmarks": [], "streamcache": section}))
+    assert sampled.read(path) == one
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"[]", b"3", b"{}", b'{"benchmarks": []}', b'{"streamcache": {}}', b"null"]
+)
+def test_a_file_without_samples_is_refused_in_a_line(data: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "out.json"
+    path.write_bytes(data)
+    with pytest.raises(SampleError, match="holds no samples") as caught:
+        sampled.read(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_samples_of_another_protocol_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "out.json"
+    path.write_bytes(msgspec.json.encode(Process(HERE, [], protocol=99)))
+    with pytest.raises(SampleError, match="protocol 99"):
+        sampled.read(path)
+
+
+def test_several_looks_make_one() -> None:
+    looks = [
+        Environment(canaries={"host": 1.0}, problems=["hot"]),
+        Environment(canaries={"host": 3.0}, problems=["hot", "crowded"]),
+    ]
+    assert sampled.merged(looks) == Environment(canaries={"host": 2.0}, problems=["hot", "crowded"])
+    gone = sampled.merged([looks[0], Environment()])
+    assert math.isnan(gone.canaries["host"])
+
+
+def test_pairs_of_any_size_have_a_log_ratio() -> None:
+    assert sample(pairs=[(1e-308, 1e308)]).log_ratio == pytest.approx(
+        math.log(1e-308) * 2, rel=1e-3
+    )
+    assert math.isnan(sample(pairs=[]).log_ratio)
