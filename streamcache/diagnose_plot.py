@@ -26,7 +26,8 @@ def svg(made: Diagnosis, states: list[Held], nll: Floats, against: Floats) -> by
     begin = max(first, prunes[0] - _BEFORE)
     shown = np.arange(begin, min(begin + _SHOWN, len(nll)))
     _tokens(panels[0], shown, nll, "NLL (nats per token)", "Tokens around the first prunes")
-    _tokens(panels[1], shown, nll - against, "NLL difference (nats per token)", "The same tokens")
+    less = f"The same tokens, less their NLL under {made.against}"
+    _tokens(panels[1], shown, nll - against, "NLL difference (nats per token)", less)
     marks = [i + 1 for i in prunes if i <= shown[-1]]
     for axes in panels[:2]:
         for prune in marks if len(marks) <= _SHOWN // 8 else []:
