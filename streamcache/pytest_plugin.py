@@ -126,7 +126,14 @@ def pytest_cmdline_main(config: pytest.Config) -> int | None:
         _check_usage(config)
         found = config.getoption("golden_from")
         processes = [samples.read(path) for path in found] if found else _measured(config)
-        if problems := [p for process in processes for p in process.environment.problems]:
+        problems = [p for process in processes for p in process.environment.problems]
+        problems += [
+            f"{sample.name}: {sample.disturbed}"
+            for process in processes
+            for sample in process.samples
+            if sample.disturbed
+        ]
+        if problems:
             print(f"golden: not recorded, the environment is invalid: {problems[0]}")
             return _INVALID
         return _record(config, processes)
