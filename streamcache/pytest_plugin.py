@@ -18,7 +18,7 @@ import msgspec
 import pytest
 
 from streamcache.golden import gate, render, samples, store
-from streamcache.golden.record import Clock, Recorder, Surroundings
+from streamcache.golden.record import PARENT, Clock, Recorder, Surroundings
 from streamcache.golden.samples import Environment, Process, Sample, SampleError
 from streamcache.golden.store import Golden, GoldenError, Provenance
 
@@ -192,7 +192,8 @@ def _again(config: pytest.Config, name: str) -> Process:
             options.append(argument)
     test = config.rootpath / name.partition("::")[0]
     try:
-        return _fresh(config, [*options, f"{test}::{name.partition('::')[2]}"])
+        # This process, which may hold the device, does nothing meanwhile.
+        return _fresh(config, [*options, f"{test}::{name.partition('::')[2]}"], {PARENT: "1"})
     except SampleError as error:
         lines = str(error).splitlines()
         return Process(
@@ -200,7 +201,9 @@ def _again(config: pytest.Config, name: str) -> Process:
         )
 
 
-def _fresh(config: pytest.Config, arguments: list[str]) -> Process:
+def _fresh(
+    config: pytest.Config, arguments: list[str], environment: dict[str, str] | None = None
+) -> Process:
     """What a fresh process measures.
 
     Raises:
@@ -209,8 +212,8 @@ def _fresh(config: pytest.Config, arguments: list[str]) -> Process:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "samples.json"
         command = [sys.executable, "-m", "pytest", "-q", *arguments, f"--golden-samples={path}"]
-        where = config.invocation_params.dir
-        ran = subprocess.run(command, cwd=where, capture_output=True, text=True)
+        where, variables = config.invocation_params.dir, {**os.environ, **(environment or {})}
+        ran = subprocess.run(command, cwd=where, env=variables, capture_output=True, text=True)
         if ran.returncode != 0:
             tail = (ran.stdout + ran.stderr).strip()[-2000:]
             raise SampleError(f"a process failed with status {ran.returncode}:\n{tail}")

@@ -115,8 +115,8 @@ def judge(
 def needs_confirmation(sample: Sample, golden: Golden, environment: Environment) -> bool:
     """Whether a fresh process must measure again: for what may be a failure, or only noise."""
     verdicts = judge(sample, golden, environment)
-    doubts = (Status.SUSPECT, Status.INCONCLUSIVE)
-    return any(v.status in doubts and v.loss is not None for v in verdicts)
+    noise = [v for v in verdicts if v.status is Status.INCONCLUSIVE and v.loss is not None]
+    return bool(noise) or any(v.status is Status.SUSPECT for v in verdicts)
 
 
 def missing(golden: Golden, measured: Iterable[str]) -> list[Verdict]:
