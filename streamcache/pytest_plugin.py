@@ -18,7 +18,7 @@ import msgspec
 import pytest
 
 from streamcache.golden import gate, render, samples, store
-from streamcache.golden.record import Clock, Recorder, Surroundings
+from streamcache.golden.record import PARENT, Clock, Recorder, Surroundings
 from streamcache.golden.samples import Environment, Process, Sample, SampleError
 from streamcache.golden.store import Golden, GoldenError, Provenance
 
@@ -129,7 +129,14 @@ def pytest_cmdline_main(config: pytest.Config) -> int | None:
         _check_usage(config)
         found = config.getoption("golden_from")
         processes = [samples.read(path) for path in found] if found else _measured(config)
-        if problems := [p for process in processes for p in process.environment.problems]:
+        problems = [p for process in processes for p in process.environment.problems]
+        problems += [
+            f"{sample.name}: {sample.disturbed}"
+            for process in processes
+            for sample in process.samples
+            if sample.disturbed
+        ]
+        if problems:
             print(f"golden: not recorded, the environment is invalid: {problems[0]}")
             return _INVALID
         return _record(config, processes)
@@ -188,14 +195,17 @@ def _again(config: pytest.Config, name: str) -> Process:
             options.append(argument)
     test = config.rootpath / name.partition("::")[0]
     try:
-        return _fresh(config, [*options, f"{test}::{name.partition('::')[2]}"])
+        # This process, which may hold the device, does nothing meanwhile.
+        return _fresh(config, [*options, f"{test}::{name.partition('::')[2]}"], {PARENT: "1"})
     except SampleError as error:
         lines = str(error).splitlines()
         problem = " ... ".join(dict.fromkeys(lines[:1] + lines[-1:]))
         return Process(Environment(problems=[problem]), [])
 
 
-def _fresh(config: pytest.Config, arguments: list[str]) -> Process:
+def _fresh(
+    config: pytest.Config, arguments: list[str], environment: dict[str, str] | None = None
+) -> Process:
     """What a fresh process measures.
 
     Raises:
@@ -204,8 +214,8 @@ def _fresh(config: pytest.Config, arguments: list[str]) -> Process:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "samples.json"
         command = [sys.executable, "-m", "pytest", "-q", *arguments, f"--golden-samples={path}"]
-        where = config.invocation_params.dir
-        ran = subprocess.run(command, cwd=where, capture_output=True, text=True)
+        where, variables = config.invocation_params.dir, {**os.environ, **(environment or {})}
+        ran = subprocess.run(command, cwd=where, env=variables, capture_output=True, text=True)
         if ran.returncode != 0:
             tail = (ran.stdout + ran.stderr).strip()[-2000:]
             raise SampleError(f"a process failed with status {ran.returncode}:\n{tail}")

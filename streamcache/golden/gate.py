@@ -103,7 +103,8 @@ def judge(
             cause = "; ".join(again.environment.problems) or "it did not measure this"
             second = [Verdict(name, "speed", Status.INVALID, cause=cause)]
         else:
-            second = _times(repeated, entry, golden, again.environment)
+            found = _times(repeated, entry, golden, again.environment)
+            second = [_doubted(v, repeated.disturbed) for v in found]
     return [
         *_exact(sample, entry, golden.is_published),
         *_numbers(sample, entry, golden.is_published),
@@ -249,6 +250,14 @@ def _confirmed(first: Verdict, second: list[Verdict] | None) -> Verdict:
         causes = "; ".join(v.cause for v in second if v.cause)
         status, cause = Status.INVALID, f"a fresh process could not confirm: {causes}"
     return msgspec.structs.replace(first, status=status, cause=f"{first.cause}; {cause}")
+
+
+def _doubted(verdict: Verdict, disturbed: str) -> Verdict:
+    """A fresh process that was disturbed confirms no failure."""
+    if verdict.status is not Status.FAIL or verdict.check == "times" or not disturbed:
+        return verdict
+    cause = f"{verdict.cause}, but {disturbed}"
+    return msgspec.structs.replace(verdict, status=Status.INVALID, cause=cause)
 
 
 def _cleared(first: Verdict, second: list[Verdict]) -> Verdict:

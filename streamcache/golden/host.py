@@ -23,9 +23,10 @@ class Stopwatch:
 
     Attributes:
         seconds: of the block that it was the context of.
+        waited: share of the wall clock's time that was taken off.
     """
 
-    seconds = 0.0
+    seconds = waited = 0.0
 
     def __enter__(self) -> "Stopwatch":
         self._start, self._waited = time.perf_counter(), waited()
@@ -33,4 +34,5 @@ class Stopwatch:
 
     def __exit__(self, *_: object) -> None:
         wall = time.perf_counter() - self._start
-        self.seconds = max(wall - (waited() - self._waited), 1e-9)
+        taken = waited() - self._waited
+        self.seconds, self.waited = max(wall - taken, 1e-9), taken / wall

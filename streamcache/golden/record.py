@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Protocol
 
+from streamcache.golden.host import Stopwatch
 from streamcache.golden.samples import Environment, Number, Sample, Value
 
 PARENT = "STREAMCACHE_GOLDEN_PARENT"  # set where a process that measures waits for this one
@@ -45,6 +46,7 @@ class Recorder:
         self._numbers: dict[str, Number] = {}
         self._pairs: list[tuple[float, float]] = []
         self._host_bound = True
+        self._waited = 0.0
 
     def identity(self, **what: Value) -> None:
         """What is measured; figures compare only where all of it is the same."""
@@ -88,7 +90,9 @@ class Recorder:
             self._pairs.append((a, b))
             self.clock.now += a
 
-        benchmark.pedantic(pair, rounds=pairs)
+        with Stopwatch() as watch:
+            benchmark.pedantic(pair, rounds=pairs)
+        self._waited = watch.waited
         benchmark.extra_info["pairs_s"] = list(self._pairs)
 
     def look(self) -> None:
@@ -100,6 +104,7 @@ class Recorder:
             identity=self._identity,
             pairs=self._pairs,
             host_bound=self._host_bound,
+            waited=self._waited,
             numbers=self._numbers,
             exact=self._exact,
         )

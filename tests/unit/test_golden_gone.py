@@ -103,3 +103,15 @@ def test_nothing_measured_is_never_green(suite: Path) -> None:
 def test_benchmarks_disabled_are_refused(suite: Path, option: str) -> None:
     ran = run(suite, "--golden=own", option)
     assert ran.returncode == 4 and "measure nothing" in ran.stderr
+
+
+def test_the_process_that_confirms_knows_that_another_waits_for_it(suite: Path) -> None:
+    (suite / "test_it.py").write_text(
+        SUITE.replace(
+            "    return host.seconds\n", "    return 1.0 if PARENT in os.environ else 1e9\n"
+        )
+        .replace("import time\n", "import os\nfrom streamcache.golden.record import PARENT\n")
+        .replace("10 * block()", "1.0")
+    )
+    ran = run(suite, "--golden=own")
+    assert ran.returncode == 0 and "does not agree" in ran.stdout.replace("did not", "does not")

@@ -56,6 +56,26 @@ def test_where_the_kernel_says_nothing_it_is_the_wall_clock(
     assert host.waited() == 0.0
 
 
+# A fresh process that had to wait confirms nothing
+
+BUSY = msgspec.structs.replace(slowed(sample(), 1.3), waited=0.3)
+
+
+def test_a_loss_that_only_a_busy_machine_confirms_is_invalid() -> None:
+    found = {v.check: v for v in gate.judge(BUSY, golden(), HERE, process(BUSY))}
+    assert found["speed"].status is Status.INVALID and "30 % of the time" in found["speed"].cause
+
+
+def test_one_that_is_confirmed_in_peace_is_a_failure() -> None:
+    found = gate.judge(BUSY, golden(), HERE, process(slowed(sample(), 1.3)))
+    assert gate.worst(found) is Status.FAIL
+
+
+def test_what_is_as_fast_as_ever_on_a_busy_machine_passes() -> None:
+    quick = msgspec.structs.replace(sample(), waited=0.3)
+    assert gate.worst(gate.judge(quick, golden(), HERE)) is Status.PASS
+
+
 # Noise is measured again, by a fresh process
 
 NOISY = with_pairs(sample(), [(0.02, 0.1), (0.07, 0.1)] * 5)
