@@ -136,6 +136,7 @@ def gate_speed(
         own = Timed(configuration.step(model, ids), block(bench, configuration), device)
         own()
         own.blocks.clear()
+    golden.identity(timed=f"{bench.timed.name} {evaluate.subject(bench.timed, bench.text).dtype}")
     host_bound = device.type == "cpu" or configuration.mode not in (None, "captured")
     golden.time(benchmark, own, beside, bench.pairs, host_bound)
     if isinstance(own.step, Stream):  # what was timed decoded, and evicted

@@ -17,7 +17,7 @@ from tests.bench.harness import (
     gate_quality,
 )
 
-TIMED = ["baseline", "mit", "ours-standard", "best", "fast", "best-fast"]
+TIMED = ["baseline", "mit", "ours-standard", "best", "fast"]
 READ = ["quality", "lazy-R32", "lazy-R128", "sink-16", "sink-64", "softlite-slack"]
 
 
