@@ -113,9 +113,7 @@ DECODED = (*DROPPING, "test_decoding[captured]")
 CAPTURED = ("test_decoding[captured]",)
 READ = ("test_quality[quality]",)
 LAZY = ("test_quality[lazy-R32]",)
-TIMED = tuple(
-    f"test_configuration[{name}]" for name in ("mit", "ours-standard", "best", "fast", "best-fast")
-)
+TIMED = tuple(f"test_configuration[{name}]" for name in ("mit", "ours-standard", "best", "fast"))
 
 PHASE = "phase = self.rotation.phase(offset)"
 PREPARE = "dropped = self.policy.drop_for(self.seen, self.size, n_tokens)"
