@@ -83,7 +83,8 @@ def small(words: list[str], folder: Path) -> list[str]:
         return []
     if words[1] == "diagnose":
         n = "2400" if "--against" in words else "900"  # those with names have 2,048 entries
-        return ["--max-eval-tokens", n, "--cap-total", "100", "--compress-every", "32"]
+        size = "--window-size" if "--window-size" in words else "--cap-total"
+        return ["--max-eval-tokens", n, size, "100", "--compress-every", "32"]
     if words[1] == "profile":
         return ["--max-eval-tokens", "260", "--window-size", "60", "--tokens", "4"]
     more = [*SMALL] if words[1] == "baseline" else [*SMALL, "--tpot-tokens", "8"]
