@@ -67,11 +67,15 @@ class Surroundings:
 
 @cache
 def cpu_model() -> str:
+    """Name, family, model and stepping: in virtual machines unlike CPUs share a name."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        text = Path("/proc/cpuinfo").read_text()
     except OSError:
         return platform.processor() or "unknown"
-    return next((x.partition(":")[2].strip() for x in lines if "model name" in x), "unknown")
+    first = [line.partition(":") for line in text.partition("\n\n")[0].splitlines()]
+    facts = {key.strip(): value.strip() for key, _, value in first}
+    numbers = [facts.get(key, "?") for key in ("cpu family", "model", "stepping")]
+    return f"{facts.get('model name', 'unknown')} ({'.'.join(numbers)})"
 
 
 def gpu(device: torch.device) -> dict[str, str]:

@@ -123,6 +123,22 @@ def test_a_slower_host_excuses_as_much_as_it_explains() -> None:
     assert lost(1.2, host_slowdown=0.8) is Status.FAIL
 
 
+@pytest.mark.parametrize(
+    ("operations", "product", "status"),
+    [(1.2, 1.2, Status.FAIL), (1.2, 1.0, Status.INCONCLUSIVE), (1.03, 1.0, Status.FAIL)],
+)
+def test_a_cpu_of_another_balance_excuses_it_too(
+    operations: float, product: float, status: Status
+) -> None:
+    canaries = {"host operations": 1e-3, "host product": 1e-3}
+    held = msgspec.structs.replace(golden(), canaries=canaries)
+    now = {"host operations": 1e-3 * operations, "host product": 1e-3 * product}
+    place = msgspec.structs.replace(HERE, canaries=now)
+    slow = slowed(sample(), 1.2)
+    found = gate.judge(slow, held, place, process(slow, place))
+    assert next(v.status for v in found if v.check == "speed") is status
+
+
 def test_a_captured_step_has_no_such_excuse() -> None:
     assert lost(1.2, host_slowdown=1.2, host_bound=False) is Status.FAIL
 
