@@ -323,6 +323,16 @@ def test_a_golden_that_nothing_answers_to_is_missing(how: str, toy: Toy) -> None
     assert ran.ret == 1
 
 
+def test_one_benchmark_can_be_gated_alone(toy: Toy) -> None:
+    """Goldens that nobody asked for are neither measured nor gone."""
+    found = json.loads(toy.golden.read_text())
+    found["entries"]["test_toy.py::test_gone"] = {"exact": {"one": 1}}
+    toy.golden.write_text(json.dumps(found))
+    assert toy(NAME).ret == 0
+    assert toy("test_toy.py").ret == 1
+    assert toy("test_toy.py::test_gone").ret in (1, 4), "pytest finds no such test"
+
+
 def test_deselected_goldens_are_named_where_they_are_not_required(toy: Toy) -> None:
     ran = toy("-k", "nothing")
     assert ran.ret == 5, "as pytest says of an empty run"
