@@ -54,6 +54,7 @@ def clock(request, monkeypatch):
         took = {"sort": 0.002 * factor, "merge": 0.004}[work.__name__]
         return took * next(wiggle)
     monkeypatch.setattr(request.module, "seconds", seconds, raising=False)
+    monkeypatch.setattr("streamcache.golden.host.waited", lambda: 0.0)  # nor is anything busy
 """
 
 
@@ -535,7 +536,9 @@ def test_the_example_of_the_docs_with_a_real_clock(tmp_path: Path) -> None:
     record, judge = (shlex.split(command) for command in commands)
     lay_out(tmp_path, clock="")
     ran = shell(tmp_path, *record)
-    if ran.returncode == 75 and "so noisy that a loss of" in ran.stdout:
+    if ran.returncode == 75 and re.search(
+        "so noisy that a loss of|the machine is busy", ran.stdout
+    ):
         pytest.skip(f"this machine is busy: {ran.stdout.splitlines()[-1]}")
     assert ran.returncode == 0, ran.stdout + ran.stderr
     ran = shell(tmp_path, *judge, "--benchmark-json=a.out")
