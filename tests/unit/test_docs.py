@@ -1,6 +1,7 @@
 """Every command in the docs runs: `streamcache` ones here with small settings, `pytest` and `tox`
 ones by CI, where their place is checked here."""
 
+import os
 import re
 import shlex
 from configparser import ConfigParser
@@ -120,7 +121,11 @@ def test_other_commands_are_those_of_ci_and_tox() -> None:
             prefix = command.split(" --benchmark-json")[0]
             assert prefix in CI or command == "pytest tests/unit"
         elif words[0] == "pytest":
-            assert command.split(" --benchmark-json")[0] in tox["testenv:{a800,h200}"]["commands"]
+            on_gpus = " ".join(
+                tox["testenv:{a800,h200,h100}"]["commands"].replace("\\", "").split()
+            )
+            prefix = command.split(" --benchmark-json")[0]
+            assert prefix in on_gpus.replace("{envname}", "h200")
         else:
             assert words[0] == "pip" or "streamcache" in words[:2], command
 
@@ -130,7 +135,23 @@ def test_ci_runs_the_readmes_test_command() -> None:
     assert len(found) == 1
 
 
-@pytest.mark.parametrize("block", blocks("python"))
+def test_workflows_run_what_is_there() -> None:
+    workflows = ROOT / ".github" / "workflows"
+    cpu, gpu = ((workflows / f"{name}.yml").read_text() for name in ("cpu", "gpu"))
+    assert "run: .ci/run" in cpu and os.access(ROOT / ".ci" / "run", os.X_OK)
+    (devices,) = re.findall(r"options: \[(.*)\]", gpu)
+    (environments,) = re.findall(r"^\[testenv:\{(.*)\}\]$", (ROOT / "tox.ini").read_text(), re.M)
+    assert set(devices.split(", ")) == set(environments.split(","))
+    assert 'tox -e "$DEVICE"' in gpu
+
+
+def test_the_cpu_gate_of_ci_and_of_tox_is_one() -> None:
+    gate = 'pytest tests/bench -m "not gpu" --golden=cpu --golden-required'
+    assert gate in CI and gate in (ROOT / "tox.ini").read_text()
+
+
+# The example of docs/gate.md is a file of tests: test_golden_plugin.py runs it.
+@pytest.mark.parametrize("block", [b for b in blocks("python") if "def test_" not in b])
 def test_python_examples(block: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -156,9 +156,22 @@ def test_a_gain_beyond_tau_is_to_be_recorded() -> None:
     assert statuses(slowed(sample(), 0.9))["speed"] is Status.IMPROVED
 
 
+WILD = with_pairs(sample(), [(0.1 * math.exp(-1 + x), 0.1) for x in (-1.0, 1.0) * 5])
+
+
 def test_pairs_all_over_the_place_are_inconclusive() -> None:
-    wild = with_pairs(sample(), [(0.1 * math.exp(-1 + x), 0.1) for x in (-1.0, 1.0) * 5])
-    assert statuses(wild)["speed"] is Status.INCONCLUSIVE
+    assert statuses(WILD)["speed"] is Status.INCONCLUSIVE
+    assert gate.needs_confirmation(WILD, GOLDEN, HERE)
+    assert statuses(WILD, again=process(WILD))["speed"] is Status.INCONCLUSIVE
+
+
+@pytest.mark.parametrize(
+    ("factor", "status"),
+    [(1.0, Status.PASS), (0.8, Status.IMPROVED), (1.2, Status.SUSPECT)],
+)
+def test_what_noise_hid_is_measured_again(factor: float, status: Status) -> None:
+    """A loss seen by one calm process alone is a suspicion, as ever."""
+    assert statuses(WILD, again=process(slowed(sample(), factor)))["speed"] is status
 
 
 def test_tau_is_three_deviations_between_processes_where_those_are_more() -> None:
@@ -417,6 +430,42 @@ def test_another_machine_is_invalid(machine: dict[str, str | int], says: str) ->
 def test_something_else_measured_is_invalid() -> None:
     (found,) = gate.judge(sample(identity={"model": "other"}), GOLDEN, HERE)
     assert (found.check, found.status) == ("identity", Status.INVALID)
+
+
+def beside_a_gpu(host: float) -> Environment:
+    return place(canaries={"device copy": 1e-3, "host operations": host * 1e-3})
+
+
+@pytest.mark.parametrize(
+    ("slower", "host", "host_bound", "status"),
+    [
+        (1.3, 1.0, True, Status.FAIL),
+        (1.3, 1.3, True, Status.INCONCLUSIVE),
+        (1.3, 1.1, True, Status.FAIL),
+        (1.3, 1.3, False, Status.FAIL),
+        (1.3, 0.7, True, Status.FAIL),
+        (1.0, 1.3, True, Status.PASS),
+    ],
+)
+def test_a_slower_host_explains_so_much_of_a_loss_beside_a_gpu(
+    slower: float, host: float, host_bound: bool, status: Status
+) -> None:
+    """Of what the host bounds; the rest is the code's."""
+    was = golden(where=beside_a_gpu(1.0), host_bound=host_bound)
+    slow, now = slowed(sample(host_bound=host_bound), slower), beside_a_gpu(host)
+    assert statuses(slow, was, now, process(slow, now))["speed"] is status
+
+
+def test_a_loss_that_one_of_two_hosts_explains_is_no_pass() -> None:
+    was, slow = golden(where=beside_a_gpu(1.0)), slowed(sample(), 1.3)
+    itself, slower = beside_a_gpu(1.0), beside_a_gpu(1.3)
+    assert statuses(slow, was, slower, process(slow, itself))["speed"] is Status.SUSPECT
+    assert statuses(slow, was, itself, process(slow, slower))["speed"] is Status.INVALID
+
+
+def test_a_slower_host_excuses_nothing_where_both_run_on_it() -> None:
+    slow, host = slowed(sample(), 1.3), place(canaries={"host product": 1.3e-3})
+    assert statuses(slow, environment=host, again=process(slow, host))["speed"] is Status.FAIL
 
 
 def test_another_host_says_nothing_of_what_is_host_bound() -> None:

@@ -270,6 +270,14 @@ def test_a_canary_without_a_time_is_not_recorded(seconds: float) -> None:
         update(None, processes(where=where))
 
 
+def test_a_golden_that_noise_has_widened_is_named() -> None:
+    calm = golden([-1.03, -1.015, -1.0, -0.985, -0.97])
+    assert store.noisy(GOLDEN) == store.noisy(calm) == ""
+    wild = golden([-1.1, -1.05, -1.0, -0.95, -0.9])
+    assert store.noisy(wild) == f"so noisy that a loss of 27 % would pass: {NAME}"
+    assert store.noisy(golden(pairs=[])) == ""
+
+
 # Samples
 
 
