@@ -395,7 +395,7 @@ DEFECTS = [
         (patch(MODELS, '"attn_implementation": "sdpa", ', '"attn_implementation": "eager", '),),
         "INVALID",
         "identity",
-        LAZY,
+        ("test_decoding[mit]",),
     ),
     Defect(
         "another configuration by the same name",
