@@ -1,5 +1,6 @@
 """Records made up for tests of what reads them: no model is run."""
 
+import json
 from pathlib import Path
 
 import msgspec
@@ -7,9 +8,10 @@ import numpy as np
 import torch
 
 from streamcache import profiling, records
-from streamcache.configurations import Configuration
+from streamcache.configurations import NAMED, Configuration
 from streamcache.diagnose import Diagnosis, Difference, spike
 from streamcache.evaluate import as_recorded
+from streamcache.files import write_bytes
 from streamcache.paper import configurations
 from streamcache.policy import EvictionPolicy
 from streamcache.profiling import Evicted, Kernel, Operator, Part, Profile
@@ -112,10 +114,33 @@ def profile(folder: Path, on_gpu: bool) -> None:
     records.write(folder / "profile" / f"{'gpu' if on_gpu else 'cpu'}.json", made)
 
 
-def paper(folder: Path) -> None:
-    """A finished `streamcache paper` on two texts."""
-    wikitext = msgspec.structs.replace(SUBJECT, text="wikitext/wikitext-103-v1")
-    for subject, name in ((SUBJECT, "pg19"), (wikitext, "wikitext")):
+LADDER = {
+    "copy, device to device": {"ms": 0.5, "tb_s": 4.2, "share": 1.0},
+    "recompute baseline": {"ms": 25.0},
+    "ours, eager, R=1": {"ms": 16.6},
+    "captured, compiled": {"ms": 1.9, "over": 1.35, "roofline_ms": 1.406},
+    "not compiled, batch 8": {"ms": 4.6, "over": 1.8, "roofline_ms": 2.5},
+}
+
+
+def paper(folder: Path, *texts: str) -> None:
+    """A finished `streamcache paper`."""
+    for i, text in enumerate(texts):
+        subject = msgspec.structs.replace(SUBJECT, text=text)
         for configuration in configurations(2048, on_gpu=False):
-            made = record(configuration, subject=subject)
-            write(folder / "paper" / name, made, 3.0)
+            write(folder / "paper" / str(i), record(configuration, subject=subject), 3.0)
+
+
+def methods(folder: Path) -> None:
+    """The methods alone, on one text."""
+    for name in ("baseline", "mit", "ours-standard", "best"):
+        write(folder / "compare", record(NAMED[name]), 3.0)
+
+
+def everything(folder: Path) -> None:
+    """One of each kind of file that `streamcache summarize` reads, two texts."""
+    paper(folder, "pg19/4047", "wikitext/wikitext-103-v1")
+    diagnosis(folder)
+    profile(folder, on_gpu=False)
+    profile(folder, on_gpu=True)
+    write_bytes(folder / "ladder.json", json.dumps(LADDER).encode())

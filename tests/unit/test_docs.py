@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from streamcache.cli import commands, paper
+from streamcache.configurations import NAMED
 from streamcache.paper import configurations
 from tests import made
 from tests.shell import Run
@@ -53,7 +54,8 @@ COMMANDS = [
 
 
 @pytest.mark.parametrize(
-    "command", [c for c in COMMANDS if re.search(r"(^|\s)streamcache ", c)] + TABLED
+    "command",
+    dict.fromkeys([c for c in COMMANDS if re.search(r"(^|\s)streamcache ", c)] + TABLED),
 )
 def test_streamcache_commands(
     command: str, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -70,7 +72,7 @@ def test_streamcache_commands(
     for page in DOCS:  # what a command may write into
         (tmp_path / page.parent.name).mkdir(exist_ok=True)
         (tmp_path / page.parent.name / page.name).write_text(page.read_text())
-    monkeypatch.setattr(paper, "configurations", lambda *given: configurations(*given)[:3])
+    monkeypatch.setattr(paper, "configurations", lambda *given: configurations(*given)[:2])
     ran = run(*words[1:], *small(words, tmp_path))
     assert ran.status == 0, ran.err
     printed = {"summarize": "index.html", "diagnose": "after prunes", "profile": "eviction"}
@@ -80,7 +82,7 @@ def test_streamcache_commands(
 def small(words: list[str], folder: Path) -> list[str]:
     """Settings that make a command quick: of an option given twice the last one counts."""
     if words[1] == "summarize":
-        made.paper(folder / "runs")
+        made.methods(folder / "runs")
         return []
     if words[1] == "diagnose":
         n = "2400" if "--against" in words else "900"  # those with names have 2,048 entries
@@ -94,6 +96,10 @@ def small(words: list[str], folder: Path) -> list[str]:
         more += [option, value] if option in words else []
     if "--model-name" in words:  # the hub is out of reach
         more += ["--model-name", "reference"]
+    if words[1] == "compare":
+        if "--configs" in words:
+            assert set(words[words.index("--configs") + 1].split(",")) <= NAMED.keys()
+        more += ["--configs", "baseline,fast"]
     if words[1] == "paper":
         more += ["--cap-total", "256", "--positions", "2"]
     return more

@@ -10,10 +10,6 @@ from typing import Any
 
 import pytest
 
-from tests import made
-from tests.shell import Run
-from tests.unit.test_summarize import LADDER
-
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
 )
@@ -57,7 +53,7 @@ def browse(page: Path, profile: Path, width: int, *more: str) -> str:
 
 
 def measured(page: Path, profile: Path, width: int, *more: str) -> dict[str, Any]:
-    probe = page.with_name("probe.html")
+    probe = profile.with_name("probe.html")
     probe.write_text(page.read_text() + MEASURE)
     dom = browse(probe, profile, width, "--dump-dom", *more)
     found = re.search(r'<pre id="measured">(.*?)</pre>', dom, re.DOTALL)
@@ -66,13 +62,8 @@ def measured(page: Path, profile: Path, width: int, *more: str) -> dict[str, Any
 
 
 @pytest.fixture
-def page(run: Run, tmp_path: Path) -> Path:
-    made.paper(tmp_path / "runs")
-    made.diagnosis(tmp_path / "runs")
-    made.profile(tmp_path / "runs", on_gpu=True)
-    (tmp_path / "runs" / "ladder.json").write_text(json.dumps(LADDER))
-    assert run("summarize").status == 0
-    return tmp_path / "runs" / "index.html"
+def page(summarised: Path) -> Path:
+    return summarised / "index.html"
 
 
 @pytest.mark.parametrize("width", [1000, 500])

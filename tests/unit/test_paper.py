@@ -90,11 +90,11 @@ def test_the_plan_measures_nothing(run: Run, tmp_path: Path) -> None:
     assert not (tmp_path / "runs").exists()
 
 
-def test_each_measurement_leaves_a_record_and_its_numbers(run: Run) -> None:
+def test_each_measurement_leaves_a_record_and_its_numbers(run: Run, few: list[str]) -> None:
     ran = run(*SMALL)
     assert ran.status == 0, ran.err
-    assert all(name in ran.out for name in NAMES)
-    for name in NAMES:
+    assert all(name in ran.out for name in few)
+    for name in few:
         record = records.read(FOLDER / f"{name}.json")
         assert record.configuration == name and record.quality and record.speed
         assert record.policy.capacity == 256

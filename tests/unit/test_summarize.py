@@ -24,15 +24,10 @@ H200 = "NVIDIA H200"
 SHAPE = "random:pythia-2.8b"
 
 
-def test_tables_have_the_methods_by_their_names_and_the_published_beside(
-    run: Run, tmp_path: Path
-) -> None:
-    made.paper(tmp_path / "runs")
-    ran = run("summarize")
-    assert ran.status == 0, ran.err
+def test_tables_have_the_methods_by_their_names_and_the_published_beside(summarised: Path) -> None:
     names = ["Baseline", "MIT StreamingLLM", "Ours (Standard)", "Ours (Lazy Prune)", "Ours (Best)"]
     assert list(METHODS.values()) == names
-    text = (tmp_path / "runs" / "summary.md").read_text()
+    text = (summarised / "summary.md").read_text()
     first = text.split("### Methods")[1].split("###")[0]
     shown = re.findall(r"^\| (.*?) \|", first, re.MULTILINE)
     assert shown == ["method", "---", *names, "fast", "quality"]
@@ -44,11 +39,9 @@ def test_tables_have_the_methods_by_their_names_and_the_published_beside(
     assert text.count("lazy-R128@2048") == 2
 
 
-def test_latex_is_a_document_away_from_a_table(run: Run, tmp_path: Path) -> None:
-    made.paper(tmp_path / "runs")
-    assert run("summarize").status == 0
-    text = (tmp_path / "runs" / "summary.tex").read_text()
-    assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == 1 + 2 * 4
+def test_latex_is_a_document_away_from_a_table(summarised: Path) -> None:
+    text = (summarised / "summary.tex").read_text()
+    assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == 1 + 2 * 4 + 1 + 3
     assert "Ours (Best) &" in text and r"$\sigma$" in text
     for block in re.findall(r"\\begin\{tabular\}\{(.*?)\}\n(.*?)\\end\{tabular\}", text, re.DOTALL):
         columns = len(re.findall(r"[lr]|p\{\d+cm", block[0]))
@@ -57,21 +50,14 @@ def test_latex_is_a_document_away_from_a_table(run: Run, tmp_path: Path) -> None
     assert not re.search(r"(?<!\\)[%#_]", text) and text.isascii()
 
 
-def test_diagnoses_have_a_table(run: Run, tmp_path: Path) -> None:
-    made.paper(tmp_path / "runs")
-    made.diagnosis(tmp_path / "runs")
-    assert run("summarize").status == 0
-    text = (tmp_path / "runs" / "summary.md").read_text().split("## Diagnosis")[1]
+def test_diagnoses_have_a_table(summarised: Path) -> None:
+    text = (summarised / "summary.md").read_text().split("## Diagnosis")[1]
     assert "| S=4 W=125 R=512 | S=4 W=636 R=1 | reference: pg19/4047, 3,000 | 6 | +0.2500 |" in text
     assert "+0.0198 to +0.0353" in text and "+0.5000 | 0.0100" in text
 
 
-def test_profiles_have_tables(run: Run, tmp_path: Path) -> None:
-    made.paper(tmp_path / "runs")
-    for on_gpu in (False, True):
-        made.profile(tmp_path / "runs", on_gpu)
-    assert run("summarize").status == 0
-    text = (tmp_path / "runs" / "summary.md").read_text().split("## Profile")[1]
+def test_profiles_have_tables(summarised: Path) -> None:
+    text = (summarised / "summary.md").read_text().split("## Profile")[1]
     where = f"| ours-standard | reference float32, cpu {platform.machine()} | 6.25 | 900 |"
     assert f"{where} – | – | – | – | 20.0% | – |" in text
     assert f"{where} 128 | 128 | 1.25 | 20% | 20.0% | 20.0% |" in text
@@ -315,7 +301,7 @@ def test_what_helps_and_what_hurts_is_judged_on_any_model(
 
 
 def test_the_audit_goes_between_its_marks(run: Run, tmp_path: Path) -> None:
-    made.paper(tmp_path / "runs")
+    made.methods(tmp_path / "runs")
     page = tmp_path / "audit.md"
     page.write_text(f"# Audit\n\nBefore.\n\n{BEGIN}\nold\n{END}\n\nAfter.\n")
     for _ in range(2):  # the same the second time
@@ -349,16 +335,11 @@ class Seen(HTMLParser):
                 self.links.append(value or "")
 
 
-def test_the_page_is_whole_by_itself(run: Run, tmp_path: Path) -> None:
-    made.paper(tmp_path / "runs")
-    made.diagnosis(tmp_path / "runs")
-    made.profile(tmp_path / "runs", on_gpu=True)
-    (tmp_path / "runs" / "ladder.json").write_text(json.dumps(LADDER))
-    assert run("summarize").status == 0
-    text = (tmp_path / "runs" / "index.html").read_text()
+def test_the_page_is_whole_by_itself(summarised: Path) -> None:
+    text = (summarised / "index.html").read_text()
     seen = Seen()
     seen.feed(text)
-    assert seen.tags.count("svg") == 2 * 5 + 2 and seen.tags.count("table") == 1 + 2 * 4 + 1 + 2
+    assert seen.tags.count("svg") == 2 * 5 + 2 and seen.tags.count("table") == 1 + 2 * 4 + 1 + 3
     assert "script" not in seen.tags and "@import" not in text
     assert all(link.startswith(("#", "data:")) for link in seen.links), seen.links
     assert not re.search(r"url\((?!#)", text)
@@ -372,18 +353,9 @@ def test_the_page_is_whole_by_itself(run: Run, tmp_path: Path) -> None:
 def test_without_matplotlib_the_tables_are_written(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made.paper(tmp_path / "runs")
+    made.methods(tmp_path / "runs")
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     ran = run("summarize")
     assert ran.status == 2 and "streamcache[plots]" in ran.err and "Traceback" not in ran.err
     assert (tmp_path / "runs" / "summary.md").exists()
     assert not (tmp_path / "runs" / "index.html").exists()
-
-
-LADDER = {
-    "copy, device to device": {"ms": 0.5, "tb_s": 4.2, "share": 1.0},
-    "recompute baseline": {"ms": 25.0},
-    "ours, eager, R=1": {"ms": 16.6},
-    "captured, compiled": {"ms": 1.9, "over": 1.35, "roofline_ms": 1.406},
-    "not compiled, batch 8": {"ms": 4.6, "over": 1.8, "roofline_ms": 2.5},
-}
