@@ -92,7 +92,8 @@ class Recorder:
 
         with Stopwatch() as watch:
             benchmark.pedantic(pair, rounds=pairs)
-        self._waited = watch.waited
+        if watch.seconds > 0.5:  # of less, what share was waited for is luck
+            self._waited = watch.waited
         benchmark.extra_info["pairs_s"] = list(self._pairs)
 
     def look(self) -> None:
