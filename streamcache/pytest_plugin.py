@@ -82,6 +82,10 @@ def _check_usage(config: pytest.Config) -> None:
     if found := config.getoption("golden_from"):
         if len({path.resolve() for path in found}) < len(found):
             raise Usage("--golden-from has a file twice: each must be of a process of its own")
+        here = config.invocation_params.dir
+        outside = any(not path.resolve().is_relative_to(here) for path in found)
+        if outside and config.inipath is None:  # pytest's root is what its arguments share
+            raise Usage("files from elsewhere hide the project's settings: add -c INI-FILE")
     else:
         n = config.getoption("golden_processes")
         if n < store.MIN_PROCESSES:

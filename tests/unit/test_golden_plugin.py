@@ -470,6 +470,15 @@ def test_recording_from_files(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None
     assert found.entries[NAME].anchor == pytest.approx(-0.6931, abs=2e-3)
 
 
+def test_results_from_elsewhere_do_not_move_the_goldens(toy: Toy, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    moved = [str((toy.path / name).rename(elsewhere / name)) for name in five(toy)]
+    record = ["--golden-reason", "x", "--golden-from", *moved]
+    one_line(toy(*record), "add -c INI-FILE")
+    assert toy(*record, "-c", "pytest.ini").ret == 0
+
+
 @pytest.mark.parametrize("data", [None, "", "{}", '{"benchmarks": []}'])
 def test_files_without_samples_are_a_line(data: str | None, toy: Toy, recorded: str) -> None:
     if data is not None:
