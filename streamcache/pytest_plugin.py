@@ -132,17 +132,12 @@ def pytest_cmdline_main(config: pytest.Config) -> int | None:
     try:
         _check_usage(config)
         found = config.getoption("golden_from")
-        processes = [samples.read(path) for path in found] if found else _measured(config)
-        problems = [p for process in processes for p in process.environment.problems]
-        problems += [
-            f"{sample.name}: {sample.disturbed}"
-            for process in processes
-            for sample in process.samples
-            if sample.disturbed
-        ]
-        if problems:
-            print(f"golden: not recorded, the environment is invalid: {problems[0]}")
-            return _INVALID
+        processes = []
+        for process in map(samples.read, found) if found else _measured(config):
+            if problem := _problem(process):
+                print(f"golden: not recorded, the environment is invalid: {problem}")
+                return _INVALID
+            processes.append(process)
         return _record(config, processes)
     except (Usage, GoldenError, SampleError) as error:
         print(f"ERROR: {error}", file=sys.stderr)
@@ -176,14 +171,18 @@ def _today() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
-def _measured(config: pytest.Config) -> list[Process]:
+def _problem(process: Process) -> str:
+    """Why no golden is made of it; empty if nothing is known against it."""
+    disturbed = (f"{s.name}: {s.disturbed}" for s in process.samples if s.disturbed)
+    return next(iter([*process.environment.problems, *disturbed]), "")
+
+
+def _measured(config: pytest.Config) -> Iterator[Process]:
     """The same tests in fresh processes, one after the other."""
-    processes = []
     n = config.getoption("golden_processes")
     for i in range(n):
         print(f"golden: process {i + 1} of {n}", flush=True)
-        processes.append(_fresh(config, list(config.invocation_params.args)))
-    return processes
+        yield _fresh(config, list(config.invocation_params.args))
 
 
 def _again(config: pytest.Config, name: str) -> Process:
