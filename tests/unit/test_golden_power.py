@@ -34,7 +34,7 @@ class Noise:
     disturbed: float = 0.02
 
 
-GPU = Noise("GPU", pair=0.003, process=0.002, n_pairs=12, n_processes=5)
+GPU = Noise("GPU", pair=0.003, process=0.002, n_pairs=10, n_processes=5)
 CPU = Noise("CPU", pair=0.04, process=0.015, n_pairs=24, n_processes=10)
 
 
