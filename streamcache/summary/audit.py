@@ -305,23 +305,20 @@ def _set_aside(prefix: str) -> Callable[[Evidence], Finding | None]:
     """
 
     def test(evidence: Evidence) -> Finding | None:
-        found: list[tuple[str, float, Record]] = []
-        for group in evidence.groups:
+        for group in sorted(evidence.groups, key=lambda g: -g.first.subject.n_tokens):
+            changes = {}
             for row in group.rows:
-                record = row.record
-                if not record.configuration.startswith(prefix) or not record.quality:
-                    continue
-                n = int(record.configuration.removeprefix(prefix).split()[0])
-                total = record.policy.capacity + n
-                if not (plain := _undivided(group, record, total)):
-                    continue
-                change = record.quality.ppl / plain - 1
-                found.append((f"{n} of {total} entries {percent(change)}", change, record))
-        if not found:
-            return None
-        measured = "PPL " + ", ".join(text for text, _, _ in found)
-        verdict = _verdict(min(change for _, change, _ in found) > GAIN)
-        return Finding(measured, _on(found[0][2]), verdict)
+                name, quality = row.record.configuration, row.record.quality
+                if name.startswith(prefix) and quality:
+                    n = int(name.removeprefix(prefix).split()[0])
+                    total = row.record.policy.capacity + n
+                    if plain := _undivided(group, row.record, total):
+                        changes[total, n] = quality.ppl / plain - 1
+            if changes:
+                each = (f"{n} of {total} entries {percent(c)}" for (total, n), c in changes.items())
+                verdict = _verdict(min(changes.values()) > GAIN)
+                return Finding(f"PPL {', '.join(each)}", _on(group.first), verdict)
+        return None
 
     return test
 

@@ -111,14 +111,16 @@ def ablation(group: Group, prefix: str, by: str) -> "Figure | None":
     rows = [row for row in group.starting(prefix) if row.record.speed or row.record.quality]
     if len(rows) < 2:
         return None
-    made, (left, right) = figure(3.8, 1, 2)
+    judged = any(row.record.quality for row in rows)  # random weights are timed only
+    made, panels = figure(3.8, 1, 1 + judged)
     labels = [
         str(getattr(row.record.policy, by)) if by else row.name[len(prefix) :] for row in rows
     ]
-    _increases(left, group, rows, labels)
-    _times(right, rows, labels)
+    if judged:
+        _increases(panels[0], group, rows, labels)
+    _times(panels[-1], rows, labels)
     names = {"compress_every": "R, tokens from prune to prune", "n_sink": "S, sinks"}
-    for axes in (left, right):
+    for axes in panels:
         axes.set_xlabel(names.get(by, "cell: slack σ, max_drop δ"))
         axes.set_xlim(-0.5, len(rows) - 0.5)
     return made

@@ -350,6 +350,16 @@ def test_the_page_is_whole_by_itself(summarised: Path) -> None:
     assert "roofline: weights and cache read once" in text
 
 
+@pytest.mark.filterwarnings("error")
+def test_what_is_timed_only_has_a_page_too(run: Run, tmp_path: Path) -> None:
+    for name in ("lazy-R1", "lazy-R16", "lazy-R32"):
+        one = made.record(NAMED[name], timed=SHAPE)
+        made.write(tmp_path / "runs", msgspec.structs.replace(one, quality=None))
+    assert run("summarize").status == 0
+    text = (tmp_path / "runs" / "index.html").read_text()
+    assert text.count("<svg") == 1 and "PPL increase" not in text and "TPOT, ms" in text
+
+
 def test_without_matplotlib_the_tables_are_written(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
