@@ -29,6 +29,8 @@ COLOURS = {
     "ours-standard": BLUE,
     "best": GREEN,
     "fast": PURPLE,
+    "captured": "#d2528b",
+    "lazy-R128": "#b59a1c",
 }
 _INK = "#13579b"  # stands for the colour of the page's text until the plot is in a page
 _STYLE: Any = {
@@ -269,13 +271,12 @@ def around_prunes(made: Diagnosis) -> "Figure":
 
 def tail(group: Group) -> "Figure | None":
     """Every timed token, and how many are slower than so much."""
-    names = ("baseline", "mit", "ours-standard", "best", "fast", "captured", "lazy-R128")
-    shown = [row for name in names if (row := group.get(name)) and row.array("tpot") is not None]
+    shown = [row for name in COLOURS if (row := group.get(name)) and row.array("tpot") is not None]
     if not shown:
         return None
     made, (each, share) = figure(4.2, 1, 2)
     for row in shown:
-        times, colour = _array(row, "tpot"), COLOURS.get(row.name, "#c2528b")
+        times, colour = _array(row, "tpot"), COLOURS[row.name]
         if row.name != "baseline":
             each.plot(times, color=colour, marker=".", markersize=4, linestyle="", label=label(row))
         ordered = numpy.sort(times)

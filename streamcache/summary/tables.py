@@ -150,8 +150,14 @@ def _table(
     notes: Sequence[str] = (),
 ) -> Table:
     common = group.common()
-    cells = tuple((label, *_cells(row.record, common)) for label, row in rows)
-    return Table(title, (first, *_HEADER), cells, tuple(notes))
+    cells = [(label, *_cells(row.record, common)) for label, row in rows]
+    columns = [
+        column
+        for column in zip((first, *_HEADER), *cells)
+        if any(cell != DASH for cell in column[1:])
+    ]
+    header, *filled = zip(*columns)
+    return Table(title, header, tuple(filled), tuple(notes))
 
 
 def _cells(record: Record, common: Mapping[str, float]) -> list[str]:

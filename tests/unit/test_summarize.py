@@ -357,7 +357,7 @@ def test_what_is_timed_only_has_a_page_too(run: Run, tmp_path: Path) -> None:
         made.write(tmp_path / "runs", msgspec.structs.replace(one, quality=None))
     assert run("summarize").status == 0
     text = (tmp_path / "runs" / "index.html").read_text()
-    assert text.count("<svg") == 1 and "PPL increase" not in text and "TPOT, ms" in text
+    assert text.count("<svg") == 1 and "PPL increase, %" not in text and "TPOT, ms" in text
 
 
 def test_without_matplotlib_the_tables_are_written(
