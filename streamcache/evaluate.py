@@ -154,8 +154,10 @@ def lap_times(
     ids = ids.repeat(longest // ids.shape[0] + 1)
     recompute = recompute_step(model, ids, baseline.n_sink, baseline.window_size)
     streams = {c.name: c.step(model, ids) for c in configurations if c.mode}
-    for step in streams.values():
-        time_tokens(step, _WARM_UP, device)
+    for configuration in configurations:
+        if configuration.mode:  # a whole period: no length of the cache is new then
+            n_warm = max(_WARM_UP, configuration.policy.compress_every)
+            time_tokens(streams[configuration.name], n_warm, device)
     time_tokens(recompute, 2, device)
     blocks: dict[str, list[Laps]] = {name: [] for name in (*streams, "baseline")}
     for i in range(_ROUNDS):
