@@ -86,10 +86,11 @@ def small(words: list[str], folder: Path) -> list[str]:
         return []
     if words[1] == "diagnose":
         n = "2400" if "--against" in words else "900"  # those with names have 2,048 entries
-        size = "--window-size" if "--window-size" in words else "--cap-total"
-        return ["--max-eval-tokens", n, size, "100", "--compress-every", "32"]
+        size = ["--window-size", "60"] if "--window-size" in words else ["--cap-total", "100"]
+        return ["--dataset-name", "stream", "--max-eval-tokens", n, "--compress-every", "32", *size]
     if words[1] == "profile":
-        return ["--max-eval-tokens", "260", "--window-size", "60", "--tokens", "4"]
+        size = ["--cap-total", "100"] if "--cap-total" in words else ["--window-size", "60"]
+        return ["--max-eval-tokens", "260", "--tokens", "4", *size]
     more = [*SMALL] if words[1] == "baseline" else [*SMALL, "--tpot-tokens", "8"]
     sizes = {"--cap-total": "256", "--window-size": "120", "--overlap": "8"}
     for option, value in sizes.items():
