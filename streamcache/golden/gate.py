@@ -26,7 +26,7 @@ from streamcache.golden.stats import (
 from streamcache.golden.store import LEAST_GUARD, Entry, Golden, flaw
 
 LEAST_NOISE = 0.05  # log; a narrower bound is never too wide
-CANARY_NOISE = 0.05  # log; of a host's canaries: single looks may be off by 15 %, their medians by 1
+CANARY_NOISE = 0.05  # log; single looks at a host may be off by 15 %, their medians by 1
 ANCHOR_BUDGET = 0.05  # what may be lost since the last release, all steps together
 CANARY_BAND = {"host": 1.0, "device": 0.10}  # log; by the first part of a canary's name
 
