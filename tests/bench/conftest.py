@@ -33,7 +33,7 @@ def one_thread() -> Iterator[None]:
 def cpu_bench(one_thread: None) -> Bench:
     loaded = load_model("reference", device="cpu")
     text = load_tokens("stream", tokenizer=loaded.tokenizer, max_tokens=4096)
-    return Bench(loaded, loaded, text, late_positions=16, block=16, pairs=24, drift=2e-5)
+    return Bench(loaded, loaded, text, late_positions=16, block=32, pairs=20, drift=2e-5)
 
 
 @pytest.fixture(scope="session")
