@@ -21,12 +21,12 @@ from streamcache.bounded import BoundedCache
 from streamcache.configurations import Configuration
 from streamcache.decode import Advance, Stream, fill, token_nll
 from streamcache.policy import EvictionPolicy, PolicyError
-from streamcache.reference import rotate
+from streamcache.reference import ReferenceCache, rotate
 
 RefreshPolicy = Literal["tail", "middle"]
 
 
-class RefreshCache(BoundedCache):
+class RefreshCache(ReferenceCache):
     """A cache that holds what the policy keeps and up to `budget` evicted tokens beside.
 
     Args:
@@ -49,15 +49,11 @@ class RefreshCache(BoundedCache):
                 f"refresh needs a budget >= 1 and tail or middle, got {budget} and {where!r}"
             )
         self.budget, self.where = budget, where
-        self._keys: dict[int, Tensor] = {}  # by layer, [B, H, seen, D], unrotated
-        self._values: dict[int, Tensor] = {}
-        super().__init__(model, policy)
+        super().__init__(model, policy)  # whose keys and values are here of all tokens seen
 
     def reset(self) -> None:
         super().reset()
         self.places = torch.empty(0, dtype=torch.long)
-        self._keys.clear()
-        self._values.clear()
 
     def _make_room(self, n_tokens: int, dropped: int, rebase: bool) -> None:
         if dropped:
@@ -99,15 +95,6 @@ class RefreshCache(BoundedCache):
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
         n_held = len(self.places)
         return n_held + query_length, self.seen - n_held
-
-    def _select(self, rows: Tensor) -> None:
-        for states in (self._keys, self._values):
-            for layer, kept in states.items():
-                states[layer] = kept[rows.to(kept.device)]
-
-    @property
-    def batch_size(self) -> int:
-        return self._keys[0].shape[0] if self._keys else -1
 
 
 def evenly_spaced(n: int, budget: int) -> Tensor:
