@@ -34,9 +34,12 @@ def takes(x: Tensor) -> bool:
 
 def scaled_linear(x: Tensor, weight: Tensor, scale: Tensor | None, bias: Tensor | None) -> Tensor:
     """x W^T * scale + b, for x [..., K] and W [N, K]; without a scale, an ordinary layer."""
-    if scale is None:
-        return F.linear(x, weight, bias)
-    return F.linear(x, (weight * scale[:, None]).to(x.dtype), bias)
+    return F.linear(x, dequantised(weight, scale, x.dtype), bias)
+
+
+def dequantised(weight: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """Weights [N, K] as numbers; those without a scale [N] are that already."""
+    return weight if scale is None else (weight * scale[:, None]).to(dtype)
 
 
 @torch.library.custom_op("streamcache::side_by_side", mutates_args=())
@@ -122,7 +125,7 @@ def added(
     for x, weight, scale, bias in layers:
         if bias is not None:
             total = total + bias
-        weight = weight if scale is None else (weight * scale[:, None]).to(x.dtype)
+        weight = dequantised(weight, scale, x.dtype)
         total = torch.addmm(total, x.reshape(-1, x.shape[-1]), weight.mT)
     return total.view(*xs[0].shape[:-1], -1)
 
