@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from streamcache.golden.samples import Environment, Number, Process, Sample, Value
+from streamcache.golden.samples import Environment, Number, Process, Sample, Value, log_ratios
 from streamcache.golden.stats import (
     LEAST_PAIRS,
     Loss,
@@ -188,8 +188,8 @@ def _times(sample: Sample, entry: Entry, golden: Golden, environment: Environmen
         return [Verdict(name, "speed", Status.MISSING, cause=f"the {side} has no times")]
     if not all(map(math.isfinite, sample.log_ratios)):
         return [Verdict(name, "times", Status.FAIL, cause="a time is zero or no number")]
-    if len(sample.pairs) < LEAST_PAIRS:
-        cause = f"{len(sample.pairs)} pairs of times are too few, {LEAST_PAIRS} are needed"
+    if len(sample.judged) < LEAST_PAIRS:
+        cause = f"{len(sample.judged)} pairs of times are too few, {LEAST_PAIRS} are needed"
         return [Verdict(name, "speed", Status.INVALID, cause=cause)]
     if environment.problems:
         cause = "; ".join(environment.problems)
@@ -350,7 +350,8 @@ def guarded(sample: Sample, golden: Golden, environment: Environment) -> Verdict
 def banded(sample: Sample, entry: Entry) -> Verdict:
     """Against a published speedup, which is all that is known."""
     assert entry.band is not None
-    now, low, high = _ratio(-sample.log_ratio), entry.band.low, entry.band.high
+    log = statistics.median(log_ratios(sample.pairs))  # who published timed a host, too
+    now, low, high = _ratio(-log), entry.band.low, entry.band.high
     shown: dict[str, Any] = {"now": f"{now:.2f}x", "golden": f"{low:g} to {high:g}x"}
     if now < low:
         cause = f"{now:.2f}x is below the published speedup"

@@ -5,6 +5,7 @@ from typing import Protocol
 
 from streamcache.golden.host import Stopwatch
 from streamcache.golden.samples import Environment, Number, Sample, Value
+from streamcache.golden.stats import LEAST_PAIRS
 
 PARENT = "STREAMCACHE_GOLDEN_PARENT"  # set where a process that measures waits for this one
 
@@ -45,6 +46,7 @@ class Recorder:
         self._exact: dict[str, Value] = {}
         self._numbers: dict[str, Number] = {}
         self._pairs: list[tuple[float, float]] = []
+        self._busy: list[tuple[float, float]] = []
         self._host_bound = True
         self._waited = 0.0
 
@@ -68,33 +70,37 @@ class Recorder:
         contestant: Seconds,
         baseline: Seconds,
         pairs: int = 12,
-        host_bound: bool = True,
+        busy: tuple[Seconds, Seconds] | None = None,
     ) -> None:
         """Time a contestant beside a baseline, in turns that alternate: ABBA.
 
         Each call runs a block and returns seconds per unit of work. The contestant's seconds are a
         round of pytest-benchmark, so its median is the time per unit and `ops` the rate.
+
+        Args:
+            busy: blocks of the contestant and of the baseline that return the seconds that a device
+                was at work, per unit: given where the device waits for its host, and judged in
+                place of the times, which then only are reported. Otherwise times are the host's.
         """
         contestant(), baseline()
-        self._host_bound = host_bound
+        self._host_bound = busy is None
 
         def pair() -> None:
             if len(self._pairs) == pairs // 2:
                 self.look()
-            if len(self._pairs) % 2:
-                b = baseline()
-                a = contestant()
-            else:
-                a = contestant()
-                b = baseline()
-            self._pairs.append((a, b))
-            self.clock.now += a
+            self._pairs.append(in_turn(len(self._pairs), contestant, baseline))
+            self.clock.now += self._pairs[-1][0]
 
         with Stopwatch() as watch:
             benchmark.pedantic(pair, rounds=pairs)
         if watch.seconds > 0.5:  # of less, what share was waited for is luck
             self._waited = watch.waited
         benchmark.extra_info["pairs_s"] = list(self._pairs)
+        if busy is not None:
+            busy[0](), busy[1]()
+            few = max(LEAST_PAIRS, pairs // 2)  # a device at work hardly scatters
+            self._busy = [in_turn(turn, *busy) for turn in range(few)]
+            benchmark.extra_info["busy_s"] = list(self._busy)
 
     def look(self) -> None:
         self.looks.append(self._surroundings.sample())
@@ -104,8 +110,17 @@ class Recorder:
             name=self.name,
             identity=self._identity,
             pairs=self._pairs,
+            busy=self._busy,
             host_bound=self._host_bound,
             waited=self._waited,
             numbers=self._numbers,
             exact=self._exact,
         )
+
+
+def in_turn(turn: int, contestant: Seconds, baseline: Seconds) -> tuple[float, float]:
+    """Seconds of both; who comes first alternates."""
+    if turn % 2:
+        b = baseline()
+        return contestant(), b
+    return contestant(), baseline()

@@ -41,6 +41,8 @@ class Sample(msgspec.Struct, frozen=True):
         name: the node id of the test.
         identity: what was measured; compares only with the same.
         pairs: seconds of the contestant and of the baseline beside it, in the order taken.
+        busy: the same, of the time that a device was at work, where it waits for a host: judged in
+            place of the pairs, which say more of the host than of the code.
         host_bound: whether the host's speed, and not the device's alone, decides the contestant's.
         waited: share of the time of the pairs that the thread waited for a core.
         numbers: figures by name.
@@ -50,6 +52,7 @@ class Sample(msgspec.Struct, frozen=True):
     name: str
     identity: dict[str, Value] = {}
     pairs: list[tuple[float, float]] = []
+    busy: list[tuple[float, float]] = []
     host_bound: bool = True
     waited: float = 0.0
     numbers: dict[str, Number] = {}
@@ -63,22 +66,31 @@ class Sample(msgspec.Struct, frozen=True):
         return f"the machine is busy: {100 * self.waited:.0f} % of the time no core was free"
 
     @property
+    def judged(self) -> list[tuple[float, float]]:
+        """The pairs that the gate goes by."""
+        return self.busy or self.pairs
+
+    @property
     def log_ratio(self) -> float:
         """Median of log(contestant / baseline) over the pairs: robust against a disturbed pair."""
-        return statistics.median(self.log_ratios) if self.pairs else math.nan
+        return statistics.median(self.log_ratios) if self.judged else math.nan
 
     @property
     def log_ratios(self) -> list[float]:
-        return [math.log(a) - math.log(b) if a > 0 and b > 0 else math.nan for a, b in self.pairs]
+        return log_ratios(self.judged)
 
     @property
     def baseline_s(self) -> float:
         """At its quickest: nothing else is there to take the machine's noise out of it."""
-        return min(b for _, b in self.pairs)
+        return min(b for _, b in self.judged)
 
     @property
     def contestant_s(self) -> float:
-        return statistics.median(a for a, _ in self.pairs)
+        return statistics.median(a for a, _ in self.judged)
+
+
+def log_ratios(pairs: list[tuple[float, float]]) -> list[float]:
+    return [math.log(a) - math.log(b) if a > 0 and b > 0 else math.nan for a, b in pairs]
 
 
 class Environment(msgspec.Struct, frozen=True):

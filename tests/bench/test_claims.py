@@ -17,7 +17,7 @@ ROUNDS, BLOCK = 24, 16  # short blocks: what disturbs the machine disturbs all c
 
 def without_eviction(bench: Bench, n_entries: int) -> Callable[[], object]:
     """A decode step of transformers' own cache, held at n_entries."""
-    model, ids = bench.timed.model, bench.text.input_ids
+    model, ids = bench.read.model, bench.text.input_ids
     cache = DynamicCache(config=model.config)
 
     @torch.inference_mode()
@@ -33,7 +33,7 @@ def without_eviction(bench: Bench, n_entries: int) -> Callable[[], object]:
 @pytest.fixture(scope="module")
 def steps(cpu_bench: Bench) -> dict[str, Callable[[], object]]:
     """The contestants, all with 2048 entries; each call decodes one token."""
-    model, ids = cpu_bench.timed.model, cpu_bench.text.input_ids
+    model, ids = cpu_bench.read.model, cpu_bench.text.input_ids
     vanilla, lazy = EvictionPolicy(4, 2044), EvictionPolicy(4, 1981, compress_every=64)
     return {
         "fast": Stream(model, ids, StreamingCache(model, vanilla)),

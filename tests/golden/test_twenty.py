@@ -7,7 +7,7 @@ import pytest
 from streamcache.golden import store
 from tests.golden.twenty import Run, Timing, acceptable, shown, summary
 
-NAME = "tests/bench/test_cpu.py::test_configuration[fast]"
+NAME = "tests/bench/test_cpu.py::test_speed[fast]"
 GOLDEN = store.Golden(
     store.Provenance("", "", "", 5),
     {},

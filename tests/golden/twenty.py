@@ -117,7 +117,7 @@ def shown(index: int, run: Run) -> str:
 
 
 def _short(name: str) -> str:
-    return name.rpartition("::")[2].removeprefix("test_configuration")
+    return name.rpartition("::")[2].removeprefix("test_speed")
 
 
 def summary(runs: list[Run], golden: store.Golden) -> list[dict[str, object]]:

@@ -153,7 +153,7 @@ def test_workflows_run_what_is_there() -> None:
 
 
 def test_the_cpu_gate_of_ci_and_of_tox_is_one() -> None:
-    gate = 'pytest tests/bench/test_cpu.py -k "not configuration" --golden=cpu --golden-required'
+    gate = 'pytest tests/bench -m "not gpu" --golden=cpu --golden-required'
     assert gate in CI and gate in (ROOT / "tox.ini").read_text()
 
 

@@ -69,4 +69,5 @@ def test_a_record_says_what_the_weights_are(run: Run) -> None:
         *("--tpot-tokens", "8", "--window-size", "60", "--streaming-mode", "captured"),
     )
     assert ran.status == 0, ran.err
-    assert "float32 int8" in ran.out and "captured S=4 W=60" in ran.out
+    dtype = "float16" if torch.cuda.is_available() else "float32"
+    assert f"{dtype} int8" in ran.out and "captured S=4 W=60" in ran.out
