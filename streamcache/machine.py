@@ -125,7 +125,7 @@ def _smi(*arguments: str) -> list[str]:
 
 
 def canaries(device: torch.device) -> dict[str, float]:
-    """Seconds of fixed pieces of work, the shortest of a few tries.
+    """Seconds of fixed pieces of work, the shortest of some tries.
 
     Of the host: the rate at which small operations start, and a product. Of a GPU: a copy, which
     shows its memory, and a product.
@@ -144,9 +144,9 @@ def canaries(device: torch.device) -> dict[str, float]:
     if device.type == "cuda":
         source, wide = _canary_tensors(device)
         target = torch.empty_like(source)
-        synchronize = torch.cuda.synchronize
-        found["device copy"] = _shortest(lambda: target.copy_(source), synchronize)
-        found["device product"] = _shortest(lambda: wide @ wide, synchronize)
+        wait, tries = torch.cuda.synchronize, 25  # a busy host sees a device late: 5 were too few
+        found["device copy"] = _shortest(lambda: target.copy_(source), wait, tries)
+        found["device product"] = _shortest(lambda: wide @ wide, wait, tries)
     return found
 
 
@@ -156,9 +156,11 @@ def _canary_tensors(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(1 << 27, device=device), wide
 
 
-def _shortest(work: Callable[[], object], wait: Callable[[], object] = lambda: None) -> float:
+def _shortest(
+    work: Callable[[], object], wait: Callable[[], object] = lambda: None, tries: int = 5
+) -> float:
     times = []
-    for _ in range(5):
+    for _ in range(tries):
         wait()
         start = time.perf_counter()
         work()

@@ -5,7 +5,6 @@ from typing import Protocol
 
 from streamcache.golden.host import Stopwatch
 from streamcache.golden.samples import Environment, Number, Sample, Value
-from streamcache.golden.stats import LEAST_PAIRS
 
 PARENT = "STREAMCACHE_GOLDEN_PARENT"  # set where a process that measures waits for this one
 
@@ -98,8 +97,7 @@ class Recorder:
         benchmark.extra_info["pairs_s"] = list(self._pairs)
         if busy is not None:
             busy[0](), busy[1]()
-            few = max(LEAST_PAIRS, pairs // 2)  # a device at work hardly scatters
-            self._busy = [in_turn(turn, *busy) for turn in range(few)]
+            self._busy = [in_turn(turn, *busy) for turn in range(pairs)]
             benchmark.extra_info["busy_s"] = list(self._busy)
 
     def look(self) -> None:

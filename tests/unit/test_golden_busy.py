@@ -56,12 +56,12 @@ def test_the_clock_shows_times_and_the_sample_keeps_both() -> None:
     recorder = Recorder(NAME, clock, Toy())
     own = says([9.0, *range(1, 11)], turns, "own")
     beside = says([9.0] + [20.0] * 10, turns, "beside")
-    at_work = says([9.0] + [0.5] * 5, turns, "own at work")
-    beside_at_work = says([9.0] + [10.0] * 5, turns, "beside at work")
+    at_work = says([9.0] + [0.5] * 10, turns, "own at work")
+    beside_at_work = says([9.0] + [10.0] * 10, turns, "beside at work")
     recorder.time(benchmark, own, beside, pairs=10, busy=(at_work, beside_at_work))
     found = recorder.sample()
     assert found.pairs == [(float(a), 20.0) for a in range(1, 11)]
-    assert found.busy == [(0.5, 10.0)] * 5
+    assert found.busy == [(0.5, 10.0)] * 10
     assert clock.now == sum(range(1, 11)), "the rate of pytest-benchmark is that of a user"
     assert benchmark.extra_info == {"pairs_s": found.pairs, "busy_s": found.busy}
     assert turns[:6] == ["own", "beside", "own", "beside", "beside", "own"]
