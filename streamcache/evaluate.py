@@ -113,20 +113,6 @@ def ppl(nll: Tensor) -> float:
     return math.exp(finite(nll).double().mean())
 
 
-def speeds(
-    loaded: LoadedModel,
-    text: TokenStream,
-    baseline: EvictionPolicy,
-    configurations: Iterable[Configuration],
-    n_tokens: int,
-    baseline_runs: int,
-    advance: Advance | None = None,
-) -> dict[str, Speed]:
-    """TPOT of each configuration and its speedup over the recompute baseline, all in one run."""
-    laps = lap_times(loaded, text, baseline, configurations, n_tokens, baseline_runs, advance)
-    return {name: speed(loaded.name, lap, laps["baseline"]) for name, lap in laps.items()}
-
-
 def lap_times(
     loaded: LoadedModel,
     text: TokenStream,
@@ -178,8 +164,13 @@ def n_timed(n_tokens: int) -> int:
 
 
 def n_blocks(configurations: Iterable[Configuration]) -> int:
-    """How often `speeds` will call `advance`."""
+    """How often `lap_times` will call `advance`."""
     return _ROUNDS * sum(c.mode is not None for c in configurations)
+
+
+def speeds(model: str, laps: dict[str, Laps]) -> dict[str, Speed]:
+    """Of all that `lap_times` timed together."""
+    return {name: speed(model, own, laps["baseline"]) for name, own in laps.items()}
 
 
 def speed(model: str, laps: Laps, baseline: Laps) -> Speed:

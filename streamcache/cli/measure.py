@@ -166,7 +166,8 @@ def compare(
                 unfinished.put(configuration, quality)
             qualities[configuration.name] = quality
     with progress("TPOT", evaluate.n_blocks(chosen)) as advance:
-        speeds = evaluate.speeds(loaded, text, BASELINE, chosen, tpot_tokens, runs, advance)
+        laps = evaluate.lap_times(loaded, text, BASELINE, chosen, tpot_tokens, runs, advance)
+    speeds = evaluate.speeds(loaded.name, laps)
     rows = []
     for configuration in chosen:
         quality, speed = qualities[configuration.name], speeds[configuration.name]
@@ -201,8 +202,11 @@ def _measure_speed(
 ) -> None:
     against = BASELINE if configuration.mode else configuration.policy
     with progress("TPOT", evaluate.n_blocks([configuration])) as advance:
-        speeds = evaluate.speeds(loaded, text, against, [configuration], tpot_tokens, runs, advance)
-    row = _record(configuration, loaded, text, quality, speeds[configuration.name])
+        laps = evaluate.lap_times(
+            loaded, text, against, [configuration], tpot_tokens, runs, advance
+        )
+    speed = evaluate.speed(loaded.name, laps[configuration.name], laps["baseline"])
+    row = _record(configuration, loaded, text, quality, speed)
     if output_file is not None:
         records.write(output_file, row)
         err.print(f"record: {output_file}")

@@ -97,6 +97,9 @@ def judge(
     if differs := _unlike(sample.identity, entry.identity, golden.is_published):
         cause = f"not what the golden measured: {differs}"
         return [Verdict(name, "identity", Status.INVALID, cause=cause)]
+    if sample.pairs and entry.log_ratios and sample.host_bound != entry.host_bound:
+        cause = "times of a host do not compare with those of a device at work"
+        return [Verdict(name, "identity", Status.INVALID, cause=cause)]
     second = None
     if again is not None:
         repeated = next((s for s in again.samples if s.name == name), None)
@@ -105,7 +108,8 @@ def judge(
             second = [Verdict(name, "speed", Status.INVALID, cause=cause)]
         else:
             found = _times(repeated, entry, golden, again.environment)
-            second = [_doubted(v, repeated.disturbed) for v in found]
+            disturbed = repeated.crowded if entry.band else repeated.disturbed
+            second = [_doubted(v, disturbed) for v in found]
     return [
         *_exact(sample, entry, golden.is_published),
         *_numbers(sample, entry, golden.is_published),
@@ -186,10 +190,11 @@ def _times(sample: Sample, entry: Entry, golden: Golden, environment: Environmen
     if not sample.pairs or not (entry.log_ratios or entry.band):
         side = "sample" if not sample.pairs else "golden"
         return [Verdict(name, "speed", Status.MISSING, cause=f"the {side} has no times")]
-    if not all(map(math.isfinite, sample.log_ratios)):
+    pairs = sample.pairs if entry.band else sample.judged
+    if not all(map(math.isfinite, log_ratios(pairs))):
         return [Verdict(name, "times", Status.FAIL, cause="a time is zero or no number")]
-    if len(sample.judged) < LEAST_PAIRS:
-        cause = f"{len(sample.judged)} pairs of times are too few, {LEAST_PAIRS} are needed"
+    if len(pairs) < LEAST_PAIRS:
+        cause = f"{len(pairs)} pairs of times are too few, {LEAST_PAIRS} are needed"
         return [Verdict(name, "speed", Status.INVALID, cause=cause)]
     if environment.problems:
         cause = "; ".join(environment.problems)

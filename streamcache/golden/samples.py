@@ -42,7 +42,7 @@ class Sample(msgspec.Struct, frozen=True):
         identity: what was measured; compares only with the same.
         pairs: seconds of the contestant and of the baseline beside it, in the order taken.
         busy: the same, of the time that a device was at work, where it waits for a host: judged in
-            place of the pairs, which say more of the host than of the code.
+            place of the pairs, which say more of the host than of the code, but against bands.
         host_bound: whether the host's speed, and not the device's alone, decides the contestant's.
         waited: share of the time of the pairs that the thread waited for a core.
         numbers: figures by name.
@@ -60,8 +60,13 @@ class Sample(msgspec.Struct, frozen=True):
 
     @property
     def disturbed(self) -> str:
-        """Why its times may be too long, in words; empty where nothing is known against them."""
-        if not (self.host_bound and self.waited > BUSY):
+        """Why what is judged may be too long, in words; empty where nothing is known against it."""
+        return self.crowded if self.host_bound else ""
+
+    @property
+    def crowded(self) -> str:
+        """Why its pairs may be."""
+        if self.waited <= BUSY:
             return ""
         return f"the machine is busy: {100 * self.waited:.0f} % of the time no core was free"
 

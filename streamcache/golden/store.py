@@ -180,12 +180,7 @@ def entry_of(samples: list[Sample]) -> Entry:
     """
     first = samples[0]
     for sample in samples:
-        if (sample.identity, sample.exact, sample.numbers.keys(), bool(sample.pairs)) != (
-            first.identity,
-            first.exact,
-            first.numbers.keys(),
-            bool(first.pairs),
-        ):
+        if _measured(sample) != _measured(first):
             raise GoldenError(f"{first.name}: the processes did not measure the same thing")
     numbers = {}
     for name, number in first.numbers.items():
@@ -210,6 +205,12 @@ def entry_of(samples: list[Sample]) -> Entry:
     if wrong := flaw(entry):
         raise GoldenError(f"{first.name}: {wrong}")
     return entry
+
+
+def _measured(sample: Sample) -> tuple[object, ...]:
+    """What samples of one benchmark must have in common."""
+    timed = bool(sample.pairs), bool(sample.busy), sample.host_bound
+    return sample.identity, sample.exact, sample.numbers.keys(), timed
 
 
 def updated(
@@ -252,7 +253,8 @@ def updated(
         elif new_only or not _moved(before, entry):
             continue
         else:
-            if before.identity == entry.identity and before.anchor is not None:
+            same = before.identity == entry.identity and before.host_bound == entry.host_bound
+            if same and before.anchor is not None:
                 entry = msgspec.structs.replace(entry, anchor=before.anchor)
             changes.append(f"~ {name}: {_shown(before)} -> {_shown(entry)}")
         entries[name] = entry

@@ -186,7 +186,8 @@ def gate_speed(
         golden.identity(timed=f"{timed}, kernels", beside=str(bench.window))
         busy = Busy(own.step, max(bench.beside, cycle(configuration.policy)))
         # Captured kernels overlap, and wait for nobody.
-        at_work = own if configuration.mode == "captured" else busy
+        captured = Timed(own.step, own.n_tokens, device, SETTLE)
+        at_work = captured if configuration.mode == "captured" else busy
         golden.time(benchmark, own, beside, bench.pairs, (at_work, Busy(recompute, bench.beside)))
         if busy.kernels:
             golden.number("kernels a token", median(busy.kernels), drift=0.02)
@@ -196,7 +197,7 @@ def gate_speed(
 
 
 def block(bench: Bench, configuration: Configuration) -> int:
-    """Tokens: whole cycles of evictions, so that each block has its share of them."""
+    """Tokens: cycles of evictions, so that each block has its share, one more or less."""
     tokens = bench.block * (4 if configuration.mode == "captured" else 1)
     whole = cycle(configuration.policy)
     return -(-tokens // whole) * whole

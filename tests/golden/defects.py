@@ -1,7 +1,7 @@
 """Does the gate catch what is broken? Defects are planted one at a time in a copy of the tree, and
 the command that CI runs must give the verdict that names each.
 
-    python tests/golden/defects.py [--list] [--only NAME ...] [--gpu --golden h200]
+    python tests/golden/defects.py [--list] [--only NAME ...] [--gpu --golden h100]
     pytest -m slow tests/golden
 """
 

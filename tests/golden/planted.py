@@ -428,7 +428,7 @@ DEFECTS = [
     ),
     Defect(
         "a benchmark deleted",
-        (patch(BENCHMARKS, '"quality", "lazy-R32", ', '"quality", '),),
+        (patch(BENCHMARKS, '*("lazy-R32", "lazy-R128", ', '*("lazy-R128", '),),
         "MISSING",
         "benchmark",
         LAZY,
@@ -467,10 +467,11 @@ DEFECTS = [
         patch(
             CONFIGURATIONS,
             "return Stream(model, input_ids, _CACHES[self.mode](model, policy))",
-            "return Stream(model, input_ids, _CACHES[self.mode](model, EvictionPolicy(4, 1020)))",
+            "return Stream(model, input_ids, _CACHES[self.mode](model, EvictionPolicy(4, 124)))",
         ),
     ),
-    Defect("decoding slower by 20 %", (slower(0.20),), "FAIL", "speed", TIMED, any_of=True),
+    Defect("decoding slower by 20 %", (slower(0.20),), "FAIL", "speed", TIMED),
+    Defect("decoding slower by 10 %", (slower(0.10),), "FAIL", "speed", TIMED, any_of=True),
     Defect(
         "baseline slower by 40 %, so that speedups look better",
         (
@@ -495,7 +496,7 @@ DEFECTS = [
         TIMED,
         any_of=True,
     ),
-    Defect(  # a CPU does not show it: its processes differ by more
+    Defect(  # on a CPU 5 % is near what chance explains
         "decoding slower by 5 %",
         (slower(0.05), slower_on_device(0.05)),
         "FAIL",

@@ -1,16 +1,28 @@
 """Where a device waits for its host, the time that it is at work is judged, not what it takes."""
 
+import math
 from collections.abc import Callable, Iterator
 
 import msgspec
 import pytest
 
-from streamcache.golden import gate
+from streamcache.golden import gate, store
 from streamcache.golden.gate import Status
 from streamcache.golden.record import Clock, Recorder
 from streamcache.golden.samples import Environment, Sample
-from streamcache.golden.store import Band, Entry, Golden
-from tests.goldens import HERE, NAME, altered, golden, process, sample, slowed
+from streamcache.golden.store import Band, Golden, GoldenError
+from tests.goldens import (
+    HERE,
+    NAME,
+    PROVENANCE,
+    altered,
+    golden,
+    process,
+    processes,
+    sample,
+    slowed,
+    with_pairs,
+)
 
 
 class Benchmark:
@@ -56,12 +68,12 @@ def test_the_clock_shows_times_and_the_sample_keeps_both() -> None:
     recorder = Recorder(NAME, clock, Toy())
     own = says([9.0, *range(1, 11)], turns, "own")
     beside = says([9.0] + [20.0] * 10, turns, "beside")
-    at_work = says([9.0] + [0.5] * 10, turns, "own at work")
-    beside_at_work = says([9.0] + [10.0] * 10, turns, "beside at work")
+    at_work = says([9.0] + [0.5] * 5, turns, "own at work")
+    beside_at_work = says([9.0] + [10.0] * 5, turns, "beside at work")
     recorder.time(benchmark, own, beside, pairs=10, busy=(at_work, beside_at_work))
     found = recorder.sample()
     assert found.pairs == [(float(a), 20.0) for a in range(1, 11)]
-    assert found.busy == [(0.5, 10.0)] * 10
+    assert found.busy == [(0.5, 10.0)] * 5
     assert clock.now == sum(range(1, 11)), "the rate of pytest-benchmark is that of a user"
     assert benchmark.extra_info == {"pairs_s": found.pairs, "busy_s": found.busy}
     assert turns[:6] == ["own", "beside", "own", "beside", "beside", "own"]
@@ -89,7 +101,51 @@ def test_a_host_that_takes_twice_as_long_is_no_loss_and_more_work_is(
     assert next(v for v in verdicts if v.check == "speed").status is status
 
 
-def test_a_published_speedup_is_of_times() -> None:
-    entry: Entry = altered(golden(), band=Band(2.5, 3.0), log_ratios=[]).entries[NAME]
-    assert gate.banded(busy(), entry).status is Status.PASS
-    assert gate.banded(busy(slower_host=2.0), entry).status is Status.FAIL
+def published() -> Golden:
+    """By somebody who timed a host."""
+    nothing: dict[str, list[float]] = {"log_ratios": [], "baselines_s": [], "contestants_s": []}
+    band = altered(golden(host_bound=False), band=Band(2.5, 3.0), anchor=None, **nothing)
+    made = msgspec.structs.replace(PROVENANCE, processes=0)
+    return msgspec.structs.replace(band, provenance=made)
+
+
+def spoken(now: Sample, was: Golden, again: Sample | None = None) -> dict[str, Status]:
+    verdicts = gate.judge(now, was, HERE, process(again) if again else None)
+    return {v.check: v.status for v in verdicts}
+
+
+@pytest.mark.parametrize(
+    ("now", "check", "status"),
+    [
+        (busy(), "speed", Status.PASS),
+        (busy(factor=2.0), "speed", Status.PASS),
+        (busy(slower_host=2.0), "speed", Status.FAIL),
+        (with_pairs(busy(), [(math.nan, 1.0)] * 10), "times", Status.FAIL),
+        (msgspec.structs.replace(busy(), busy=[(0.0, 0.0)] * 5), "speed", Status.PASS),
+    ],
+)
+def test_a_published_speedup_is_of_times(now: Sample, check: str, status: Status) -> None:
+    assert spoken(now, published(), now)[check] is status
+
+
+def test_a_busy_machine_confirms_no_failure_of_times() -> None:
+    slow = busy(slower_host=2.0)
+    crowded = msgspec.structs.replace(slow, waited=0.3)
+    assert spoken(slow, published(), crowded)["speed"] is Status.INVALID
+
+
+def test_times_and_work_do_not_compare() -> None:
+    assert spoken(sample(), recorded()) == {"identity": Status.INVALID}
+    assert spoken(busy(), golden()) == {"identity": Status.INVALID}
+
+
+def test_nor_are_they_recorded_together() -> None:
+    mixed = [*processes(), process(busy())]
+    with pytest.raises(GoldenError, match="did not measure the same"):
+        store.updated(None, mixed, PROVENANCE)
+
+
+def test_an_anchor_of_times_is_none_of_work() -> None:
+    work = [process(busy())] * 5
+    now, _ = store.updated(golden(), work, PROVENANCE)
+    assert now.entries[NAME].anchor == pytest.approx(work[0].samples[0].log_ratio)

@@ -34,8 +34,9 @@ class Noise:
     disturbed: float = 0.02
 
 
-GPU = Noise("GPU", pair=0.003, process=0.002, n_pairs=10, n_processes=5)
-CPU = Noise("CPU", pair=0.04, process=0.015, n_pairs=24, n_processes=10)
+# As measured: docs/gate.md, "Calibration".
+GPU = Noise("GPU", pair=0.006, process=0.003, n_pairs=10, n_processes=6)
+CPU = Noise("CPU", pair=0.01, process=0.01, n_pairs=40, n_processes=10)
 
 
 class Machine:
