@@ -36,7 +36,7 @@ def error_of_median(values: Sequence[float]) -> float:
     """
     if len(values) < LEAST_PAIRS:
         return math.nan
-    quartiles = statistics.quantiles(values, n=4)
+    quartiles = statistics.quantiles(values, n=4, method="inclusive")
     return 1.253 * (quartiles[2] - quartiles[0]) / 1.349 / math.sqrt(len(values))
 
 

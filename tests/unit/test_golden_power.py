@@ -35,8 +35,9 @@ class Noise:
 
 
 # As measured: docs/gate.md, "Calibration".
-GPU = Noise("GPU", pair=0.006, process=0.003, n_pairs=10, n_processes=6)
-CPU = Noise("CPU", pair=0.01, process=0.01, n_pairs=40, n_processes=10)
+GPU = Noise("GPU", pair=0.003, process=0.0027, n_pairs=5, n_processes=6)
+WORST = Noise("GPU, at its worst", pair=0.0056, process=0.0043, n_pairs=5, n_processes=6)
+CPU = Noise("CPU", pair=0.015, process=0.008, n_pairs=40, n_processes=10)
 
 
 class Machine:
@@ -91,7 +92,7 @@ def test_an_unchanged_suite_fails_at_most_once_in_a_hundred_runs(noise: Noise) -
 
 
 @pytest.mark.parametrize(
-    ("noise", "slowdown"), [(GPU, 0.05), (CPU, 0.15)], ids=lambda x: getattr(x, "name", None)
+    ("noise", "slowdown"), [(GPU, 0.05), (CPU, 0.10)], ids=lambda x: getattr(x, "name", None)
 )
 def test_a_slowdown_fails_nine_times_of_ten(noise: Noise, slowdown: float) -> None:
     assert Machine(noise, seed=2).failing(slowdown, times=1000) >= 0.9
@@ -102,7 +103,7 @@ def test_half_of_what_counts_is_no_failure() -> None:
     assert Machine(GPU, seed=3).failing(0.015, times=500) == 0
 
 
-def table(noises: tuple[Noise, ...] = (GPU, CPU), times: int = 2000) -> str:
+def table(noises: tuple[Noise, ...] = (GPU, WORST, CPU), times: int = 2000) -> str:
     """Shares of benchmarks that fail, by slowdown, and of suites where nothing changed."""
     slowdowns = (0.03, 0.05, 0.1, 0.15, 0.2)
     head = ["noise", "pairs", "processes", "false, of suites", *(f"{s:.0%}" for s in slowdowns)]
