@@ -29,13 +29,23 @@ from streamcache.unfinished import Unfinished
 
 DEFAULT_TABLE = "baseline,mit,ours-standard,best,fast"
 
+runs_option = click.option(
+    "--runs", type=click.IntRange(1), default=8, show_default=True, help="timed forwards"
+)
+ppl_method_option = click.option(
+    "--ppl-method", type=click.Choice(["one-pass", "sequential"]), default="one-pass"
+)
+tpot_tokens_option = click.option(
+    "--tpot-tokens", type=click.IntRange(8), default=256, show_default=True
+)
+
 
 @click.command()
 @subject_options
 @positions_option
 @click.option("--n-sink", type=int, default=4, show_default=True)
 @click.option("--window-size", type=int, default=2044, show_default=True)
-@click.option("--runs", type=click.IntRange(1), default=8, show_default=True, help="timed forwards")
+@runs_option
 @click.option("--baseline-file", type=File, help="where to keep it; default: in --output-dir")
 @click.option("--output-file", type=File, help="write the record (JSON)")
 def baseline(
@@ -79,9 +89,9 @@ def baseline(
 )
 @click.option("--streaming-mode", type=click.Choice(get_args(Mode)), default="fast")
 @click.option("--mode", type=click.Choice(["streaming", "baseline"]), default="streaming")
-@click.option("--ppl-method", type=click.Choice(["one-pass", "sequential"]), default="one-pass")
-@click.option("--tpot-tokens", type=click.IntRange(8), default=256, show_default=True)
-@click.option("--runs", type=click.IntRange(1), default=8, show_default=True, help="timed forwards")
+@ppl_method_option
+@tpot_tokens_option
+@runs_option
 @click.option("--baseline-file", type=File, help="a stored baseline; default: in --output-dir")
 @click.option("--output-file", type=File, help="write the record (JSON) and NLLs (.nll.npy)")
 def evaluate_one(
@@ -131,9 +141,9 @@ def evaluate_one(
 @subject_options
 @positions_option
 @click.option("--configs", default=DEFAULT_TABLE, show_default=True, help="named configurations")
-@click.option("--ppl-method", type=click.Choice(["one-pass", "sequential"]), default="one-pass")
-@click.option("--tpot-tokens", type=click.IntRange(8), default=256, show_default=True)
-@click.option("--runs", type=click.IntRange(1), default=8, show_default=True, help="timed forwards")
+@ppl_method_option
+@tpot_tokens_option
+@runs_option
 def compare(
     configs: str,
     ppl_method: evaluate.Method,
