@@ -37,7 +37,7 @@ PINNED = {
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
-_PYTHIA = {  # hidden size, layers, heads, vocabulary
+_NEOX = {  # hidden size, layers, heads, vocabulary
     "pythia-70m": (512, 6, 8, 50304),
     "pythia-160m": (768, 12, 12, 50304),
     "pythia-410m": (1024, 24, 16, 50304),
@@ -45,8 +45,9 @@ _PYTHIA = {  # hidden size, layers, heads, vocabulary
     "pythia-1.4b": (2048, 24, 16, 50304),
     "pythia-2.8b": (2560, 32, 32, 50304),
     "pythia-6.9b": (4096, 32, 32, 50432),
+    "4x128": (128, 4, 4, 4096),  # fits a core's own cache: for times on a CPU
 }
-SHAPES = ("reference", *_PYTHIA, "llama-3.2-1b")
+SHAPES = ("reference", *_NEOX, "llama-3.2-1b")
 
 
 class ModelError(ValueError):
@@ -231,7 +232,7 @@ def _config(shape: str) -> PreTrainedConfig:
             },
         )
     else:
-        hidden, layers, heads, vocabulary = _PYTHIA[shape]
+        hidden, layers, heads, vocabulary = _NEOX[shape]
         config = GPTNeoXConfig(
             vocab_size=vocabulary,
             hidden_size=hidden,

@@ -7,11 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import try_to_load_from_cache
-from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from streamcache.configurations import BASELINE
 from streamcache.corpora import load_tokens
-from streamcache.models import PINNED, LoadedModel, load_model
+from streamcache.models import PINNED, load_model
 from streamcache.policy import EvictionPolicy
 from tests.bench.harness import Bench
 
@@ -34,10 +33,12 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def cpu_bench(one_thread: None) -> Bench:
+    """What a step of the timed model touches fits a core's own cache (2 MiB). A model of any use
+    does not, and takes up to a fourth longer while others use the cache that all cores share."""
     loaded = load_model("reference", device="cpu")
     text = load_tokens("stream", tokenizer=loaded.tokenizer, max_tokens=4096)
     return Bench(
-        tiny(),
+        load_model("random:4x128", device="cpu"),
         loaded,
         text,
         late_positions=16,
@@ -47,23 +48,6 @@ def cpu_bench(one_thread: None) -> Bench:
         pairs=40,
         drift=2e-5,
     )
-
-
-def tiny() -> LoadedModel:
-    """What a step of it touches fits a core's own cache (2 MiB). A model of any use does not, and
-    takes up to a fourth longer for a while where others use the cache that all cores share."""
-    shape = GPTNeoXConfig(
-        vocab_size=4096,
-        hidden_size=128,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        intermediate_size=512,
-        max_position_embeddings=1024,
-    )
-    with torch.random.fork_rng([]):
-        torch.manual_seed(0)
-        model = GPTNeoXForCausalLM(shape).eval().requires_grad_(False)
-    return LoadedModel(model, None, "random:4x128", "seed0")
 
 
 @pytest.fixture(scope="session")
@@ -81,5 +65,15 @@ def gpu_bench() -> Bench:
         )
     name = "pg19" if "STREAMCACHE_DATA" in os.environ or read is timed else "stream"
     text = load_tokens(name, tokenizer=read.tokenizer, max_tokens=20_000)
-    n_late = len(text.input_ids)
-    return Bench(timed, read, text, n_late, BASELINE, 8, 2, pairs=10, drift=5e-4, notes=notes)
+    return Bench(
+        timed,
+        read,
+        text,
+        late_positions=len(text.input_ids),
+        window=BASELINE,
+        block=8,
+        beside=2,
+        pairs=10,
+        drift=5e-4,
+        notes=notes,
+    )

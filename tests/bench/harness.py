@@ -184,13 +184,12 @@ def gate_speed(
         golden.time(benchmark, own, beside, bench.pairs)
     else:
         golden.identity(timed=f"{timed}, kernels", beside=str(bench.window))
-        busy = Busy(own.step, max(bench.beside, cycle(configuration.policy)))
-        # Captured kernels overlap, and wait for nobody.
-        captured = Timed(own.step, own.n_tokens, device, SETTLE)
-        at_work = captured if configuration.mode == "captured" else busy
+        at_work: Timed | Busy = Busy(own.step, max(bench.beside, cycle(configuration.policy)))
+        if configuration.mode == "captured":  # its kernels overlap, and wait for nobody
+            at_work = Timed(own.step, own.n_tokens, device, SETTLE)
         golden.time(benchmark, own, beside, bench.pairs, (at_work, Busy(recompute, bench.beside)))
-        if busy.kernels:
-            golden.number("kernels a token", median(busy.kernels), drift=0.02)
+        if isinstance(at_work, Busy):
+            golden.number("kernels a token", median(at_work.kernels), drift=0.02)
     if isinstance(own.step, Stream):  # what was timed decoded, and evicted
         golden.exactly(timed=own.step.cache.seen, held=own.step.cache.size)
     return evaluate.speed(bench.timed.name, own.laps, beside.laps)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerFast
 
-from streamcache.models import _PYTHIA, REFERENCE_FOLDER, SHAPES, ModelError, load_model
+from streamcache.models import _NEOX, REFERENCE_FOLDER, SHAPES, ModelError, load_model
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 needs_reference = pytest.mark.skipif(
@@ -62,7 +62,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def small_shape(monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setitem(_PYTHIA, "pythia-70m", (32, 2, 4, 300))
+    monkeypatch.setitem(_NEOX, "pythia-70m", (32, 2, 4, 300))
     return "random:pythia-70m"
 
 
