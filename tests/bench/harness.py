@@ -172,10 +172,12 @@ def gate_speed(
     ids = bench.text.input_ids.to(device)
     recompute = recompute_step(model, ids, bench.window.n_sink, bench.window.window_size)
     beside = Timed(recompute, bench.beside, device)
+    policy, captured = configuration.policy, configuration.mode == "captured"
     if configuration.mode is None:  # against itself: what the clock says where nothing differs
         own = Timed(recompute, beside.n_tokens, device)
     else:
-        own = Timed(configuration.step(model, ids), block(bench, configuration), device, SETTLE)
+        block = whole_rounds(policy, bench.block * (4 if captured else 1))
+        own = Timed(configuration.step(model, ids), block, device, SETTLE)
         own()
         own.blocks.clear()
     timed = f"{bench.timed.name} {evaluate.subject(bench.timed, bench.text).dtype}"
@@ -184,8 +186,8 @@ def gate_speed(
         golden.time(benchmark, own, beside, bench.pairs)
     else:
         golden.identity(timed=f"{timed}, kernels", beside=str(bench.window))
-        at_work: Timed | Busy = Busy(own.step, max(bench.beside, cycle(configuration.policy)))
-        if configuration.mode == "captured":  # its kernels overlap, and wait for nobody
+        at_work: Timed | Busy = Busy(own.step, whole_rounds(policy, bench.beside))
+        if captured:  # its kernels overlap, and wait for nobody
             at_work = Timed(own.step, own.n_tokens, device, SETTLE)
         golden.time(benchmark, own, beside, bench.pairs, (at_work, Busy(recompute, bench.beside)))
         if isinstance(at_work, Busy):
@@ -195,16 +197,9 @@ def gate_speed(
     return evaluate.speed(bench.timed.name, own.laps, beside.laps)
 
 
-def block(bench: Bench, configuration: Configuration) -> int:
-    """Tokens: cycles of evictions, so that each block has its share, one more or less."""
-    tokens = bench.block * (4 if configuration.mode == "captured" else 1)
-    whole = cycle(configuration.policy)
-    return -(-tokens // whole) * whole
-
-
-def cycle(policy: EvictionPolicy) -> int:
-    """Tokens from one eviction to the next, at most."""
-    return min(policy.compress_every, policy.slack + 1)
+def whole_rounds(policy: EvictionPolicy, tokens: int) -> int:
+    """At least so many tokens: rounds of R, so that each block has the same evictions."""
+    return -(-tokens // policy.compress_every) * policy.compress_every
 
 
 def gate_configuration(
