@@ -78,10 +78,11 @@ class Recorder:
         round of pytest-benchmark, so its median is the time per unit and `ops` the rate.
 
         Args:
-            busy: blocks of the contestant and of the baseline that return the seconds that a device
-                was at work, per unit: given where the device waits for its host, and judged in
-                place of the times, which are reported, and held against published bands only.
-                Otherwise times are the host's.
+            busy: blocks of the contestant and of what it is held against that return the seconds
+                that a device was at work, per unit: given where the device waits for its host, and
+                judged in place of the times, which are reported, and held against published bands
+                only. Otherwise times are the host's. Where both are bound by the same, by memory
+                say, the ratio is the same from card to card.
         """
         contestant(), baseline()
         self._host_bound = busy is None

@@ -502,7 +502,6 @@ DEFECTS = [
         "FAIL",
         "speed",
         ("test_configuration[captured]", "test_configuration[best-captured]"),
-        any_of=True,
         where="gpu",
     ),
     Defect(  # what a host does more is hidden in its noise, but not what it starts
