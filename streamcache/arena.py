@@ -17,6 +17,7 @@ class Arena:
     Args:
         n_layers, n_kv_heads, key_dim, value_dim: keys are [n_layers, B, n_kv_heads, n_slots,
             key_dim] once the first states have told batch size B, dtype and device.
+        wide: keep bfloat16 keys in float32.
         n_sink, n_slots: entries.
         rotation: how the layers turn their keys, inv_freq [n_layers, 1, 1, 1, n]; None: they don't.
     """
@@ -30,16 +31,18 @@ class Arena:
         rotation: Rotation | None,
         n_sink: int,
         n_slots: int,
+        wide: bool = False,
     ):
         self.shape = (n_layers, n_kv_heads, n_slots, key_dim, value_dim)
         self.rotation = rotation
         self.n_sink = n_sink
+        self.wide = wide
         self.keys = self.values = torch.empty(0)
         self._sink_keys = self._sink_values = self._sink_planes = torch.empty(0)
 
     def write(self, layer: int, slot: int, keys: Tensor, values: Tensor) -> None:
         """Store states [B, H, n, D] in the slots from `slot`."""
-        if self.keys.numel() == 0:
+        if self.keys.numel() == 0 or self.keys.shape[1] != keys.shape[0]:
             self._allocate(keys)
         end = slot + keys.shape[-2]
         self.keys[layer, :, :, slot:end] = keys
@@ -47,13 +50,15 @@ class Arena:
 
     def read(self, layer: int, begin: int, end: int) -> tuple[Tensor, Tensor]:
         """Views [B, H, end - begin, D]."""
-        return self.keys[layer, :, :, begin:end], self.values[layer, :, :, begin:end]
+        keys, values = self.keys[layer, :, :, begin:end], self.values[layer, :, :, begin:end]
+        return keys.to(values.dtype), values
 
     def _allocate(self, like: Tensor) -> None:
         n_layers, n_heads, n_slots, key_dim, value_dim = self.shape
         lead = (n_layers, like.shape[0], n_heads, n_slots)
         with torch.inference_mode(False):  # so that the stream may leave inference mode later
-            self.keys = like.new_empty((*lead, key_dim))
+            dtype = torch.float32 if self.wide and like.dtype is torch.bfloat16 else like.dtype
+            self.keys = like.new_empty((*lead, key_dim), dtype=dtype)
             self.values = like.new_empty((*lead, value_dim))
         if self.rotation is not None:
             self.rotation = self.rotation.to(like.device)
@@ -87,9 +92,9 @@ class Arena:
     def turn(self, begin: int, end: int, offset: int) -> None:
         """Turn the keys in the slots begin ... end - 1 by `offset` positions, in place."""
         if self.rotation is not None and begin < end:
-            planes = self.rotation.planes(self.keys[..., begin:end, :])
-            planes.copy_(turn(planes, self.rotation.phase(offset)))
+            self.rotation.turn_(self.keys[..., begin:end, :], offset)
 
+    @torch.inference_mode(False)
     def select(self, rows: Tensor) -> None:
         """Make the batch consist of these rows of the present one."""
         if self.keys.numel() == 0:

@@ -22,6 +22,9 @@ class PaddingError(ValueError):
     """The batch is padded: pad tokens would become the attention sinks."""
 
 
+_OUTPUTS = ("output_hidden_states", "output_attentions")
+
+
 def attach(model: PreTrainedModel, cache_type: type["BoundedCache"]) -> None:
     """Register the hooks on a model, once; they act on calls with a cache of `cache_type`."""
     if not getattr(model, "_streamcache_attached", False):
@@ -49,9 +52,14 @@ def _before(
         return None
     key = "input_ids" if kwargs.get("input_ids") is not None else "inputs_embeds"
     n_tokens = kwargs[key].shape[1]
-    if past.seen == 0 or n_tokens > 1:  # not at every decode step: reading a mask is a sync
-        _refuse_padding(kwargs.get("attention_mask"))
-        _refuse_positions(kwargs.get("position_ids"), past.seen)
+    if n_tokens == 0:
+        raise ValueError(
+            f"there is no token to feed: of what is passed the cache has seen {past.seen} tokens "
+            "(`generate` wants the whole conversation, and slices off what was seen)"
+        )
+    is_step = past.seen > 0 and n_tokens == 1
+    _refuse_padding(kwargs.get("attention_mask"), is_step)
+    _refuse_positions(kwargs.get("position_ids"), past.seen, is_step)
     kwargs["attention_mask"] = None
     positioned = "position_ids" in names
     if positioned:
@@ -77,12 +85,16 @@ def _feed_all_but_last(
     The first piece fills the cache. The others are an eighth of the window: the queries of a piece
     no longer see what the whole piece evicts, so short pieces stay close to the exact stream.
     """
-    for name in ("labels", "output_hidden_states", "output_attentions"):
-        if kwargs.get(name) is not None and kwargs[name] is not False:
-            raise ValueError(
-                f"{name} need the input in one forward, and it is longer than the window of "
-                f"{past.policy.window_size} tokens: feed it in pieces"
-            )
+    wanted = {
+        "labels": kwargs.get("labels") is not None,
+        "a tensor of logits_to_keep": isinstance(kwargs.get("logits_to_keep"), Tensor),
+        **{name: _wants(model, kwargs, name) for name in _OUTPUTS},
+    }
+    for name in (name for name, applies in wanted.items() if applies):
+        raise ValueError(
+            f"{name} needs the input in one forward, and it is longer than the window of "
+            f"{past.policy.window_size} tokens: feed it in pieces"
+        )
     tokens: Tensor = kwargs[key]
     room = max(0, min(past.policy.capacity - past.size, past.policy.window_size))
     pieces = [tokens[:, :room]] if room else []
@@ -91,6 +103,12 @@ def _feed_all_but_last(
         model(**{**kwargs, key: piece, "return_dict": True}).logits for piece in pieces[:-1]
     ]
     return pieces[-1]
+
+
+def _wants(model: PreTrainedModel, kwargs: dict[str, Any], name: str) -> bool:
+    """Whether an output is asked for, by the call or by the config."""
+    asked = kwargs.get(name)
+    return bool(getattr(model.config, name, False) if asked is None else asked)
 
 
 def _after(
@@ -112,11 +130,13 @@ def _after(
     return outputs
 
 
-def _refuse_padding(attention_mask: Any) -> None:
+def _refuse_padding(attention_mask: Any, is_step: bool) -> None:
     if attention_mask is None:
         return
     if not isinstance(attention_mask, Tensor) or attention_mask.ndim != 2:
         raise PaddingError("a bounded cache makes its own mask; pass a 2-D attention_mask or none")
+    if _is_dear(attention_mask, is_step):
+        return
     if not bool(attention_mask.all()):
         raise PaddingError(
             "the attention_mask has zeros: padding would become the attention sinks; "
@@ -124,8 +144,13 @@ def _refuse_padding(attention_mask: Any) -> None:
         )
 
 
-def _refuse_positions(position_ids: Tensor | None, seen: int) -> None:
-    if position_ids is None:
+def _is_dear(values: Tensor, is_step: bool) -> bool:
+    """Reading a GPU's tensor waits for all its work: too dear at every step of a decode."""
+    return is_step and values.device.type != "cpu"
+
+
+def _refuse_positions(position_ids: Tensor | None, seen: int, is_step: bool) -> None:
+    if position_ids is None or _is_dear(position_ids, is_step):
         return
     expected = torch.arange(seen, seen + position_ids.shape[-1], device=position_ids.device)
     if not bool((position_ids == expected).all()):

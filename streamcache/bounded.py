@@ -93,9 +93,15 @@ class BoundedCache(Cache):
 
         Raises:
             PolicyError: n_tokens > window_size.
+            RuntimeError: room was made for a forward of another length, which was interrupted.
         """
         if self._prepared == n_tokens:  # a forward that was interrupted is run again
             return
+        if self._prepared:
+            raise RuntimeError(
+                f"a forward of {self._prepared} tokens was interrupted, for which the cache has "
+                f"evicted: run it again, or reset() the cache"
+            )
         dropped = self.policy.drop_for(self.seen, self.size, n_tokens)
         self.evicted += dropped
         self._make_room(n_tokens, dropped, rebase)
@@ -109,6 +115,11 @@ class BoundedCache(Cache):
             raise RuntimeError(
                 "positions of this stream were re-based: go on calling the model the cache was "
                 "built for, not a part of it"
+            )
+        if self.seen and key_states.shape[0] != self.batch_size:
+            raise ValueError(
+                f"the cache holds a batch of {self.batch_size} streams and is given "
+                f"{key_states.shape[0]}: reset() it to start anew"
             )
         self.prepare(n_tokens, rebase=False)
         self._check_position(n_tokens)

@@ -32,8 +32,11 @@ class StreamingCache(BoundedCache):
 
     A drop-in for `model.generate(past_key_values=StreamingCache(model, policy))` and for plain
     forwards of one or several tokens. Takes the memory of twice the capacity. Once per capacity the
-    window moves to the front of its buffer, and is turned back so that positions start anew.
+    window moves to the front of its buffer, and is turned back so that positions start anew: for a
+    moment that takes its keys in float32 as well.
     """
+
+    _wide_keys = False  # they are turned once or twice in their life
 
     def __init__(self, model_or_config: PreTrainedModel | PreTrainedConfig, policy: EvictionPolicy):
         self._n_slots = 2 * policy.capacity
@@ -62,6 +65,7 @@ class StreamingCache(BoundedCache):
                 rotation,
                 self.policy.n_sink,
                 self._n_slots,
+                self._wide_keys,
             )
             self._arenas.append(arena)
             self._home.update({index: (arena, i) for i, index in enumerate(members)})
@@ -122,8 +126,12 @@ class RerotatingCache(StreamingCache):
     """`ours`, the paper's way: every eviction turns the whole window back to its new place.
 
     Dear, which is why pruning lazily pays there. The keys are turned again and again in the model's
-    dtype, as published: exact in float32, a rounding per eviction in half precision.
+    dtype, as published: exact in float32, a rounding per eviction in float16. bfloat16 has three
+    bits less, in which slow planes would not turn at all, one position at a time: there keys are
+    kept in float32.
     """
+
+    _wide_keys = True
 
     def _rebase_is_due(self, dropped: int, n_tokens: int) -> bool:
         return dropped > 0

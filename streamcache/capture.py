@@ -65,6 +65,7 @@ class CapturedDecoder:
         self._steps: Iterator[Step] = iter(())
         self._graph: torch.cuda.CUDAGraph | None = None
         self._logits = torch.empty(0)
+        self._served: list[int] | None = None  # layers that attended, while it is tried
         self._forward: Callable[[Tensor], Tensor] = self._model
         self.eager_because: str | None = None
         self._attends = self._try_attention()
@@ -87,7 +88,12 @@ class CapturedDecoder:
         """Feed tokens [B, T] through the model's ordinary forward; logits [B, T, V].
 
         Inputs longer than the window are fed in pieces, like with any bounded cache.
+
+        Raises:
+            ValueError: a batch other than the decoder's.
         """
+        if input_ids.shape[0] != self.batch:
+            raise ValueError(f"a decoder of batch {self.batch} is given {input_ids.shape[0]}")
         self._steps = iter(())
         return self.model(input_ids=input_ids, past_key_values=self.cache).logits
 
@@ -96,7 +102,12 @@ class CapturedDecoder:
         """Decode a token [B] or [B, 1] per stream; the logits [B, V] after it.
 
         Where steps are captured, the next call overwrites the logits: copy what must stay.
+
+        Raises:
+            ValueError: not one token a stream.
         """
+        if token.numel() != self.batch:
+            raise ValueError(f"a step takes {self.batch} tokens, one a stream, not {token.numel()}")
         self._token.copy_(token.view(self.batch, 1))
         if not self._attends:
             return self.model(input_ids=self._token, past_key_values=self.cache).logits[:, -1]
@@ -152,7 +163,8 @@ class CapturedDecoder:
         reach: int,
     ) -> Tensor:
         """Of one layer, over what the cache holds of it: see `kernels.attention.attend`."""
-        self._served.append(layer)
+        if self._served is not None:
+            self._served.append(layer)
         cache = self.cache
         held = cache.keys[layer], cache.values[layer]
         turn, n_sink = cache.turns[layer], cache.policy.n_sink
@@ -161,14 +173,16 @@ class CapturedDecoder:
     @torch.inference_mode()
     def _try_attention(self) -> bool:
         """Whether the model's layers attend through the registry; if not, `eager_because`."""
-        self._served: list[int] = []
+        self._served = served = list[int]()
         try:
             self._replan()
             self._decode()
         except Exception as error:
             self.eager_because = f"its attention cannot be replaced: {error}"
             return False
-        if sorted(self._served) != list(range(len(self.cache.keys))):
+        finally:
+            self._served = None
+        if sorted(served) != list(range(len(self.cache.keys))):
             self.eager_because = "its layers do not call the registered attention once each"
             return False
         return True
@@ -179,7 +193,9 @@ class CapturedDecoder:
         if compile:
             self._forward = torch.compile(self._model, backend=fused, fullgraph=True, dynamic=False)
         try:
-            self._capture()
+            # All decoders of a process share what is compiled, by default up to eight shapes.
+            with torch._dynamo.config.patch(recompile_limit=256):
+                self._capture()
         except Exception as error:
             self._graph, self._forward = None, self._model
             self.eager_because = f"capturing failed: {error}"

@@ -50,6 +50,8 @@ def fill(
     Nothing is evicted meanwhile, so feeding many tokens at once is exact. Stops one token before
     the end of the stream, whose last token is only ever a target.
     """
+    if len(input_ids) < 2:
+        raise ValueError(f"a stream of {len(input_ids)} tokens predicts nothing: 2 are needed")
     length = min(cache.policy.floor, input_ids.shape[0] - 1)
     rows = []
     for start in range(0, length, step := min(_FILL, cache.policy.window_size)):
@@ -70,9 +72,12 @@ def sequential_nll(
     Entry t is the NLL of token t + 1, predicted from what the cache holds after token t.
 
     Args:
-        input_ids: the stream [T], on the model's device.
+        input_ids: the stream [T], T >= 2, on the model's device.
         cache: empty; used up.
         advance: called with the number of tokens just finished.
+
+    Raises:
+        ValueError: fewer than two tokens.
     """
 
     def step(token: Tensor) -> Tensor:

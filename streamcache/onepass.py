@@ -23,7 +23,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 
 from streamcache.policy import EvictionPolicy, warn_beyond
 from streamcache.rotary import ModelGeometry, Rotation, measure, turn
-from streamcache.switch import attention_named
+from streamcache.switch import attention_named, evaluating
 
 # Tokens a block, by device: short ones look at fewer keys in vain, long ones keep a GPU busy.
 _BLOCK = {"cpu": 256, "cuda": 1024}
@@ -45,8 +45,8 @@ def streaming_nll(
     """NLL of each token of a teacher-forced stream, predicted from what the cache then holds.
 
     Agrees with feeding the text token by token to the model and a cache with this policy. The text
-    goes through the model in blocks, and a layer keeps what the next block sees: beside the result,
-    memory grows with the policy's capacity and not with the text.
+    goes through the model in blocks, and a layer keeps what the next block sees: beside the result
+    and a count a token (some 50 bytes), memory grows with the policy's capacity, not with the text.
 
     Args:
         model: a causal language model whose attention goes through transformers' registry.
@@ -283,12 +283,9 @@ AttentionMaskInterface.register(_NAME, _make_mask)
 @contextmanager
 def _attention_by(stream: _Stream, model: PreTrainedModel) -> Iterator[None]:
     """Have the model attend by `stream`, for inference; afterwards it is as it was."""
-    training = model.training
     token = _stream.set(stream)
     try:
-        model.eval()
-        with attention_named(model, _NAME), torch.no_grad():
+        with attention_named(model, _NAME), evaluating(model):
             yield
     finally:
-        model.train(training)
         _stream.reset(token)

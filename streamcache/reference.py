@@ -36,7 +36,7 @@ class ReferenceCache(BoundedCache):
         place = torch.arange(self.size + keys.shape[2], device=keys.device)
         position = place + (self.evicted - self.base)
         new = rotate(keys, -position[self.size :], rotation)
-        if layer_idx in self._keys:
+        if self.size and layer_idx in self._keys:
             new = torch.cat([self._keys[layer_idx][:, :, : self.size], new], dim=2)
             values = torch.cat([self._values[layer_idx][:, :, : self.size], values], dim=2)
         self._keys[layer_idx], self._values[layer_idx] = new, values

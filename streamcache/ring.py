@@ -15,7 +15,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from streamcache.bounded import BoundedCache
 from streamcache.policy import EvictionPolicy
-from streamcache.rotary import Rotation, turn
+from streamcache.rotary import Rotation
 
 
 class Step(NamedTuple):
@@ -54,13 +54,13 @@ class RingCache(BoundedCache):
             4 * capacity - 1 if limit is None else max(2 * capacity, min(4 * capacity, limit)) - 1
         )
 
+    @torch.inference_mode(False)  # so that the stream may leave inference mode later
     def allocate(self, batch: int, dtype: torch.dtype, device: torch.device) -> None:
         """Make the slots, and the tables to turn queries and keys by."""
-        slots = (batch, self.policy.capacity)
         self.keys, self.values, self.turns = [], [], []
         made: list[tuple[Rotation, int, Turn]] = []
         for layer in self.geometry.layers:
-            shape = (slots[0], layer.n_kv_heads, slots[1])
+            shape = (batch, layer.n_kv_heads, self.policy.capacity)
             self.keys.append(torch.zeros(*shape, layer.key_dim, dtype=dtype, device=device))
             self.values.append(torch.zeros(*shape, layer.value_dim, dtype=dtype, device=device))
             turning = None
@@ -97,8 +97,7 @@ class RingCache(BoundedCache):
         """Start positions anew: the window's keys are turned to where the cache has them."""
         for keys, layer in zip(self.keys, self.geometry.layers):
             if layer.rotation is not None:
-                planes = layer.rotation.planes(keys[:, :, self.policy.n_sink :])
-                planes.copy_(turn(planes, layer.rotation.phase(self.base - self.evicted)))
+                layer.rotation.turn_(keys[:, :, self.policy.n_sink :], self.base - self.evicted)
         self.base = self.evicted
 
     def reset(self) -> None:
@@ -121,7 +120,7 @@ class RingCache(BoundedCache):
             self.rebase()
 
     def _append(self, layer_idx: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        if not self.keys:
+        if not self.keys or (self.seen == 0 and keys.shape[0] != self.batch_size):
             self.allocate(keys.shape[0], keys.dtype, keys.device)
         n_sink, end = self.policy.n_sink, self.seen + keys.shape[-2]
         held = self.keys[layer_idx], self.values[layer_idx]
@@ -130,12 +129,11 @@ class RingCache(BoundedCache):
             [self._slots(0, min(n_sink, end)), self._slots(n_sink + self.evicted, end)]
         )
         for slots, states in zip(held, (keys, values)):
-            slots.index_copy_(2, new, states)
+            slots.index_copy_(2, new, states.to(slots.dtype))  # autocast mixes them
         all_keys, all_values = (slots.index_select(2, kept) for slots in held)
         offset = self.evicted - self.base
         if n_sink and offset and (rotation := self.geometry.layers[layer_idx].rotation):
-            sinks = all_keys[:, :, :n_sink]
-            sinks.copy_(rotation.shift(sinks, offset))
+            rotation.turn_(all_keys[:, :, :n_sink], offset)
         return all_keys, all_values
 
     def _slots(self, begin: int, end: int) -> Tensor:
@@ -143,6 +141,7 @@ class RingCache(BoundedCache):
         n_sink = self.policy.n_sink
         return torch.where(tokens < n_sink, tokens, n_sink + (tokens - n_sink) % self._run)
 
+    @torch.inference_mode(False)
     def _select(self, rows: Tensor) -> None:
         if self.keys:
             rows = rows.to(self.keys[0].device)

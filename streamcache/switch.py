@@ -1,8 +1,9 @@
-"""Switching a model to a registered attention function for a while."""
+"""A model in another state for a while, and then as it was."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 
@@ -22,3 +23,16 @@ def attention_named(model: PreTrainedModel, name: str) -> Iterator[None]:
     finally:
         for config, implementation in before:
             config._attn_implementation_internal = implementation
+
+
+@contextmanager
+def evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """In evaluation mode and without gradients; then each module is in the mode it was in."""
+    before = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in before:
+            module.training = training

@@ -20,8 +20,8 @@ from torch import Tensor
 SIDE_BY_SIDE = {"ROWS": 2, "BLOCK": 256, "num_warps": 1}
 ADDED = {"ROWS": 1, "BLOCK": 2048, "num_warps": 4}
 WIDE = 4096  # columns
-SIDE_BY_SIDE_INT8 = {"ROWS": 2, "BLOCK": 512, "num_warps": 2}
-ADDED_INT8 = {"ROWS": 1, "BLOCK": 512, "num_warps": 2}
+SIDE_BY_SIDE_INT8 = {"ROWS": 4, "BLOCK": 512, "num_warps": 1}
+ADDED_INT8 = {"ROWS": 1, "BLOCK": 512, "num_warps": 1}
 
 
 @triton.jit
@@ -46,12 +46,38 @@ def _activate(y, ACTIVATION: tl.constexpr):
 
 
 @triton.jit
+def _number(w):
+    """Four int8 at a time as float32: w + 128 becomes the lowest bits of 2^23, of which 2^23 + 128
+    is taken off again. Converting each takes the same instructions and a sixth longer (H100)."""
+    return tl.inline_asm_elementwise(
+        """{
+        .reg .b32 biased, a, b, c, d;
+        xor.b32 biased, $4, 0x80808080;
+        prmt.b32 a, biased, 0x4b000000, 0x7650;
+        prmt.b32 b, biased, 0x4b000000, 0x7651;
+        prmt.b32 c, biased, 0x4b000000, 0x7652;
+        prmt.b32 d, biased, 0x4b000000, 0x7653;
+        sub.f32 $0, a, 0f4B000080;
+        sub.f32 $1, b, 0f4B000080;
+        sub.f32 $2, c, 0f4B000080;
+        sub.f32 $3, d, 0f4B000080;
+        }""",
+        "=f,=f,=f,=f,r",
+        args=[w],
+        dtype=tl.float32,
+        is_pure=True,
+        pack=4,
+    )
+
+
+@triton.jit
 def _weights(w_ptr, rows, column, N: tl.constexpr, K: tl.constexpr, BLOCK: tl.constexpr):
     """A tile [ROWS, BLOCK] of a matrix [N, K]."""
     columns = column + tl.arange(0, BLOCK)
     mask = (rows < N)[:, None] & (columns < K)[None, :]
     at = w_ptr + rows.to(tl.int64)[:, None] * K + columns[None, :]
-    return tl.load(at, mask, other=0.0, eviction_policy="evict_first").to(tl.float32)
+    w = tl.load(at, mask, other=0, eviction_policy="evict_first")
+    return _number(w) if w.dtype == tl.int8 else w.to(tl.float32)
 
 
 @triton.jit

@@ -83,6 +83,18 @@ REFUSED: dict[str, tuple[type[Exception], str, Call]] = {
         "longer than the window of 16",
         lambda model, cache, ids: model(input_ids=ids, labels=ids, past_key_values=cache),
     ),
+    "some logits of a long input": (
+        ValueError,
+        "a tensor of logits_to_keep .* longer than the window",
+        lambda model, cache, ids: model(
+            input_ids=ids, logits_to_keep=torch.tensor([1]), past_key_values=cache
+        ),
+    ),
+    "no token": (
+        ValueError,
+        "no token to feed: .* seen 0",
+        lambda model, cache, ids: model(input_ids=ids[:, :0], past_key_values=cache),
+    ),
 }
 
 
@@ -94,6 +106,32 @@ def test_refused_before_a_token_is_processed(model: PreTrainedModel, case: str) 
         call(model, cache, ids)
     assert cache.seen == 0
     assert error(stream(model, cache, ids), expected(model, POLICY, ids)) < TIGHT
+
+
+def test_hidden_states_of_a_long_input_are_refused_where_the_config_asks_for_them() -> None:
+    model, ids = llama(), text(40)
+    model.config.output_hidden_states = True
+    with pytest.raises(ValueError, match="output_hidden_states needs the input in one forward"):
+        stream(model, StreamingCache(model, POLICY), ids, [40])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "kind"),
+    [
+        ({"attention_mask": torch.tensor([[0]])}, PaddingError),
+        ({"attention_mask": torch.zeros(1, 1, 1, 21)}, PaddingError),
+        ({"position_ids": torch.tensor([[7]])}, ValueError),
+    ],
+    ids=["padding", "a 4-D mask", "a position"],
+)
+def test_a_single_token_is_looked_at_too(
+    model: PreTrainedModel, wrong: dict[str, Tensor], kind: type[Exception]
+) -> None:
+    cache = StreamingCache(model, POLICY)
+    stream(model, cache, text(20))
+    with pytest.raises(kind):
+        model(input_ids=text(1), past_key_values=cache, **wrong)
+    assert cache.seen == 20
 
 
 def test_positions_that_count_on_are_accepted(model: PreTrainedModel) -> None:
@@ -184,8 +222,8 @@ def test_an_interrupted_long_input_leaves_nothing_behind() -> None:
         model(input_ids=text(30), past_key_values=cache)
     handle.remove()
     with torch.no_grad():
-        logits = model(input_ids=text(1), past_key_values=cache).logits
-    assert logits.shape[1] == 1
+        logits = model(input_ids=text(2), past_key_values=cache).logits
+    assert logits.shape[1] == 2
 
 
 def stop_at(call: int) -> Any:

@@ -29,6 +29,12 @@ def test_sequential_nll_is_that_of_the_oracle(
     assert (nll.double() - expected).abs().max() < 5e-4
 
 
+def test_a_single_token_predicts_nothing() -> None:
+    model = tiny.llama()
+    with pytest.raises(ValueError, match="a stream of 1 tokens predicts nothing"):
+        sequential_nll(model, tiny.text(1)[0], StreamingCache(model, POLICIES[0]))
+
+
 def test_a_text_shorter_than_the_window_is_one_causal_pass() -> None:
     model, ids = tiny.llama(), tiny.text(12)
     nll = sequential_nll(model, ids[0], StreamingCache(model, EvictionPolicy(4, 60)))

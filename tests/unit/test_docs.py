@@ -5,6 +5,7 @@ import os
 import re
 import shlex
 from configparser import ConfigParser
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -165,9 +166,8 @@ def test_python_examples(block: str, monkeypatch: pytest.MonkeyPatch) -> None:
     reference = ROOT / "streamcache" / "reference_model"
     for auto in (AutoModelForCausalLM, AutoTokenizer):
         real = auto.from_pretrained
-        monkeypatch.setattr(
-            auto, "from_pretrained", lambda name, real=real: real(reference, dtype=torch.float32)
-        )
+        packaged = partial(lambda real, name, **_: real(reference, dtype=torch.float32), real)
+        monkeypatch.setattr(auto, "from_pretrained", packaged)
     names: dict[str, object] = {}
     exec(block, names)
     story = names["story"]

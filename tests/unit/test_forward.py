@@ -12,13 +12,14 @@ from streamcache.bounded import BoundedCache
 from streamcache.cache import RerotatingCache, StreamingCache
 from streamcache.policy import EvictionPolicy
 from streamcache.reference import ReferenceCache
+from streamcache.ring import RingCache
 from tests.tiny import error, expected, llama, stream, text
 
 POLICY = EvictionPolicy(4, 16, 4, 3, 5)  # capacity 24
 TIGHT = 1e-4
 
 each_cache = pytest.mark.parametrize(
-    "cache_type", [StreamingCache, RerotatingCache, ReferenceCache]
+    "cache_type", [StreamingCache, RerotatingCache, ReferenceCache, RingCache]
 )
 
 
@@ -128,14 +129,79 @@ def test_a_deep_copy_of_a_cache(model: PreTrainedModel, cache_type: type[Bounded
 
 
 @each_cache
+def test_a_forward_of_another_length_does_not_follow_an_interrupted_one(
+    cache_type: type[BoundedCache],
+) -> None:
+    """For the first one more was evicted than the second has room for."""
+    model, ids = llama(), text(80)
+    cache = cache_type(model, POLICY)
+    stream(model, cache, ids[:, :50])
+    hook = model.get_decoder().layers[1].register_forward_pre_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        stream(model, cache, ids[:, 50:66], [16])
+    hook.remove()
+    with pytest.raises(RuntimeError, match="a forward of 16 tokens was interrupted"):
+        stream(model, cache, ids[:, 50:51])
+    cache.reset()
+    assert error(stream(model, cache, ids), expected(model, POLICY, ids)) < TIGHT
+
+
+@each_cache
+def test_another_batch_takes_a_new_stream(
+    model: PreTrainedModel, cache_type: type[BoundedCache]
+) -> None:
+    cache = cache_type(model, POLICY)
+    stream(model, cache, text(30, batch=2))
+    with pytest.raises(ValueError, match="holds a batch of 2 streams and is given 1: reset"):
+        stream(model, cache, text(1))
+    cache.reset()
+    ids = text(30)
+    assert error(stream(model, cache, ids), expected(model, POLICY, ids)) < TIGHT
+
+
+@each_cache
+def test_another_batch_after_an_interrupted_first_forward(cache_type: type[BoundedCache]) -> None:
+    model, ids = llama(), text(30)
+    cache = cache_type(model, POLICY)
+    hook = model.get_decoder().layers[1].register_forward_pre_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        stream(model, cache, text(1, batch=2))
+    hook.remove()
+    assert error(stream(model, cache, ids), expected(model, POLICY, ids)) < TIGHT
+
+
+def interrupt(module: nn.Module, args: Any) -> None:
+    raise KeyboardInterrupt
+
+
+@each_cache
+def test_beams_are_chosen_in_inference_mode_and_decoded_outside(
+    model: PreTrainedModel, cache_type: type[BoundedCache]
+) -> None:
+    ids, cache = text(60, batch=2), cache_type(model, POLICY)
+    with torch.inference_mode():
+        model(input_ids=ids[:, :10], past_key_values=cache)
+        cache.reorder_cache(torch.tensor([1, 0]))
+    rest = stream(model, cache, ids.flip(0)[:, 10:])
+    reference = expected(model, POLICY, ids.flip(0), [10] + [1] * 50)
+    assert error(rest, reference[:, 10:]) < TIGHT
+
+
+@each_cache
+def test_in_bfloat16_no_cache_is_worse_than_another(cache_type: type[BoundedCache]) -> None:
+    """Of a turn by one position, slow planes would lose all to the rounding of 8 bits."""
+    policy = EvictionPolicy(4, 124)
+    model = llama(head_dim=32).bfloat16()
+    ids = text(512)
+    reference = expected(model, policy, ids)
+    assert error(stream(model, cache_type(model, policy), ids), reference) < 1.0
+
+
+@each_cache
 def test_an_interrupted_forward_can_be_run_again(cache_type: type[BoundedCache]) -> None:
     model, ids = llama(), text(80)
     cache = cache_type(model, POLICY)
     first = stream(model, cache, ids[:, :50])
-
-    def interrupt(module: nn.Module, args: Any) -> None:
-        raise KeyboardInterrupt
-
     hook = model.get_decoder().layers[1].register_forward_pre_hook(interrupt)
     with pytest.raises(KeyboardInterrupt):
         stream(model, cache, ids[:, 50:53], [3])

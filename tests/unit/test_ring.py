@@ -49,6 +49,34 @@ def decode(decoder: CapturedDecoder, ids: Tensor, n_prefill: int = 0) -> Tensor:
     return torch.cat([*head, *steps], dim=1)
 
 
+def test_a_decoder_takes_its_batch_only() -> None:
+    decoder = CapturedDecoder(llama(), EvictionPolicy(4, 12), batch=2)
+    with pytest.raises(ValueError, match="a decoder of batch 2 is given 1"):
+        decoder.prefill(text(5))
+    with pytest.raises(ValueError, match="2 tokens, one a stream, not 1"):
+        decoder.step(text(1)[0])
+
+
+def test_an_eager_decoder_keeps_nothing_of_its_steps() -> None:
+    decoder, sizes = CapturedDecoder(llama(), EvictionPolicy(4, 12)), []
+    for _ in range(2):
+        decode(decoder, text(100))
+        held = (len(v) for v in vars(decoder).values() if isinstance(v, list))
+        sizes.append(sum(held))
+    assert sizes[0] == sizes[1]
+
+
+def test_a_ring_leaves_inference_mode_and_autocast() -> None:
+    model, policy, ids = llama(), EvictionPolicy(4, 12), text(60)
+    cache = RingCache(model, policy)
+    with torch.inference_mode():
+        model(input_ids=ids[:, :1], past_key_values=cache)
+    assert error(stream(model, cache, ids[:, 1:]), expected(model, policy, ids)[:, 1:]) < TIGHT
+    cache = RingCache(model, policy)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert error(stream(model, cache, ids), expected(model, policy, ids)) < 1.0
+
+
 @pytest.mark.parametrize("name", POLICIES)
 @pytest.mark.parametrize("make", [neox, llama])
 def test_a_ring_is_a_cache(make: Any, name: str) -> None:

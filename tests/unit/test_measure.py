@@ -1,0 +1,62 @@
+"""What is measured of a model is measured again when it has changed; the model stays as it was."""
+
+import torch
+from transformers import PreTrainedModel
+
+from streamcache.cache import StreamingCache
+from streamcache.onepass import streaming_nll
+from streamcache.policy import EvictionPolicy
+from streamcache.rotary import measure
+from tests.tiny import copy_of, error, llama, neox, stream, text
+
+POLICY = EvictionPolicy(4, 508)
+
+
+def long_llama(**settings: object) -> PreTrainedModel:
+    return llama(max_position_embeddings=1024, head_dim=32, **settings)
+
+
+def test_a_model_is_measured_once() -> None:
+    model = llama()
+    assert measure(model) is measure(model)
+
+
+def test_a_model_in_another_dtype_is_measured_again() -> None:
+    """`.bfloat16()` rounds the frequencies a model turns by, and `.float()` does not bring them
+    back."""
+    model, ids = long_llama(), text(700)
+    measure(model)
+    model.bfloat16().float()
+    fresh = copy_of(model, torch.float32)
+    for name, buffer in model.named_buffers():
+        fresh.get_buffer(name).copy_(buffer)
+    logits = stream(model, StreamingCache(model, POLICY), ids)
+    assert error(logits, stream(fresh, StreamingCache(fresh, POLICY), ids)) < 1e-4
+
+
+def test_a_model_in_training_is_measured_without_its_dropout() -> None:
+    model = neox(hidden_dropout=0.3, attention_dropout=0.3)
+    model.train()
+    assert measure(model) == measure(model)
+    assert measure(model).max_position is None
+
+
+def test_modules_stay_in_the_mode_they_were_in() -> None:
+    model = llama()
+    model.activation_checkpointing_enable()
+    model.train()
+    frozen = model.get_decoder().layers[0].eval()
+    modes = [module.training for module in model.modules()]
+    measure(model)
+    streaming_nll(model, text(20)[0], EvictionPolicy(4, 8))
+    assert not frozen.training
+    assert [module.training for module in model.modules()] == modes
+
+
+def test_a_config_is_measured_without_touching_the_random_state() -> None:
+    config = llama().config
+    torch.manual_seed(0)
+    expected = torch.rand(1)
+    torch.manual_seed(0)
+    measure(config)
+    assert torch.equal(torch.rand(1), expected)
