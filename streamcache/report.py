@@ -27,7 +27,7 @@ def table(records: Sequence[Record], brief: bool = False) -> Table:
         padding=0,
         show_edge=False,  # fits 80 columns
     )
-    view.add_column("configuration", no_wrap=True)
+    view.add_column("configuration", overflow="fold")
     shown = _BRIEF if brief else _COLUMNS
     for header in shown:
         view.add_column(header, justify="right", no_wrap=True)
@@ -67,4 +67,9 @@ def _notes(records: Sequence[Record]) -> list[str]:
         lines.append(f"PPL by {', '.join(methods)}, over all positions and in the steady state")
     if compared := max((q.n_compared for q in qualities), default=0):
         lines.append(f"shared: PPL at {compared} full-window positions of the recompute baseline")
+    if any(q.method != "recompute" and not q.n_compared for q in qualities):
+        lines.append(
+            f"increase {DASH}: the text ends before this window and the baseline's are both full; "
+            "--max-eval-tokens gives more"
+        )
     return [*lines, *dict.fromkeys(note for record in records for note in record.notes)]

@@ -70,10 +70,12 @@ def test_max_drop_alone_never_binds() -> None:
 
 
 def test_a_budget_without_room_is_refused_at_once(run: Run) -> None:
-    with pytest.raises(PolicyError, match="total=100 leaves no window"):
-        configurations(100, on_gpu=False)
+    for total in (50, 131):
+        with pytest.raises(PolicyError, match="total must be at least 132"):
+            configurations(total, on_gpu=False)
+    assert configurations(132, on_gpu=False)
     ran = run("paper", "--dataset-name", "stream", "--cap-total", "100")
-    assert ran.status == 2 and "total must be at least" in ran.err and "Traceback" not in ran.err
+    assert ran.status == 2 and "total must be at least 132" in ran.err and ran.err.count("\n") == 1
 
 
 def test_a_text_that_cannot_be_had_is_one_line(run: Run, tmp_path: Path) -> None:
@@ -116,7 +118,8 @@ def test_what_is_finished_is_not_measured_again_unless_forced(run: Run, few: lis
     assert "0 of 4 measurements to make" in run(*SMALL, "--dry-run").out
     assert stamps() == before
     assert run(*SMALL, "--tpot-tokens", "16").status == 0
-    assert changed(before) == set(few[1:]), "a longer timing replaces a shorter one"
+    again = {few[1], few[2]}  # a round of best@256's R = 64 was longer from the beginning
+    assert changed(before) == again, "a longer timing replaces a shorter one"
     before = stamps()
     assert run(*SMALL).status == 0 and not changed(before), "a shorter one does not"
     assert run(*SMALL, "--force").status == 0 and changed(before) == set(few)
