@@ -17,4 +17,6 @@ def show(table: Table) -> None:
     if out.is_terminal:
         longest = max(len(str(name)) for name in table.columns[0].cells)
         width -= max(0, longest - _NAME)
-    out.print(table, width=max(out.width, width), crop=False)
+    if width > out.width:
+        table.width = width
+    out.print(table, crop=False)

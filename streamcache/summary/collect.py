@@ -81,14 +81,13 @@ class Group:
     def starting(self, prefix: str) -> list[Measured]:
         """An ablation's records, one of each name, in order of R and S.
 
-        Preferred are those of one total: the one that most windows were derived from, or the larger
-        of two.
+        Preferred are those of one total that windows were derived from: the one with most records,
+        or the larger of two.
         """
         rows = [row for row in self.rows if row.name.startswith(prefix)]
-        totals = Counter(
-            row.record.policy.capacity for row in rows if row.name != row.record.configuration
-        )
-        total = max(totals, key=lambda each: (totals[each], each), default=None)
+        count = Counter(row.record.policy.capacity for row in rows)
+        derived = (r.record.policy.capacity for r in rows if "@" in r.record.configuration)
+        total = max(derived, key=lambda each: (count[each], each), default=None)
         rows.sort(key=lambda row: row.record.policy.capacity == total)
         found = {row.name: row for row in rows}
         order = {"softlite-none": 0, "softlite-slack": 1, "softlite-maxdrop": 2}

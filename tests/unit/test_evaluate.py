@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from streamcache import evaluate
+from streamcache import decode, evaluate
 from streamcache.baseline import Baseline, Fingerprint
 from streamcache.configurations import Configuration
 from streamcache.corpora import load_tokens
@@ -45,7 +45,7 @@ def test_timed_tokens_have_their_share_of_the_evictions(
     configuration = Configuration("lazy", policy, "fast")
     loaded, text = load_model(), load_tokens("stream", tokenizer=None, max_tokens=100)
     sizes: dict[int, list[int]] = {}
-    real = evaluate.time_tokens
+    real = decode.time_tokens
 
     def watched(step: object, n_tokens: int, device: torch.device) -> Laps:
         laps = real(step, n_tokens, device)  # type: ignore[arg-type]
