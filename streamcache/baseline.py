@@ -70,7 +70,9 @@ def read(path: Path) -> Baseline:
     """
     stored = records.read_as(Baseline, path, "baseline")
     if len(stored.nll) > (most := len(stored.fingerprint.positions())):
-        raise RecordError(f"{path} has {len(stored.nll)} NLLs for {most} positions")
+        raise RecordError(
+            f"{path} has {len(stored.nll)} NLLs for {most} positions: it is broken, delete it"
+        )
     return stored
 
 

@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 from itertools import product
 
 from streamcache.records import Policy, Record
+from streamcache.report import DASH, number
 from streamcache.summary import published
 from streamcache.summary.collect import Group, Measured
 from streamcache.summary.published import Range
-from streamcache.summary.tables import DASH, METHODS, Table, increase, number, percent, span
+from streamcache.summary.tables import METHODS, Table, increase, percent, span
 
 SHAPE = "pythia-2.8b"
 NEEDS_WEIGHTS = "cannot be tested here: needs Pythia's weights; ready, not run"

@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 from streamcache.diagnose import Diagnosis
 from streamcache.profiling import Profile
 from streamcache.records import Quality, Record
+from streamcache.report import DASH, number
 from streamcache.summary import published
 from streamcache.summary.collect import Group, Measured
 from streamcache.summary.published import Range
 
-DASH = "–"
 _DEAREST = 10  # rows
 
 METHODS = {
@@ -227,13 +227,6 @@ def _notes(group: Group) -> list[str]:
     if any(published.of(first.subject.text, row.name).speedup for row in group.rows):
         lines.append(f"published: {published.ON}")
     return [*lines, *dict.fromkeys(note for row in group.rows for note in row.record.notes)]
-
-
-def number(value: float | None) -> str:
-    """Two decimals, or three digits where that is more."""
-    if value is None:
-        return DASH
-    return f"{value:.2f}" if abs(value) >= 1 else f"{value:.3g}"
 
 
 def span(values: Range | None) -> str:

@@ -15,8 +15,9 @@ from streamcache.cli.summarize import BEGIN, END
 from streamcache.configurations import NAMED, Configuration
 from streamcache.paper import within
 from streamcache.policy import EvictionPolicy
+from streamcache.report import number
 from streamcache.summary import audit, collect, published, render
-from streamcache.summary.tables import METHODS, Table, number, percent
+from streamcache.summary.tables import METHODS, Table, percent
 from tests import made
 from tests.shell import Run
 
