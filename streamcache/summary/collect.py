@@ -125,9 +125,9 @@ def collect(folder: Path) -> Found:
     profiles: list[Profile] = []
     bad: list[str] = []
     for path in sorted(folder.rglob("*.json")):
-        if path.stat().st_size > _LONGEST:
-            continue
         try:
+            if path.stat().st_size > _LONGEST:
+                continue
             content = json.loads(path.read_bytes())
         except (OSError, ValueError) as error:
             bad.append(f"{path} cannot be read: {error}")

@@ -109,9 +109,11 @@ def test_what_cannot_be_read_is_named_and_left_out(run: Run, tmp_path: Path) -> 
     trace = folder / "trace.json"
     trace.write_text("{" + " " * (1 << 25))
     (folder / "other.json").write_text('[{"some": "thing"}]')
+    (folder / "gone.json").symlink_to("nowhere")
+    (folder / "ladder.json").write_text('{"half": ')
     ran = run("summarize")
     assert ran.status == 0
-    assert all(name in ran.err for name in ("broken.json", "half.json", "old.json"))
+    assert all(name in ran.err for name in ("broken.json", "half.json", "old.json", "gone"))
     assert "other.json" not in ran.err and "trace.json" not in ran.err
 
 
