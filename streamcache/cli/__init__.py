@@ -83,8 +83,9 @@ def main() -> None:
     except OSError as error:  # a folder that cannot be written, a full disk
         _fail(f"{error.strerror or error}: {error.filename or ''}")
     except (click.Abort, KeyboardInterrupt):
-        goes_on = "; the same command goes on from what it had finished"
-        err.print(f"interrupted{goes_on if sys.argv[1:2] and sys.argv[1] in _GO_ON else ''}")
+        goes_on = any(command in _GO_ON for command in sys.argv[1:2])
+        more = "; the same command goes on from what it had finished" if goes_on else ""
+        err.print(f"interrupted{more}")
         sys.exit(130)
     except Exception as error:
         from streamcache.cli.expected import EXPECTED  # not before: it imports torch

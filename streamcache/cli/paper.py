@@ -125,26 +125,19 @@ def _run(due: list[Job], positions: int | None, output_dir: Path, force: bool) -
             name = f"{configuration.name} on {paper.text.name}"
             trace = paper.folder / f"{configuration.name}.failed.txt"
             try:
-                against = None
-                if wanted := paper.wanted:
-                    path = baseline_path(output_dir, paper.loaded, paper.text, wanted)
-                    if force and wanted not in made:  # not even half of it is kept
+                if paper.wanted and paper.wanted not in made:
+                    subject = paper.loaded, paper.text
+                    path = baseline_path(output_dir, *subject, paper.wanted)
+                    if force:  # not even half of it is kept
                         path.unlink(missing_ok=True)
-                    against = made[wanted] = made.get(wanted) or obtain_baseline(
-                        paper.loaded,
-                        paper.text,
-                        paper.baseline,
-                        positions,
-                        path,
-                        output_dir,
-                        bar=bar,
+                    made[paper.wanted] = obtain_baseline(
+                        *subject, paper.baseline, positions, path, output_dir, bar=bar
                     )
                 with bar(name, paper.text.input_ids.shape[0] - 1) as tokens:
+                    against = made[paper.wanted] if paper.wanted else None
                     paper.measure(configuration, against, tokens)
                 trace.unlink(missing_ok=True)
-            except (
-                Exception
-            ) as error:  # one that cannot be measured does not keep the others from it
+            except Exception as error:  # does not keep the others from being measured
                 failed += 1
                 trace.parent.mkdir(parents=True, exist_ok=True)
                 trace.write_text(traceback.format_exc())
