@@ -14,7 +14,7 @@ from streamcache import records
 from streamcache.decode import finite
 from streamcache.policy import EvictionPolicy
 from streamcache.recompute import recompute_nll
-from streamcache.records import RecordError, Subject
+from streamcache.records import Environment, RecordError, Subject
 
 _SAVE_EVERY_S = 10.0
 _SLICE = 16  # positions between looks at the clock
@@ -25,7 +25,7 @@ class BaselineMismatch(ValueError):
 
 
 class Fingerprint(msgspec.Struct, frozen=True):
-    """What a baseline depends on."""
+    """What a baseline depends on. Of files older than the last four fields these are empty."""
 
     model: str
     revision: str
@@ -35,6 +35,10 @@ class Fingerprint(msgspec.Struct, frozen=True):
     n_sink: int
     window_size: int
     late_positions: int  # evaluated positions with a full window; the others are all evaluated
+    device: str = ""
+    torch: str = ""
+    transformers: str = ""
+    streamcache: str = ""
 
     def positions(self) -> Tensor:
         """The evaluated positions, int64, increasing: every early one, late ones evenly spread."""
@@ -62,16 +66,12 @@ def read(path: Path) -> Baseline:
     """Read a baseline file.
 
     Raises:
-        RecordError: it cannot be read as one.
+        RecordError: it cannot be read as one, or has more NLLs than positions.
     """
-    try:
-        stored = msgspec.json.decode(path.read_bytes(), type=Baseline)
-    except (OSError, msgspec.MsgspecError) as error:
-        raise RecordError(f"{path} is not a readable streamcache baseline: {error}") from error
-    if stored.version != records.SCHEMA_VERSION:
+    stored = records.read_as(Baseline, path, "baseline")
+    if len(stored.nll) > (most := len(stored.fingerprint.positions())):
         raise RecordError(
-            f"{path} has schema version {stored.version}, "
-            f"this release reads {records.SCHEMA_VERSION}"
+            f"{path} has {len(stored.nll)} NLLs for {most} positions: it is broken, delete it"
         )
     return stored
 
@@ -85,10 +85,12 @@ def check(stored: Fingerprint, wanted: Fingerprint, path: Path) -> None:
     for name in Fingerprint.__struct_fields__:
         have, want = getattr(stored, name), getattr(wanted, name)
         if have != want:
+            late = f" --positions {wanted.late_positions}" if wanted.late_positions else ""
             raise BaselineMismatch(
-                f"{path} does not fit: its {name} is {have!r}, this run's is {want!r}; "
-                "make a new one with `streamcache baseline --baseline-file` and the options of "
-                "this run"
+                f"{path} does not fit: its {name} is {have!r}, what this run compares with has "
+                f"{want!r}; with the same model and text `streamcache baseline --n-sink "
+                f"{wanted.n_sink} --window-size {wanted.window_size} --max-eval-tokens "
+                f"{wanted.n_tokens}{late} --baseline-file {path}` makes one that fits"
             )
 
 
@@ -106,20 +108,22 @@ def obtain(
     it stopped.
 
     Args:
-        replace: make a new one where the file at `path` is of something else.
+        replace: make a new one whatever is at `path`, unless it is this one and unfinished.
 
     Raises:
         BaselineMismatch: the file at `path` has another fingerprint.
+        RecordError: the file at `path` is no baseline.
         NotFiniteError: the model predicts something that is no number.
     """
     nll: list[float] = []
+    positions = wanted.positions()
     if path.exists():
         stored = read(path)
         if not replace:
             check(stored.fingerprint, wanted, path)
-        if stored.fingerprint == wanted:
+        unfinished = len(stored.nll) < len(positions)
+        if stored.fingerprint == wanted and (unfinished or not replace):
             nll = list(stored.nll)
-    positions = wanted.positions()
     advance(len(nll))
     saved, n_saved = time.monotonic(), len(nll)
     early = min(wanted.n_sink + wanted.window_size, wanted.n_tokens - 1)
@@ -140,8 +144,17 @@ def obtain(
     return Baseline(wanted, nll)
 
 
-def wanted_for(subject: Subject, policy: EvictionPolicy, late_positions: int) -> Fingerprint:
-    """The fingerprint of the baseline that a measurement of `subject` is compared with."""
+def wanted_for(
+    subject: Subject,
+    policy: EvictionPolicy,
+    late_positions: int,
+    environment: Environment | None = None,
+) -> Fingerprint:
+    """The fingerprint of the baseline that a measurement of `subject` is compared with.
+
+    Args:
+        environment: where it is made; None for one that no other process will read.
+    """
     available = max(0, subject.n_tokens - 1 - policy.floor)
     return Fingerprint(
         model=subject.model,
@@ -152,4 +165,8 @@ def wanted_for(subject: Subject, policy: EvictionPolicy, late_positions: int) ->
         n_sink=policy.n_sink,
         window_size=policy.window_size,
         late_positions=min(late_positions, available),
+        device=environment.device if environment else "",
+        torch=environment.torch if environment else "",
+        transformers=environment.transformers if environment else "",
+        streamcache=environment.streamcache if environment else "",
     )

@@ -21,7 +21,7 @@ from streamcache.records import Quality, Record, Speed
 
 Method = Literal["one-pass", "sequential"]
 
-_ROUNDS = 8  # blocks per configuration, taken in turn so that a drift of the machine hits all alike
+_ROUNDS = 8  # in which configurations take turns, so that a drift of the machine hits all alike
 _WARM_UP = 32  # tokens
 _SETTLE = 4  # untimed tokens of each block: the first find the processor's caches full of another's
 
@@ -126,10 +126,11 @@ def lap_times(
 
     The configurations take turns in blocks; the baseline is timed between the blocks. A text
     shorter than a cache is repeated: what a token costs does not depend on which token it is.
+    Blocks are whole rounds of R, so that each has its share of the evictions.
 
     Args:
         baseline: its floor is the length of the baseline's context.
-        n_tokens: timed tokens per configuration.
+        n_tokens: timed tokens per configuration, at least.
         baseline_runs: timed forwards of the baseline.
         advance: called with 1 for each finished block.
     """
@@ -147,30 +148,36 @@ def lap_times(
     time_tokens(recompute, 2, device)
     blocks: dict[str, list[Laps]] = {name: [] for name in (*streams, "baseline")}
     for i in range(_ROUNDS):
-        due = (i + 1) * baseline_runs // _ROUNDS - i * baseline_runs // _ROUNDS
-        if due:
+        if due := _due(baseline_runs, i):
             blocks["baseline"].append(time_tokens(recompute, due, device))
-        for name, step in streams.items():
-            time_tokens(step, _SETTLE, device)
-            blocks[name].append(time_tokens(step, math.ceil(n_tokens / _ROUNDS), device))
-            if advance:
-                advance(1)
+        for configuration in configurations:
+            if configuration.mode and _due(n_blocks(configuration, n_tokens), i):
+                name, length = configuration.name, _block(configuration, n_tokens)
+                time_tokens(streams[name], _SETTLE, device)
+                blocks[name].append(time_tokens(streams[name], length, device))
+                if advance:
+                    advance(1)
     return {name: Laps.join(parts) for name, parts in blocks.items()}
 
 
-def n_timed(n_tokens: int) -> int:
-    """How many tokens `lap_times` times when asked for `n_tokens`."""
-    return _ROUNDS * math.ceil(n_tokens / _ROUNDS)
+def _due(n: int, i: int) -> int:
+    """How many of n things are done in round i, so that all are done in the end."""
+    return (i + 1) * n // _ROUNDS - i * n // _ROUNDS
 
 
-def n_blocks(configurations: Iterable[Configuration]) -> int:
-    """How often `lap_times` will call `advance`."""
-    return _ROUNDS * sum(c.mode is not None for c in configurations)
+def _block(configuration: Configuration, n_tokens: int) -> int:
+    """Tokens timed at a time."""
+    return whole_rounds(configuration.policy, math.ceil(n_tokens / _ROUNDS))
 
 
-def speeds(model: str, laps: dict[str, Laps]) -> dict[str, Speed]:
-    """Of all that `lap_times` timed together."""
-    return {name: speed(model, own, laps["baseline"]) for name, own in laps.items()}
+def whole_rounds(policy: EvictionPolicy, n_tokens: int) -> int:
+    """At least so many tokens, in rounds of R: wherever a round starts, it has all evictions."""
+    return math.ceil(n_tokens / policy.compress_every) * policy.compress_every
+
+
+def n_blocks(configuration: Configuration, n_tokens: int) -> int:
+    """How many blocks `lap_times` times of a configuration, and so how often it calls `advance`."""
+    return math.ceil(n_tokens / _block(configuration, n_tokens)) if configuration.mode else 0
 
 
 def speed(model: str, laps: Laps, baseline: Laps) -> Speed:

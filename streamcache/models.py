@@ -37,6 +37,9 @@ PINNED = {
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
+# What beside the weights tells what a folder's model predicts of a text.
+_DESCRIBE = ("config.json", "tokenizer*", "special_tokens*", "added_tokens*", "vocab*", "merges*")
+
 _NEOX = {  # hidden size, layers, heads, vocabulary
     "pythia-70m": (512, 6, 8, 50304),
     "pythia-160m": (768, 12, 12, 50304),
@@ -63,8 +66,9 @@ class LoadedModel:
         tokenizer: None for random weights and for folders without one.
         name: what was loaded: "reference", "random:<shape>", a hub id, or a folder's own name.
         quantization: of the weights; None: as they came.
-        revision: commit of a hub id; for a folder "sha256:" and the first 16 hex digits of its
-            weights' digest (all shards, one after the other); "seed0" for random weights.
+        revision: commit of a hub id; for a folder "sha256:" and the first 16 hex digits of a
+            digest of its weights, config and tokenizer, for the packaged reference of its weights
+            alone, the rest being the release's; "seed0" for random weights.
     """
 
     model: PreTrainedModel
@@ -120,7 +124,7 @@ def _load(name: str, revision: str | None, dtype: str, device: str | torch.devic
         return LoadedModel(*_pretrained(name, commit, number, place), name, commit)
     folder = REFERENCE_FOLDER if name == "reference" else Path(name).resolve()
     label = name if name == "reference" else folder.name
-    digest = _digest(folder)
+    digest = _digest(folder, () if name == "reference" else _DESCRIBE)
     return LoadedModel(*_pretrained(folder, "main", number, place), label, digest)
 
 
@@ -158,7 +162,8 @@ def _commit(name: str, revision: str | None) -> str:
     return commit
 
 
-def _digest(folder: Path) -> str:
+def _digest(folder: Path, describe: tuple[str, ...]) -> str:
+    """Of all shards one after the other, then of what matches the patterns, in order of names."""
     weights = sorted(folder.glob("model*.safetensors"))
     if not weights or not (folder / "config.json").is_file():
         raise ModelError(
@@ -166,7 +171,8 @@ def _digest(folder: Path) -> str:
             "shards); weights in other formats are not loaded"
         )
     digest = hashlib.sha256()
-    for path in weights:
+    described = {path for pattern in describe for path in folder.glob(pattern) if path.is_file()}
+    for path in [*weights, *sorted(described)]:
         with path.open("rb") as file:
             while chunk := file.read(1 << 24):
                 digest.update(chunk)

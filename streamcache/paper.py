@@ -5,7 +5,6 @@ A finished measurement is three files: `<name>.nll.npy`, NLL of each token in na
 """
 
 import dataclasses
-import re
 import warnings
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from streamcache.configurations import NAMED, Configuration
 from streamcache.corpora import TokenStream
 from streamcache.decode import Advance
 from streamcache.models import LoadedModel
-from streamcache.policy import EvictionPolicy, PolicyWarning
+from streamcache.policy import EvictionPolicy, PolicyError, PolicyWarning
 from streamcache.records import Record, RecordError
 
 PUBLISHED_TOTAL = 2048
@@ -52,21 +51,26 @@ def configurations(total: int, on_gpu: bool) -> list[Configuration]:
 
     At the published total the methods have their published sizes (`quality` is 16 entries beyond
     it). The ablations' windows are always derived, so that all of one have the same budget.
+
+    Raises:
+        PolicyError: the total leaves one of them no window; the message says what would do for all.
     """
     methods = [NAMED[name] for name in (*METHODS, *(CAPTURED if on_gpu else ()))]
+    ablations = [named for name, named in NAMED.items() if name.startswith(ABLATIONS)]
+    derived = ablations + (methods if total != PUBLISHED_TOTAL else [])
+    least = max(named.policy.n_sink + named.policy.slack for named in derived) + 1
+    if total < least:
+        raise PolicyError(
+            f"total={total} leaves no window in some configurations; total must be at least {least}"
+        )
     if total != PUBLISHED_TOTAL:
         methods = [within(named, total) for named in methods]
-    ablations = [
-        within(named, total) for name, named in NAMED.items() if name.startswith(ABLATIONS)
-    ]
-    return methods + ablations
+    return methods + [within(named, total) for named in ablations]
 
 
 def folder_of(output_dir: Path, loaded: LoadedModel, text: TokenStream) -> Path:
     """Where the records of a model and a text lie."""
-    subject = evaluate.subject(loaded, text)
-    stem = f"{subject.model}-{subject.dtype}-{text.name}-{subject.n_tokens}"
-    return output_dir / "paper" / re.sub(r"[^\w.-]", "_", stem)
+    return output_dir / "paper" / evaluate.subject(loaded, text).file_name
 
 
 @dataclasses.dataclass(eq=False)
@@ -95,9 +99,14 @@ class Paper:
         return self.folder / f"{configuration.name}.json"
 
     def finished(self, configuration: Configuration) -> Record | None:
-        """The record on disk, if it is of the same and was measured as thoroughly."""
+        """The record on disk, if it and its numbers are of the same and as thoroughly measured."""
+        path = self.path(configuration)
         try:
-            record = records.read(self.path(configuration))
+            record = records.read(path)
+            if record.speed:
+                records.read_array(records.array_path(path, "tpot"), record.speed.n_tokens)
+            if record.quality and configuration.mode:
+                records.read_array(records.array_path(path, "nll"), record.subject.n_tokens - 1)
         except RecordError:
             return None
         same = (
@@ -148,13 +157,13 @@ class Paper:
         elif made is not None:
             nll = self._one_pass(configuration, advance)
             quality = evaluate.quality(nll, configuration.policy.floor, "one-pass", made)
-            records.write_array(path.with_name(f"{configuration.name}.nll.npy"), nll.numpy())
+            records.write_array(records.array_path(path, "nll"), nll.numpy())
         timed = [configuration] if configuration.mode else []
         laps = evaluate.lap_times(
             self.loaded, self.text, self.baseline, timed, self.n_timed, self.runs
         )
         own = laps[configuration.name] if timed else laps["baseline"]
-        records.write_array(path.with_name(f"{configuration.name}.tpot.npy"), own.token_ms)
+        records.write_array(records.array_path(path, "tpot"), own.token_ms)
         speed = evaluate.speed(self.loaded.name, own, laps["baseline"])
         record = evaluate.record(configuration, self.loaded, self.text, quality, speed, self.notes)
         records.write(path, record)

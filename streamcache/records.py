@@ -2,18 +2,28 @@
 
 import io
 import platform
+import re
 from pathlib import Path
+from typing import Literal, Protocol, TypeVar
 
 import msgspec
 import numpy
 import torch
 import transformers
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from streamcache.files import write_bytes
 from streamcache.version import VERSION
 
 SCHEMA_VERSION = 1
+
+
+class _Versioned(Protocol):
+    @property
+    def version(self) -> int: ...
+
+
+_Kind = TypeVar("_Kind", bound=_Versioned)
 
 
 class RecordError(ValueError):
@@ -41,6 +51,12 @@ class Subject(msgspec.Struct, frozen=True):
     text_source: str
     text_digest: str
     n_tokens: int
+
+    @property
+    def file_name(self) -> str:
+        """For what is measured of it; files of the same name in two folders are told apart."""
+        text = f"{self.text}-{self.text_digest[:8]}" if self.text_source == "file" else self.text
+        return re.sub(r"[^\w.-]", "_", f"{self.model}-{self.dtype}-{text}-{self.n_tokens}")
 
 
 class Policy(msgspec.Struct, frozen=True):
@@ -123,11 +139,31 @@ def write(path: Path, value: msgspec.Struct) -> None:
     write_bytes(path, msgspec.json.format(msgspec.json.encode(value), indent=1) + b"\n")
 
 
+def array_path(path: Path, kind: Literal["nll", "tpot"]) -> Path:
+    """Beside a record: NLL of each token, nats [T - 1], or ms of each timed token."""
+    return path.with_name(f"{path.name.removesuffix('.json')}.{kind}.npy")
+
+
 def write_array(path: Path, values: ArrayLike) -> None:
     """Write numbers as a .npy file, all or nothing."""
     buffer = io.BytesIO()
     numpy.save(buffer, numpy.asarray(values, dtype=numpy.float32))
     write_bytes(path, buffer.getvalue())
+
+
+def read_array(path: Path, n: int) -> NDArray[numpy.float64]:
+    """The `n` numbers of a .npy file.
+
+    Raises:
+        RecordError: it cannot be read, or has another number of them.
+    """
+    try:
+        values: NDArray[numpy.float64] = numpy.load(path).astype(numpy.float64)
+    except (OSError, ValueError, EOFError) as error:
+        raise RecordError(f"{path} cannot be read: {error}") from error
+    if values.shape != (n,):
+        raise RecordError(f"{path} has the shape {values.shape}, not {(n,)}")
+    return values
 
 
 def read(path: Path) -> Record:
@@ -136,12 +172,21 @@ def read(path: Path) -> Record:
     Raises:
         RecordError: no such file, not a record, or of another version.
     """
+    return read_as(Record, path, "record")
+
+
+def read_as(kind: type[_Kind], path: Path, called: str) -> _Kind:
+    """Read what `write` wrote of a kind that has a version, as people call it.
+
+    Raises:
+        RecordError: no such file, of another kind, or of another version.
+    """
     try:
-        record = msgspec.json.decode(path.read_bytes(), type=Record)
+        found = msgspec.json.decode(path.read_bytes(), type=kind)
     except (OSError, msgspec.MsgspecError) as error:
-        raise RecordError(f"{path} is not a readable streamcache record: {error}") from error
-    if record.version != SCHEMA_VERSION:
+        raise RecordError(f"{path} is not a readable streamcache {called}: {error}") from error
+    if found.version != SCHEMA_VERSION:
         raise RecordError(
-            f"{path} has schema version {record.version}, this release reads {SCHEMA_VERSION}"
+            f"{path} has schema version {found.version}, this release reads {SCHEMA_VERSION}"
         )
-    return record
+    return found

@@ -116,7 +116,7 @@ def nll_between_prunes(
     rows = [head]
     begin, last = len(head), len(input_ids) - 1
     prunes = [t for t, dropped in enumerate(cache.policy.drops(last)) if dropped and t > begin]
-    for end in [*prunes, last]:
+    for end in [*prunes, last] if begin < last else []:
         for chunk in input_ids[begin:end].split(cache.policy.window_size):
             logits = model(input_ids=chunk[None], past_key_values=cache).logits[0]
             rows.append(token_nll(logits, input_ids[cache.seen - len(chunk) + 1 : cache.seen + 1]))

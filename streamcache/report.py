@@ -27,7 +27,7 @@ def table(records: Sequence[Record], brief: bool = False) -> Table:
         padding=0,
         show_edge=False,  # fits 80 columns
     )
-    view.add_column("configuration", no_wrap=True)
+    view.add_column("configuration", overflow="fold")
     shown = _BRIEF if brief else _COLUMNS
     for header in shown:
         view.add_column(header, justify="right", no_wrap=True)
@@ -43,21 +43,24 @@ def _row(record: Record) -> list[str]:
     if quality:
         # The PPL of a sample of positions compares with nothing but the same sample.
         if quality.n_positions == record.subject.n_tokens - 1:
-            cells[:2] = _number(quality.ppl), _number(quality.ppl_steady)
-        cells[2] = _number(quality.ppl_compared)
+            cells[:2] = number(quality.ppl), number(quality.ppl_steady)
+        cells[2] = number(quality.ppl_compared)
         if quality.ppl_increase is not None:
             cells[3] = f"{100 * quality.ppl_increase:+.2f} %"
     if speed:
         times = (speed.tpot_mean_ms, speed.tpot_p50_ms, speed.tpot_p99_ms)
-        cells[4:7] = [_number(ms) for ms in times]
+        cells[4:7] = [number(ms) for ms in times]
         if speed.speedup:
             cells[7] = f"{speed.speedup:.2f}x"
     prunes = f"{record.prunes.scheduled}+{record.prunes.forced}"
     return [*cells, prunes]
 
 
-def _number(value: float | None) -> str:
-    return DASH if value is None else f"{value:.2f}"
+def number(value: float | None) -> str:
+    """Two decimals, or three digits where that is more."""
+    if value is None:
+        return DASH
+    return f"{value:.2f}" if abs(value) >= 1 else f"{value:.3g}"
 
 
 def _notes(records: Sequence[Record]) -> list[str]:
@@ -67,4 +70,9 @@ def _notes(records: Sequence[Record]) -> list[str]:
         lines.append(f"PPL by {', '.join(methods)}, over all positions and in the steady state")
     if compared := max((q.n_compared for q in qualities), default=0):
         lines.append(f"shared: PPL at {compared} full-window positions of the recompute baseline")
+    if any(q.method != "recompute" and not q.n_compared for q in qualities):
+        lines.append(
+            f"increase {DASH}: the text ends before this window and the baseline's are both full; "
+            "--max-eval-tokens gives more"
+        )
     return [*lines, *dict.fromkeys(note for record in records for note in record.notes)]

@@ -1,5 +1,6 @@
 """What the commands share: options that name model and text, loading, progress, consoles."""
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -8,7 +9,6 @@ from typing import Any, get_args
 import click
 import torch
 import transformers
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -19,9 +19,11 @@ from rich.progress import (
 )
 
 from streamcache import baseline as baselines
-from streamcache import evaluate
+from streamcache import evaluate, records
+from streamcache.cli.console import err
 from streamcache.corpora import TokenStream, load_tokens
 from streamcache.decode import Advance
+from streamcache.files import require_writable
 from streamcache.models import LoadedModel, load_model
 from streamcache.policy import EvictionPolicy
 from streamcache.quantize import Quantization
@@ -31,7 +33,21 @@ Bar = Callable[[str, int], AbstractContextManager[Advance]]  # description, tota
 File = click.Path(dir_okay=False, path_type=Path)
 _LATE_ON_CPU = 64  # baseline positions with a full window; each is a forward over the window
 
-out, err = Console(), Console(stderr=True)
+
+class _Output(click.Path):
+    """What will be written: refused before the work where it cannot be."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        path = Path(os.fsdecode(super().convert(value, param, ctx)))
+        try:
+            require_writable(path if self.file_okay else path / "a file")
+        except OSError as error:
+            self.fail(f"cannot write {path}: {error.strerror}", param, ctx)
+        return path
+
+
+OutputFile = _Output(dir_okay=False, path_type=Path)
+OutputFolder = _Output(file_okay=False, path_type=Path)
 
 positions_option = click.option(
     "--positions", type=click.IntRange(1), help="of the baseline with a full window"
@@ -46,7 +62,7 @@ def model_options(command: Command) -> Command:
             default="reference",
             help="reference (packaged), a hub id, a local folder, or random:<shape>",
         ),
-        click.option("--revision", help="hub commit; the Pythia models have theirs pinned"),
+        click.option("--revision", help="hub commit; Pythia from 160m on has its pinned"),
         click.option("--dtype", default="auto", help="auto, float32, float16 or bfloat16"),
         click.option(
             "--quantization", type=click.Choice(get_args(Quantization)), help="of the weights"
@@ -55,7 +71,7 @@ def model_options(command: Command) -> Command:
             "--device", default=None, help="cpu or cuda; default: cuda where there is one"
         ),
         click.option("--data-dir", type=Path, help="local corpora; or set STREAMCACHE_DATA"),
-        click.option("--output-dir", type=Path, default=Path("runs"), show_default=True),
+        click.option("--output-dir", type=OutputFolder, default=Path("runs"), show_default=True),
     ]
     for option in reversed(options):
         command = option(command)
@@ -148,7 +164,16 @@ def wanted_baseline(
 ) -> baselines.Fingerprint:
     """Of what the baseline is made; without `positions`, at all on a GPU, at a few on a CPU."""
     late = positions or (len(text.input_ids) if on_gpu(loaded) else _LATE_ON_CPU)
-    return baselines.wanted_for(evaluate.subject(loaded, text), policy, late)
+    where = records.environment(loaded.model.device)
+    return baselines.wanted_for(evaluate.subject(loaded, text), policy, late, where)
+
+
+def baseline_path(
+    output_dir: Path, loaded: LoadedModel, text: TokenStream, wanted: baselines.Fingerprint
+) -> Path:
+    """Where a baseline is kept that no file is named for."""
+    stem = f"{loaded.name}-{text.name}".replace("/", "_").replace(":", "_")
+    return output_dir / "baselines" / f"{stem}-{wanted.digest()}.json"
 
 
 def obtain_baseline(
@@ -162,9 +187,7 @@ def obtain_baseline(
     bar: Bar | None = None,
 ) -> baselines.Baseline:
     wanted = wanted_baseline(loaded, text, policy, positions)
-    if path is None:
-        stem = f"{loaded.name}-{text.name}".replace("/", "_").replace(":", "_")
-        path = output_dir / "baselines" / f"{stem}-{wanted.digest()}.json"
+    path = path or baseline_path(output_dir, loaded, text, wanted)
     with (bar or progress)("baseline", len(wanted.positions())) as advance:
         ids = text.input_ids.to(loaded.model.device)
         made = baselines.obtain(path, wanted, loaded.model, ids, advance, replace)

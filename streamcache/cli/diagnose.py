@@ -10,7 +10,8 @@ from rich import box
 from rich.table import Table
 
 from streamcache import evaluate, records
-from streamcache.cli.common import err, load, no_quality, out, progress, subject_options
+from streamcache.cli.common import load, no_quality, progress, subject_options
+from streamcache.cli.console import err, show
 from streamcache.cli.policies import file_name, policy_options
 from streamcache.configurations import NAMED, Configuration
 from streamcache.corpora import TokenStream
@@ -89,9 +90,9 @@ def diagnose(
         control=around_prunes(nll_control - nll_other),
         raw=around_prunes(nll),
     )
-    stem = file_name(f"{text.name} {name} vs {other_name}")
-    _write(output_dir / "diagnose" / stem, made, text, loaded, states, nll, nll_other, plot)
-    out.print(_table(made))
+    path = output_dir / "diagnose" / made.subject.file_name / file_name(f"{name} vs {other_name}")
+    _write(path, made, text, loaded, states, nll, nll_other, plot)
+    show(_table(made))
 
 
 def _require_matplotlib() -> None:
@@ -140,7 +141,7 @@ def _write(
     for suffix, data in files.items():
         write_bytes(Path(f"{path}{suffix}"), data)
     records.write(Path(f"{path}.json"), made)
-    err.print(f"{path}.json{', '.join(['', *files])}", soft_wrap=True)
+    err.print(f"{path}.json{', '.join(['', *files])}")
 
 
 def _table(made: Diagnosis) -> Table:

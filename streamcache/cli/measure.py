@@ -4,20 +4,21 @@ from pathlib import Path
 from typing import Any, get_args
 
 import click
+from click.core import ParameterSource
 from torch import Tensor
 
 from streamcache import evaluate, records, report
 from streamcache.cli.common import (
     File,
-    err,
+    OutputFile,
     load,
     no_quality,
     obtain_baseline,
-    out,
     positions_option,
     progress,
     subject_options,
 )
+from streamcache.cli.console import err, show
 from streamcache.cli.policies import name_of, policy_options
 from streamcache.configurations import BASELINE, NAMED, Configuration, Mode
 from streamcache.corpora import TokenStream
@@ -46,8 +47,8 @@ tpot_tokens_option = click.option(
 @click.option("--n-sink", type=int, default=4, show_default=True)
 @click.option("--window-size", type=int, default=2044, show_default=True)
 @runs_option
-@click.option("--baseline-file", type=File, help="where to keep it; default: in --output-dir")
-@click.option("--output-file", type=File, help="write the record (JSON)")
+@click.option("--baseline-file", type=OutputFile, help="to keep it; default: in --output-dir")
+@click.option("--output-file", type=OutputFile, help="write the record (JSON)")
 def baseline(
     n_sink: int,
     window_size: int,
@@ -93,7 +94,7 @@ def baseline(
 @tpot_tokens_option
 @runs_option
 @click.option("--baseline-file", type=File, help="a stored baseline; default: in --output-dir")
-@click.option("--output-file", type=File, help="write the record (JSON) and NLLs (.nll.npy)")
+@click.option("--output-file", type=OutputFile, help="write the record (JSON) and NLLs (.nll.npy)")
 def evaluate_one(
     policy: EvictionPolicy,
     refresh_budget: int,
@@ -110,10 +111,9 @@ def evaluate_one(
     **where: Any,
 ) -> None:
     """Measure one configuration: perplexity, its increase over the baseline, TPOT, speedup."""
-    if mode == "baseline" and policy != EvictionPolicy(policy.n_sink, policy.window_size):
-        raise click.UsageError("the baseline evicts nothing: give --n-sink and --window-size only")
-    if mode == "baseline" and refresh_budget:
-        raise click.UsageError("the baseline evicts nothing that could be refreshed")
+    _refuse_contradictions(policy, mode, refresh_budget, ppl_method)
+    if baseline_file and not baseline_file.exists():
+        OutputFile.convert(baseline_file, None, None)  # made first, and kept there
     loaded, text = load(**where)
     configuration: Configuration
     if mode == "baseline":
@@ -132,7 +132,7 @@ def evaluate_one(
         else:
             nll = _nll(loaded, text, configuration, ppl_method)
             if output_file is not None:
-                _write_nll(output_file.with_suffix(".nll.npy"), nll)
+                _write_nll(records.array_path(output_file, "nll"), nll)
             quality = evaluate.quality(nll, policy.floor, ppl_method, made)
     _measure_speed(loaded, text, configuration, quality, runs, output_file, tpot_tokens)
 
@@ -175,18 +175,43 @@ def compare(
                 quality = evaluate.quality(nll, configuration.policy.floor, ppl_method, made)
                 unfinished.put(configuration, quality)
             qualities[configuration.name] = quality
-    with progress("TPOT", evaluate.n_blocks(chosen)) as advance:
+    n_blocks = sum(evaluate.n_blocks(each, tpot_tokens) for each in chosen)
+    with progress("TPOT", n_blocks) as advance:
         laps = evaluate.lap_times(loaded, text, BASELINE, chosen, tpot_tokens, runs, advance)
-    speeds = evaluate.speeds(loaded.name, laps)
-    rows = []
+    folder, rows = output_dir / "compare" / evaluate.subject(loaded, text).file_name, []
     for configuration in chosen:
-        quality, speed = qualities[configuration.name], speeds[configuration.name]
+        quality = qualities[configuration.name]
+        speed = evaluate.speed(loaded.name, laps[configuration.name], laps["baseline"])
         rows.append(_record(configuration, loaded, text, quality, speed))
-        records.write(output_dir / "compare" / f"{configuration.name}.json", rows[-1])
+        records.write(folder / f"{configuration.name}.json", rows[-1])
     if unfinished:
         unfinished.finish()
-    err.print(f"records: {output_dir / 'compare'}")
-    out.print(report.table(rows))
+    err.print(f"records: {folder}")
+    show(report.table(rows))
+
+
+def _refuse_contradictions(
+    policy: EvictionPolicy, mode: str, refresh_budget: int, ppl_method: evaluate.Method
+) -> None:
+    """Of `eval`: what would be left undone without a word."""
+    source = click.get_current_context().get_parameter_source
+    options = ("streaming_mode", "ppl_method", "refresh_policy")
+    given = {name for name in options if source(name) is ParameterSource.COMMANDLINE}
+    wrong = None
+    if mode == "baseline" and policy != EvictionPolicy(policy.n_sink, policy.window_size):
+        wrong = "the baseline evicts nothing: give --n-sink and --window-size only"
+    elif mode == "baseline" and refresh_budget:
+        wrong = "the baseline evicts nothing that could be refreshed"
+    elif mode == "baseline" and given & {"streaming_mode", "ppl_method"}:
+        wrong = "the baseline has no cache: leave out --streaming-mode and --ppl-method"
+    elif refresh_budget and "streaming_mode" in given:
+        wrong = "refresh has a cache of its own: leave out --streaming-mode"
+    elif refresh_budget and "ppl_method" in given and ppl_method == "one-pass":
+        wrong = "refresh has no one pass: leave out --ppl-method, or give sequential"
+    elif "refresh_policy" in given and not refresh_budget:
+        wrong = "--refresh-policy is for a --refresh-budget: give both"
+    if wrong:
+        raise click.UsageError(wrong)
 
 
 def _nll(
@@ -211,7 +236,7 @@ def _measure_speed(
     tpot_tokens: int = 0,
 ) -> None:
     against = BASELINE if configuration.mode else configuration.policy
-    with progress("TPOT", evaluate.n_blocks([configuration])) as advance:
+    with progress("TPOT", evaluate.n_blocks(configuration, tpot_tokens)) as advance:
         laps = evaluate.lap_times(
             loaded, text, against, [configuration], tpot_tokens, runs, advance
         )
@@ -220,7 +245,7 @@ def _measure_speed(
     if output_file is not None:
         records.write(output_file, row)
         err.print(f"record: {output_file}")
-    out.print(report.table([row]))
+    show(report.table([row]))
 
 
 def _record(

@@ -11,19 +11,19 @@ from rich import box
 from rich.table import Table
 
 from streamcache import baseline as baselines
-from streamcache import evaluate, report
+from streamcache import report
 from streamcache.cli.common import (
     bars,
-    err,
+    baseline_path,
     load_one,
     model_options,
     no_quality,
     obtain_baseline,
     on_gpu,
-    out,
     positions_option,
     wanted_baseline,
 )
+from streamcache.cli.console import err, out, show
 from streamcache.configurations import Configuration
 from streamcache.corpora import load_tokens
 from streamcache.decode import time_tokens
@@ -79,7 +79,8 @@ def paper(
     chosen = configurations(cap_total, on_gpu(loaded))
     lengths = QUICK_TEXTS if quick else TEXTS
     papers = []
-    for name in dict.fromkeys(datasets.split(",")):
+    names = [name.strip() for name in datasets.split(",")]
+    for name in dict.fromkeys(filter(None, names)):
         n_tokens = max_eval_tokens or lengths.get(name, 4096)
         text = load_tokens(name, tokenizer=loaded.tokenizer, max_tokens=n_tokens, data_dir=data_dir)
         reason, policy = no_quality(loaded, text), chosen[0].policy
@@ -90,7 +91,7 @@ def paper(
                 text,
                 folder_of(output_dir, loaded, text),
                 policy,
-                evaluate.n_timed(tpot_tokens or (128 if quick else 256)),
+                tpot_tokens or (128 if quick else 256),
                 runs or (4 if quick else 8),
                 None if reason else wanted,
                 (reason,) if reason else (),
@@ -102,11 +103,11 @@ def paper(
         _print_plan(papers, chosen, due)
         return 0
     err.print(f"{len(jobs) - len(due)} of {len(jobs)} measurements are finished")
-    started, failed = time.monotonic(), _run(due, positions, output_dir)
+    started, failed = time.monotonic(), _run(due, positions, output_dir, force)
     for one in papers:
         rows = [row for configuration in chosen if (row := one.finished(configuration))]
         if rows:
-            out.print(report.table(rows, brief=True))
+            show(report.table(rows, brief=True))
         err.print(f"records: {one.folder}")
     err.print(f"measured {len(due) - failed} in {time.monotonic() - started:.0f} s")
     if failed:
@@ -114,27 +115,29 @@ def paper(
     return 1 if failed else 0
 
 
-def _run(due: list[Job], positions: int | None, output_dir: Path) -> int:
+def _run(due: list[Job], positions: int | None, output_dir: Path, force: bool) -> int:
     """Measure; how many failed."""
     failed = 0
-    made: dict[Path, baselines.Baseline] = {}
+    made: dict[baselines.Fingerprint, baselines.Baseline] = {}
     with bars() as bar, bar("paper", len(due)) as advance, warnings.catch_warnings():
         warnings.simplefilter("ignore", PolicyWarning)  # what it warns of is what is measured
         for paper, configuration in due:
             name = f"{configuration.name} on {paper.text.name}"
             trace = paper.folder / f"{configuration.name}.failed.txt"
             try:
-                if paper.wanted and paper.folder not in made:
-                    made[paper.folder] = obtain_baseline(
-                        *(paper.loaded, paper.text, paper.baseline, positions, None, output_dir),
-                        bar=bar,
+                if paper.wanted and paper.wanted not in made:
+                    subject = paper.loaded, paper.text
+                    path = baseline_path(output_dir, *subject, paper.wanted)
+                    if force:  # not even half of it is kept
+                        path.unlink(missing_ok=True)
+                    made[paper.wanted] = obtain_baseline(
+                        *subject, paper.baseline, positions, path, output_dir, bar=bar
                     )
                 with bar(name, paper.text.input_ids.shape[0] - 1) as tokens:
-                    paper.measure(configuration, made.get(paper.folder), tokens)
+                    against = made[paper.wanted] if paper.wanted else None
+                    paper.measure(configuration, against, tokens)
                 trace.unlink(missing_ok=True)
-            except (
-                Exception
-            ) as error:  # one that cannot be measured does not keep the others from it
+            except Exception as error:  # does not keep the others from being measured
                 failed += 1
                 trace.parent.mkdir(parents=True, exist_ok=True)
                 trace.write_text(traceback.format_exc())
@@ -148,9 +151,9 @@ def _print_plan(papers: list[Paper], chosen: list[Configuration], due: list[Job]
     """A row per configuration: its sizes, and what it takes on each text."""
     pace = _pace(papers[0])
     view = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
-    view.add_column("configuration", no_wrap=True)
+    view.add_column("configuration", overflow="fold")
     for header in ("S", "W", "σ", "δ", "R", "total", *(paper.text.name for paper in papers)):
-        view.add_column(header, justify="right", overflow="fold")
+        view.add_column(header, justify="right", no_wrap=True)
     total_s = 0.0
     for configuration in chosen:
         p = configuration.policy
@@ -162,7 +165,7 @@ def _print_plan(papers: list[Paper], chosen: list[Configuration], due: list[Job]
                 total_s += takes
                 cells[i] = f"{takes:.1f} s"
         view.add_row(configuration.name, *map(str, sizes), *cells)
-    out.print(view)
+    show(view)
     n = len(papers) * len(chosen)
     out.print(f"{len(due)} of {n} measurements to make, about {total_s / 60:.1f} minutes")
 

@@ -46,7 +46,7 @@ def policy_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--window-size", type=int, help="default: 2044, or what --cap-total leaves"),
         click.option("--compress-every", type=int, default=1, show_default=True),
         click.option("--cache-slack", type=int, help="default: compress-every - 1"),
-        click.option("--max-drop", type=int, default=0, show_default=True, help="0: no limit"),
+        click.option("--max-drop", type=click.IntRange(0), default=0, help="0: no limit"),
         click.option("--cap-total", type=int, help="total budget the window is derived from"),
         click.option(
             "--overlap", type=int, default=0, show_default=True, help="set aside of --cap-total"

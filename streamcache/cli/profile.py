@@ -8,7 +8,8 @@ from rich import box
 from rich.table import Table
 
 from streamcache import evaluate, records
-from streamcache.cli.common import File, err, load, out, progress, subject_options
+from streamcache.cli.common import OutputFile, load, progress, subject_options
+from streamcache.cli.console import err, out, show
 from streamcache.cli.policies import file_name, name_of, policy_options
 from streamcache.configurations import Configuration, Mode
 from streamcache.decode import Stream
@@ -22,7 +23,7 @@ from streamcache.profiling import Profile, measure
 @click.option("--streaming-mode", type=click.Choice(get_args(Mode)), default="fast")
 @click.option("--tokens", type=click.IntRange(1), default=64, show_default=True, help="profiled")
 @click.option("--rows", type=click.IntRange(1), default=12, show_default=True, help="printed")
-@click.option("--trace", type=File, help="write a trace for Perfetto (.json or .json.gz)")
+@click.option("--trace", type=OutputFile, help="write a trace for Perfetto (.json or .json.gz)")
 def profile(
     policy: EvictionPolicy,
     streaming_mode: Mode,
@@ -51,12 +52,12 @@ def profile(
     )
     path = output_dir / "profile" / f"{file_name(f'{loaded.name} {configuration.name}')}.json"
     records.write(path, made)
-    err.print(f"record: {path}", soft_wrap=True)
+    err.print(f"record: {path}")
     if trace is not None:
-        err.print(f"trace: {trace}", soft_wrap=True)
-    out.print(_summary(made))
+        err.print(f"trace: {trace}")
+    out.print(_summary(made), soft_wrap=True)
     for table in _tables(made, rows):
-        out.print(table)
+        show(table)
 
 
 def _summary(made: Profile) -> str:

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import click
 
-from streamcache.cli.common import File, err, out
+from streamcache.cli.common import OutputFile, OutputFolder
+from streamcache.cli.console import err, out
 from streamcache.files import write_bytes
 from streamcache.summary import audit, collect, page, render, tables
 
@@ -12,20 +13,24 @@ BEGIN, END = "<!-- audit: begin -->", "<!-- audit: end -->"
 
 
 @click.command()
-@click.option("--output-dir", type=Path, default=Path("runs"), show_default=True)
+@click.option("--output-dir", type=OutputFolder, default=Path("runs"), show_default=True)
 @click.option(
-    "--audit", "audit_file", type=File, help="replace the table between this page's audit marks"
+    *("--audit", "audit_file"),
+    type=OutputFile,
+    help="replace the table between this page's audit marks",
 )
 def summarize(output_dir: Path, audit_file: Path | None) -> None:
     """Write summary.md, summary.tex and index.html from the records in a folder."""
     found = collect.collect(output_dir)
     for line in found.bad:
-        err.print(f"left out: {line}", soft_wrap=True)
+        err.print(f"left out: {line}")
     if not found.groups:
         raise click.UsageError(f"no records below {output_dir}: `streamcache paper` makes them")
     verdicts = audit.table(found.groups)
+    audited = _replaced(audit_file, render.markdown(verdicts)) if audit_file else ""
     sections = [
-        (f"{group.subject}: {group.text}", tables.of_group(group)) for group in found.groups
+        (f"{group.subject}: {group.text}", [*tables.of_group(group).values()])
+        for group in found.groups
     ]
     if diagnoses := tables.diagnoses(found.diagnoses):
         sections.append(("Diagnosis", [diagnoses]))
@@ -40,8 +45,8 @@ def summarize(output_dir: Path, audit_file: Path | None) -> None:
             latex.append(render.latex(table))
     write(output_dir / "summary.md", "\n".join(markdown))
     write(output_dir / "summary.tex", "\n".join(latex))
-    if audit_file is not None:
-        write(audit_file, _replaced(audit_file, render.markdown(verdicts)))
+    if audit_file:
+        write(audit_file, audited)
     ladder = output_dir / "ladder.json"
     html = page.page(found, verdicts, ladder if ladder.exists() else None)
     write(output_dir / "index.html", html)
@@ -53,7 +58,10 @@ def write(path: Path, text: str) -> None:
 
 
 def _replaced(path: Path, table: str) -> str:
-    text = path.read_text(encoding="utf-8") if path.exists() else f"{BEGIN}\n{END}\n"
+    try:
+        text = path.read_text(encoding="utf-8") if path.exists() else f"{BEGIN}\n{END}\n"
+    except UnicodeDecodeError as error:
+        raise click.UsageError(f"{path} is not UTF-8 text: {error.reason}") from error
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:

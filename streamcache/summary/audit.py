@@ -9,11 +9,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import product
 
-from streamcache.records import Record
+from streamcache.records import Policy, Record
+from streamcache.report import DASH, number
 from streamcache.summary import published
 from streamcache.summary.collect import Group, Measured
 from streamcache.summary.published import Range
-from streamcache.summary.tables import DASH, METHODS, Table, increase, number, percent, span
+from streamcache.summary.tables import METHODS, Table, increase, percent, span
 
 SHAPE = "pythia-2.8b"
 NEEDS_WEIGHTS = "cannot be tested here: needs Pythia's weights; ready, not run"
@@ -327,11 +328,7 @@ def _undivided(group: Group, other: Record, total: int) -> float | None:
     """PPL of the same policy with the whole of a budget for its window."""
     for row in group.rows:
         policy, quality = row.record.policy, row.record.quality
-        same = (policy.n_sink, policy.compress_every, policy.max_drop) == (
-            other.policy.n_sink,
-            other.policy.compress_every,
-            other.policy.max_drop,
-        )
+        same = _beside_window(policy) == _beside_window(other.policy)
         whole = quality is not None and quality.n_positions == row.record.subject.n_tokens - 1
         divided = row.name.startswith(("refresh-", "overlap-"))
         if same and whole and quality and policy.capacity == total and not divided:
@@ -339,15 +336,23 @@ def _undivided(group: Group, other: Record, total: int) -> float | None:
     return None
 
 
+def _beside_window(p: Policy) -> tuple[int, int, int, int | None]:
+    return p.n_sink, p.compress_every, p.capacity - p.n_sink - p.window_size, p.max_drop
+
+
 def _common(evidence: Evidence, *names: str) -> tuple[list[float], Record] | None:
-    """PPLs of configurations on PG19 over the positions in common, and one of the records."""
+    """PPLs of configurations on PG19 over the positions in common, and one of the records.
+
+    None where one is missing, or their totals are not one: sizes would be compared with it.
+    """
     group = evidence.quality("pg19")
     if group is None:
         return None
     common = group.common()
     rows = [next((row for row in group.starting(name) if row.name == name), None) for name in names]
     values = [common.get(row.record.configuration) if row else None for row in rows]
-    if any(value is None for value in values):
+    totals = {row.record.policy.capacity for row in rows if row}
+    if any(value is None for value in values) or len(totals) > 1:
         return None
     return [value for value in values if value is not None], group.first
 

@@ -1,7 +1,8 @@
 """The records of a folder, each beside its arrays, grouped by what can be compared."""
 
 import json
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -11,28 +12,27 @@ from numpy.typing import NDArray
 
 from streamcache.diagnose import Diagnosis
 from streamcache.profiling import Profile
-from streamcache.records import SCHEMA_VERSION, Record
+from streamcache.records import SCHEMA_VERSION, Record, RecordError, array_path, read_array
+
+Kind = Literal["nll", "tpot"]
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A record and where it lies."""
+    """A record, where it lies, and the numbers beside it."""
 
     record: Record
     path: Path
+    arrays: dict[Kind, NDArray[numpy.float64]] = field(default_factory=dict, compare=False)
 
     @property
     def name(self) -> str:
         """The configuration, without the size it was given."""
         return self.record.configuration.partition("@")[0]
 
-    def array(self, kind: Literal["nll", "tpot"]) -> NDArray[numpy.float64] | None:
+    def array(self, kind: Kind) -> NDArray[numpy.float64] | None:
         """NLL of each token, nats [T - 1], or ms of each timed token; None where not kept."""
-        path = self.path.with_name(f"{self.path.stem}.{kind}.npy")
-        if not path.exists():
-            return None
-        values: NDArray[numpy.float64] = numpy.load(path).astype(numpy.float64)
-        return values
+        return self.arrays.get(kind)
 
 
 @dataclass(frozen=True)
@@ -79,8 +79,17 @@ class Group:
         return min(found, key=lambda row: len(row.record.configuration), default=None)
 
     def starting(self, prefix: str) -> list[Measured]:
-        """An ablation's records, derived sizes in preference, in order of R and S."""
-        found = {row.name: row for row in self.rows if row.name.startswith(prefix)}
+        """An ablation's records, one of each name, in order of R and S.
+
+        Preferred are those of one total that windows were derived from: the one with most records,
+        or the larger of two.
+        """
+        rows = [row for row in self.rows if row.name.startswith(prefix)]
+        count = Counter(row.record.policy.capacity for row in rows)
+        derived = (r.record.policy.capacity for r in rows if "@" in r.record.configuration)
+        total = max(derived, key=lambda each: (count[each], each), default=None)
+        rows.sort(key=lambda row: row.record.policy.capacity == total)
+        found = {row.name: row for row in rows}
         order = {"softlite-none": 0, "softlite-slack": 1, "softlite-maxdrop": 2}
         return sorted(
             found.values(),
@@ -96,7 +105,7 @@ class Found(NamedTuple):
     """What lies below a folder.
 
     Attributes:
-        bad: a line about each file that is a record and cannot be read.
+        bad: a line about each file that is a record, or the numbers of one, and cannot be read.
     """
 
     groups: list[Group]
@@ -116,15 +125,15 @@ def collect(folder: Path) -> Found:
     profiles: list[Profile] = []
     bad: list[str] = []
     for path in sorted(folder.rglob("*.json")):
-        if path.stat().st_size > _LONGEST:
-            continue
         try:
+            if path.stat().st_size > _LONGEST:
+                continue
             content = json.loads(path.read_bytes())
         except (OSError, ValueError) as error:
             bad.append(f"{path} cannot be read: {error}")
             continue
         for entry in _entries(content):
-            kind = _KINDS.get(entry.get("schema"))
+            kind = _KINDS.get(str(entry.get("schema")))
             if kind is None:
                 continue
             try:
@@ -135,7 +144,7 @@ def collect(folder: Path) -> Found:
             if made.version != SCHEMA_VERSION:
                 bad.append(f"{path} has schema version {made.version}, not {SCHEMA_VERSION}")
             elif isinstance(made, Record):
-                records.append(Measured(made, path))
+                records.append(Measured(made, path, _arrays(made, path, bad)))
             elif isinstance(made, Diagnosis):
                 diagnoses.append(made)
             else:
@@ -145,7 +154,7 @@ def collect(folder: Path) -> Found:
 
 
 _LONGEST = 1 << 25  # bytes; what is longer is a trace
-_KINDS: dict[Any, type[Record] | type[Diagnosis] | type[Profile]] = {
+_KINDS: dict[str, type[Record] | type[Diagnosis] | type[Profile]] = {
     "streamcache-eval": Record,
     "streamcache-diagnosis": Diagnosis,
     "streamcache-profile": Profile,
@@ -156,8 +165,25 @@ def _entries(content: Any) -> list[dict[str, Any]]:
     """The file's own object, or those that pytest-benchmark keeps."""
     if not isinstance(content, dict):
         return []
-    benchmarks = [one.get("extra_info") for one in content.get("benchmarks", [])]
-    return [entry for entry in [content, *benchmarks] if isinstance(entry, dict)]
+    benchmarks = content.get("benchmarks")
+    listed = benchmarks if isinstance(benchmarks, list) else []
+    extra = [one.get("extra_info") for one in listed if isinstance(one, dict)]
+    return [entry for entry in [content, *extra] if isinstance(entry, dict)]
+
+
+def _arrays(record: Record, path: Path, bad: list[str]) -> dict[Kind, NDArray[numpy.float64]]:
+    """The numbers that lie beside a record; what cannot be read is named in `bad`."""
+    lengths: dict[Kind, int] = {"nll": record.subject.n_tokens - 1}
+    if record.speed:
+        lengths["tpot"] = record.speed.n_tokens
+    found = {}
+    for kind, n in lengths.items():
+        if (beside := array_path(path, kind)).exists():
+            try:
+                found[kind] = read_array(beside, n)
+            except RecordError as error:
+                bad.append(str(error))
+    return found
 
 
 def _grouped(found: list[Measured]) -> list[Group]:

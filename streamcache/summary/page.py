@@ -97,7 +97,9 @@ configurations do here, and every number from a record beside this page.</p>
 
 
 def _group(group: Group, name: str) -> Iterator[str]:
-    yield _table(tables.methods(group))
+    shown = tables.of_group(group)
+    if "methods" in shown:
+        yield _table(shown["methods"])
     if made := plots.tail(group):
         yield _figure(
             made,
@@ -112,7 +114,7 @@ def _group(group: Group, name: str) -> Iterator[str]:
             "PPL over the stream (each point 256 tokens), and single tokens around prunes.",
         )
     for prefix, by in (("lazy-", "compress_every"), ("sink-", "n_sink"), ("softlite-", "")):
-        if found := tables.ablation(group, prefix):
+        if found := shown.get(prefix):
             yield _table(found)
             if made := plots.ablation(group, prefix, by):
                 yield _figure(made, f"{name}-{prefix}plot", f"{found.title}: quality and speed.")

@@ -297,11 +297,17 @@ def tail(group: Group) -> "Figure | None":
 
 def ladder(path: Path) -> "Figure | None":
     """From eager decoding down to the roofline, from a ladder.json of `tests.bench.ladder`."""
-    rows: dict[str, dict[str, Any]] = json.loads(path.read_text())
-    steps = {
+    try:
+        rows: Any = json.loads(path.read_bytes())
+    except ValueError:  # named among what was left out
+        return None
+    steps: dict[str, dict[str, Any]] = {
         name: row
-        for name, row in rows.items()
-        if "ms" in row and "tb_s" not in row and "batch" not in name  # no kernels, one stream
+        for name, row in (rows.items() if isinstance(rows, dict) else ())
+        if isinstance(row, dict)
+        and "ms" in row
+        and "tb_s" not in row
+        and "batch" not in name  # no kernels, one stream
     }
     if not steps:
         return None

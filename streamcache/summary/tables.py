@@ -1,16 +1,16 @@
 """Records as tables: cells are text, what prints them is another matter."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from streamcache.diagnose import Diagnosis
 from streamcache.profiling import Profile
 from streamcache.records import Quality, Record
+from streamcache.report import DASH, number
 from streamcache.summary import published
 from streamcache.summary.collect import Group, Measured
 from streamcache.summary.published import Range
 
-DASH = "–"
 _DEAREST = 10  # rows
 
 METHODS = {
@@ -42,8 +42,11 @@ class Table:
     prose: bool = False
 
 
-def methods(group: Group) -> Table:
-    """The methods by the names they have in the paper, then what else was measured."""
+def methods(group: Group) -> Table | None:
+    """The methods by the names they have in the paper, then what else was measured.
+
+    None where there are ablations only.
+    """
     rows = [(METHODS[name], row) for name in METHODS if (row := group.get(name))]
     shown = {id(row) for _, row in rows}
     others = [
@@ -51,13 +54,13 @@ def methods(group: Group) -> Table:
         for row in sorted(group.rows, key=lambda row: row.name)
         if id(row) not in shown and not row.name.startswith(tuple(ABLATIONS))
     ]
-    return _table("Methods", "method", group, [*rows, *others], _notes(group))
+    return _table("Methods", "method", group, [*rows, *others])
 
 
 def ablation(group: Group, prefix: str) -> Table | None:
     """One ablation; None where nothing of it was measured."""
     rows = [(row.record.configuration, row) for row in group.starting(prefix)]
-    return _table(ABLATIONS[prefix], "configuration", group, rows) if rows else None
+    return _table(ABLATIONS[prefix], "configuration", group, rows)
 
 
 def diagnoses(found: Sequence[Diagnosis]) -> Table | None:
@@ -137,18 +140,25 @@ def dearest(made: Profile) -> Table:
     return Table(title, (what, "a token", "ms a token", "share"), cells)
 
 
-def of_group(group: Group) -> list[Table]:
-    found = [ablation(group, prefix) for prefix in ABLATIONS]
-    return [methods(group), *(table for table in found if table)]
+def of_group(group: Group) -> dict[str, Table]:
+    """The tables that have rows, by "methods" or an ablation's prefix.
+
+    What holds for all of them is said below the first.
+    """
+    tables = {"methods": methods(group), **{each: ablation(group, each) for each in ABLATIONS}}
+    found = {name: table for name, table in tables.items() if table}
+    first = next(iter(found))
+    return {**found, first: replace(found[first], notes=tuple(_notes(group)))}
 
 
 def _table(
     title: str,
     first: str,
     group: Group,
-    rows: Iterable[tuple[str, Measured]],
-    notes: Sequence[str] = (),
-) -> Table:
+    rows: Sequence[tuple[str, Measured]],
+) -> Table | None:
+    if not rows:
+        return None
     common = group.common()
     cells = [(label, *_cells(row.record, common)) for label, row in rows]
     columns = [
@@ -157,7 +167,7 @@ def _table(
         if any(cell != DASH for cell in column[1:])
     ]
     header, *filled = zip(*columns)
-    return Table(title, header, tuple(filled), tuple(notes))
+    return Table(title, header, tuple(filled))
 
 
 def _cells(record: Record, common: Mapping[str, float]) -> list[str]:
@@ -217,13 +227,6 @@ def _notes(group: Group) -> list[str]:
     if any(published.of(first.subject.text, row.name).speedup for row in group.rows):
         lines.append(f"published: {published.ON}")
     return [*lines, *dict.fromkeys(note for row in group.rows for note in row.record.notes)]
-
-
-def number(value: float | None) -> str:
-    """Two decimals, or three digits where that is more."""
-    if value is None:
-        return DASH
-    return f"{value:.2f}" if abs(value) >= 1 else f"{value:.3g}"
 
 
 def span(values: Range | None) -> str:

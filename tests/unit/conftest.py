@@ -6,7 +6,7 @@ import pytest
 from click.testing import CliRunner
 
 from streamcache import EvictionPolicy
-from streamcache.cli import common, measure, summarize
+from streamcache.cli import console, measure, summarize
 from tests import made
 from tests.shell import Run
 
@@ -15,7 +15,7 @@ from tests.shell import Run
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("STREAMCACHE_DATA", raising=False)
-    monkeypatch.setattr(common.out, "width", 160)
+    monkeypatch.setattr(console.out, "width", 160)
     monkeypatch.setattr(measure, "BASELINE", EvictionPolicy(4, 124))  # a short one is quicker
     return Run(monkeypatch, capsys)
 

@@ -1,13 +1,19 @@
 """The command line: a table, a record, and one line for everything a user can get wrong."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
+from types import ModuleType
 
+import click
 import numpy as np
 import pytest
+from rich.console import Console
+from rich.table import Table
 
-from streamcache import baseline, records
-from streamcache.cli import measure
+from streamcache import baseline, cli, records
+from streamcache.cli import common, console, diagnose, measure, profile
 from streamcache.configurations import NAMED
 from tests.shell import Run
 
@@ -83,7 +89,8 @@ def test_compare_prints_a_row_for_each_configuration(run: Run, tmp_path: Path) -
     assert ran.status == 0, ran.err
     for name in names.split(","):
         assert name in ran.out
-        assert records.read(tmp_path / "runs" / "compare" / f"{name}.json").configuration == name
+        path = tmp_path / "runs" / "compare" / "reference-float32-stream-300" / f"{name}.json"
+        assert records.read(path).configuration == name
     assert not list((tmp_path / "runs").glob("unfinished*"))
 
 
@@ -122,7 +129,7 @@ def test_random_weights_have_a_speed_and_no_ppl(run: Run, tmp_path: Path) -> Non
         (["eval", "--n-sink", "-1"], ["n_sink", ">= 0", "-1"]),
         (["eval", "--window-size", "0"], ["window_size", ">= 1"]),
         (["eval", "--compress-every", "0"], ["compress_every", ">= 1"]),
-        (["eval", "--max-drop", "-2"], ["max_drop", ">= 1"]),
+        (["eval", "--max-drop", "-2"], ["--max-drop", "x>=0"]),
         (["eval", "--cap-total", "20", "--n-sink", "32"], ["total=20", "at least 33"]),
         (["eval", "--cap-total", "64", "--window-size", "9"], ["--window-size or --cap-total"]),
         (["eval", "--overlap", "4"], ["--cap-total"]),
@@ -134,6 +141,7 @@ def test_random_weights_have_a_speed_and_no_ppl(run: Run, tmp_path: Path) -> Non
         (["eval", "--dtype", "int3"], ["float16"]),
         (["eval", "--device", "tpu"], ["tpu", "cpu"]),
         (["eval", "--mode", "baseline", "--compress-every", "4"], ["--n-sink and --window-size"]),
+        (["eval", "--mode", "baseline", "--streaming-mode", "captured"], ["leave out"]),
         (["eval", "--output-file", "/"], ["/", "directory"]),
         (["compare", "--configs", "mit,fats"], ["'fats'", "baseline, mit"]),
         (["eval", "--max-eval-tokens", "30000"], ["24000", "30000"]),
@@ -178,6 +186,92 @@ def test_a_folder_that_cannot_be_written_is_one_line(run: Run, tmp_path: Path) -
     (tmp_path / "taken").write_text("a file")
     ran = run("baseline", *QUICK, "--window-size", "60", "--output-dir", str(tmp_path / "taken"))
     assert ran.status == 2 and "taken" in ran.err and "Traceback" not in ran.err
+
+
+@pytest.mark.parametrize(
+    "command, option, module",
+    [
+        ("eval", "--output-file", measure),
+        ("eval", "--baseline-file", measure),
+        ("baseline", "--baseline-file", measure),
+        ("compare", "--output-dir", measure),
+        ("profile", "--trace", profile),
+    ],
+)
+def test_what_cannot_be_written_is_refused_before_the_work(
+    run: Run, monkeypatch: pytest.MonkeyPatch, command: str, option: str, module: ModuleType
+) -> None:
+    monkeypatch.setattr(module, "load", lambda **where: pytest.fail("the model was loaded"))
+    ran = run(command, option, "/proc/x.json")
+    assert ran.status == 2 and ran.err.count("\n") == 1 and "write /proc/x.json" in ran.err
+
+
+def test_a_stored_baseline_in_a_folder_that_cannot_be_written_is_read(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "b.json").write_text("{}")
+    monkeypatch.setattr(common, "require_writable", lambda path: pytest.fail(f"tried {path}"))
+    with pytest.raises(pytest.fail.Exception, match="tried runs"):
+        run("eval", "--baseline-file", "b.json", "--max-eval-tokens", "100")
+
+
+def test_numbers_are_never_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    cells = [f"{i}.123456" for i in range(12)]
+    for terminal, names in (
+        (False, ["a name of many words to fold"]),
+        (True, ["a name of", "fold"]),
+    ):
+        monkeypatch.setattr(console, "out", Console(force_terminal=terminal, width=60))
+        table = Table("configuration")
+        for _ in cells:
+            table.add_column("PPL", no_wrap=True)
+        table.add_row("a name of many words to fold", *cells)
+        with console.out.capture() as shown:
+            console.show(table)
+        assert all(part in shown.get() for part in [*names, *cells])
+
+
+def test_without_an_increase_a_note_says_why(run: Run) -> None:
+    ran = run("eval", "--max-eval-tokens", "100", "--runs", "1", "--tpot-tokens", "8")
+    assert ran.status == 0 and "increase –: the text ends before" in ran.out
+
+
+@pytest.mark.filterwarnings("default::streamcache.policy.PolicyWarning")
+def test_a_warning_is_one_line_once(run: Run) -> None:
+    sizes = ["--cap-total", "400", "--compress-every", "130"]
+    ran = run("eval", *QUICK, *sizes, "--tpot-tokens", "8")
+    assert ran.status == 0
+    assert [line for line in ran.err.splitlines() if "warning" in line.lower()] == [
+        "warning: compress_every=130: the paper reports broken PPL from 128 on"
+    ]
+
+
+def test_what_keeps_nothing_promises_nothing_when_interrupted(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(**where: object) -> object:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(diagnose, "load", interrupted)
+    ran = run("diagnose", "--no-plot")
+    assert ran.status == 130 and ran.err.split() == ["interrupted"]
+
+
+def test_the_list_of_commands_needs_no_torch_and_says_what_each_says_itself() -> None:
+    listed = (
+        "import sys, streamcache.cli as c; print(c.commands.get_help(c.click.Context(c.commands)))"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", f"{listed}; assert 'torch' not in sys.modules"],
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 0, ran.stderr
+    context = click.Context(cli.commands)
+    for name in cli.commands.list_commands(context):
+        command = cli.commands.get_command(context, name)
+        assert command and command.help and name in ran.stdout
+        assert " ".join(ran.stdout.split()).count(command.help.partition("\n")[0]) == 1
 
 
 def test_the_named_configurations_are_those_of_the_specification() -> None:

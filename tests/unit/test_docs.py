@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from click import Context
 
 from streamcache.cli import commands, paper
 from streamcache.configurations import NAMED
@@ -110,7 +111,9 @@ def small(words: list[str], folder: Path) -> list[str]:
 def test_every_command_of_the_guide_has_its_counterpart() -> None:
     """Every command and every flag that the guide has is in the table."""
     table = " ".join(TABLED)
-    assert {command.split()[1] for command in TABLED} == set(commands.commands)
+    assert {command.split()[1] for command in TABLED} == set(
+        commands.list_commands(Context(commands))
+    )
     assert all(flag in table for flag in GUIDE_FLAGS)
 
 

@@ -94,23 +94,41 @@ def test_weights_are_in_the_dtype_and_auto_is_float32_on_a_cpu(
         assert {buffer.dtype for buffer in model.buffers()} == {torch.float32}, "rotary angles"
 
 
-def test_the_revision_of_a_folder_is_the_digest_of_its_weights(folder: Path) -> None:
+def digest(*files: Path) -> str:
+    whole = b"".join(file.read_bytes() for file in files)
+    return "sha256:" + hashlib.sha256(whole).hexdigest()[:16]
+
+
+def test_the_revision_of_a_folder_is_the_digest_of_weights_config_and_tokenizer(
+    folder: Path,
+) -> None:
     weights = folder / "model.safetensors"
     before = load_model(str(folder)).revision
-    assert before == "sha256:" + hashlib.sha256(weights.read_bytes()).hexdigest()[:16]
+    described = [folder / "config.json", *sorted(folder.glob("tokenizer*"))]
+    assert before == digest(weights, *described)
     state = load_file(weights)
     state["gpt_neox.final_layer_norm.bias"] += 1
     save_file(state, weights, metadata={"format": "pt"})
     assert load_model(str(folder)).revision != before
 
 
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
+def test_a_folder_with_another_config_or_tokenizer_is_another_model(
+    folder: Path, name: str
+) -> None:
+    before = load_model(str(folder)).revision
+    path = folder / name
+    path.write_text(path.read_text() + "\n")
+    assert load_model(str(folder)).revision != before
+
+
 def test_the_revision_of_shards_is_the_digest_of_all_together(tmp_path: Path) -> None:
-    save_model(tmp_path / "sharded", max_shard_size="20KB")
-    shards = sorted((tmp_path / "sharded").glob("*.safetensors"))
+    folder = tmp_path / "sharded"
+    save_model(folder, max_shard_size="20KB")
+    shards = sorted(folder.glob("*.safetensors"))
     assert len(shards) > 1
-    whole = b"".join(shard.read_bytes() for shard in shards)
-    revision = load_model(str(tmp_path / "sharded")).revision
-    assert revision == "sha256:" + hashlib.sha256(whole).hexdigest()[:16]
+    described = [folder / "config.json", *sorted(folder.glob("tokenizer*"))]
+    assert load_model(str(folder)).revision == digest(*shards, *described)
 
 
 def test_a_folder_without_tokenizer_has_none(folder: Path) -> None:

@@ -11,6 +11,7 @@ from streamcache import baseline as baselines
 from streamcache import records
 from streamcache.baseline import BaselineMismatch, Fingerprint, obtain
 from streamcache.decode import NotFiniteError
+from streamcache.policy import EvictionPolicy
 from streamcache.recompute import context_ids, recompute_nll, recompute_step
 from streamcache.records import RecordError
 from tests import tiny
@@ -119,6 +120,54 @@ def test_a_file_that_is_no_baseline_is_refused(tmp_path: Path) -> None:
     path.write_text('{"schema": "streamcache-baseline"')
     with pytest.raises(RecordError, match="not a readable streamcache baseline"):
         baselines.read(path)
+
+
+def test_a_file_with_more_numbers_than_positions_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "b.json"
+    records.write(path, baselines.Baseline(wanted(), [1.0] * 22))
+    with pytest.raises(RecordError, match="22 NLLs for 21 positions"):
+        baselines.read(path)
+
+
+def test_replaced_is_what_is_finished_and_what_is_half_done_goes_on(tmp_path: Path) -> None:
+    model, ids, path = tiny.llama(), tiny.text(60)[0], tmp_path / "b.json"
+    for n, kept in ((21, False), (18, True)):
+        records.write(path, baselines.Baseline(wanted(), [7.0] * n))
+        made = obtain(path, wanted(), model, ids, lambda n: None, replace=True)
+        assert (made.nll[0] == 7.0) is kept and len(made.nll) == 21
+
+
+def test_the_way_out_of_a_mismatch_is_the_command_that_makes_what_fits(tmp_path: Path) -> None:
+    path = tmp_path / "b.json"
+    records.write(path, baselines.Baseline(wanted(window_size=5), []))
+    with pytest.raises(BaselineMismatch) as caught:
+        obtain(path, wanted(), None, None, lambda n: None)  # type: ignore[arg-type]
+    command = f"--n-sink {S} --window-size {W} --max-eval-tokens 60 --positions 5"
+    assert f"`streamcache baseline {command} --baseline-file {path}`" in str(caught.value)
+
+
+def test_a_baseline_is_of_its_device_and_libraries(tmp_path: Path) -> None:
+    here = records.environment(torch.device("cpu"))
+    subject = records.Subject("tiny", "seed0", "float32", "t", "file", "d", 60)
+    made = [
+        baselines.wanted_for(subject, EvictionPolicy(S, W), 5, where)
+        for where in (
+            here,
+            msgspec.structs.replace(here, device="NVIDIA H100"),
+            msgspec.structs.replace(here, torch="2.6"),
+            msgspec.structs.replace(here, transformers="5.17"),
+            msgspec.structs.replace(here, streamcache="0.0.1"),
+            None,
+        )
+    ]
+    assert len({one.digest() for one in made}) == len(made)
+    path = tmp_path / "old.json"  # as written before these were kept
+    old = msgspec.to_builtins(baselines.Baseline(made[-1], []))
+    for name in ("device", "torch", "transformers", "streamcache"):
+        del old["fingerprint"][name]
+    path.write_bytes(msgspec.json.encode(old))
+    with pytest.raises(BaselineMismatch, match="its device is ''"):
+        obtain(path, made[0], None, None, lambda n: None)  # type: ignore[arg-type]
 
 
 def test_an_interruption_keeps_what_was_done(

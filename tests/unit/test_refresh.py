@@ -88,6 +88,12 @@ def test_from_prune_to_prune_is_the_same_as_token_by_token() -> None:
     assert (one_by_one - plain).abs().max() > 1e-2, "what was put back is attended to"
 
 
+def test_a_text_that_fits_the_window_has_no_prune_to_go_to() -> None:
+    model, ids = neox(), text(20)[0]
+    cache = RefreshCache(model, EvictionPolicy(2, 30), 4, "middle")
+    assert nll_between_prunes(model, ids, cache).shape == (19,)
+
+
 @pytest.mark.parametrize("budget, where", [(0, "middle"), (4, "front")])
 def test_misuse_is_named(budget: int, where: Any) -> None:
     with pytest.raises(PolicyError, match="tail or middle"):
@@ -117,6 +123,9 @@ def test_eval_sets_the_budget_aside(run: Run, tmp_path: Path) -> None:
         (["--refresh-budget", "200", "--cap-total", "128"], ["refresh=200", "at least 205"]),
         (["--refresh-budget", "4", "--refresh-policy", "front"], ["tail", "middle"]),
         (["--refresh-budget", "4", "--cap-total", "128", "--mode", "baseline"], ["refreshed"]),
+        (["--refresh-budget", "4", "--cap-total", "128", "--streaming-mode", "mit"], ["leave out"]),
+        (["--refresh-budget", "4", "--cap-total", "128", "--ppl-method", "one-pass"], ["one pass"]),
+        (["--refresh-policy", "tail"], ["--refresh-budget"]),
     ],
 )
 def test_bad_input_gets_one_line(run: Run, arguments: list[str], words: list[str]) -> None:

@@ -15,8 +15,9 @@ from streamcache.cli.summarize import BEGIN, END
 from streamcache.configurations import NAMED, Configuration
 from streamcache.paper import within
 from streamcache.policy import EvictionPolicy
+from streamcache.report import number
 from streamcache.summary import audit, collect, published, render
-from streamcache.summary.tables import METHODS, Table, number, percent
+from streamcache.summary.tables import METHODS, Table, percent
 from tests import made
 from tests.shell import Run
 
@@ -108,10 +109,59 @@ def test_what_cannot_be_read_is_named_and_left_out(run: Run, tmp_path: Path) -> 
     trace = folder / "trace.json"
     trace.write_text("{" + " " * (1 << 25))
     (folder / "other.json").write_text('[{"some": "thing"}]')
+    (folder / "gone.json").symlink_to("nowhere")
+    (folder / "ladder.json").write_text('{"half": ')
     ran = run("summarize")
     assert ran.status == 0
-    assert all(name in ran.err for name in ("broken.json", "half.json", "old.json"))
+    assert all(name in ran.err for name in ("broken.json", "half.json", "old.json", "gone"))
     assert "other.json" not in ran.err and "trace.json" not in ran.err
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"schema": {"fields": []}},
+        {"benchmarks": ["x"]},
+        {"benchmarks": {"x": 1}},
+        {"benchmarks": None},
+    ],
+)
+def test_what_is_no_record_is_passed_over(tmp_path: Path, content: object) -> None:
+    (tmp_path / "other.json").write_text(json.dumps(content))
+    assert collect.collect(tmp_path) == ([], [], [], [])
+
+
+def test_numbers_that_cannot_be_read_are_named_and_left_out(run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "runs"
+    for name in ("mit", "best"):
+        made.write(folder, made.record(NAMED[name]), 3.0)
+    for path in (folder / "mit.nll.npy", folder / "best.tpot.npy"):
+        path.write_bytes(path.read_bytes()[:-40])
+    records.write_array(folder / "best.nll.npy", [1.0])
+    ran = run("summarize")
+    assert ran.status == 0
+    for name in ("mit.nll.npy", "best.tpot.npy", "best.nll.npy"):
+        assert ran.err.count(f"{name}") == 1 and ran.err.count("left out: ") == 3
+
+
+def test_ablations_alone_have_tables(run: Run, tmp_path: Path) -> None:
+    for name in ("sink-4", "sink-16"):
+        made.write(tmp_path / "runs", made.record(NAMED[name]))
+    assert run("summarize").status == 0
+    text = (tmp_path / "runs" / "summary.md").read_text()
+    assert "### Methods" not in text and "sink-16" in text and "batch 1" in text
+    assert "sink-16" in (tmp_path / "runs" / "index.html").read_text()
+
+
+def test_an_ablation_is_of_the_total_its_windows_were_derived_from(tmp_path: Path) -> None:
+    names = [f"lazy-R{every}" for every in (1, 16, 32, 64, 128)]
+    for folder, total in (("a", 256), ("b", 2048)):
+        for name in names:
+            made.write(tmp_path / folder, made.record(within(NAMED[name], total)), 3.0)
+    for name in names:  # newer, each of another total
+        made.write(tmp_path / "c", made.record(NAMED[name]), 3.0)
+    (group,) = collect.collect(tmp_path).groups
+    assert {row.record.policy.capacity for row in group.starting("lazy-")} == {2048}
 
 
 def test_no_records_is_one_line(run: Run, tmp_path: Path) -> None:
@@ -300,6 +350,21 @@ def test_what_helps_and_what_hurts_is_judged_on_any_model(
     assert verdict(tmp_path, claim) == expected
 
 
+def test_sizes_of_unlike_totals_are_not_judged(tmp_path: Path) -> None:
+    for name, mean in (("lazy-R1", 3.0), ("lazy-R128", 3.06)):  # 2,048 and 2,175 entries
+        made.write(tmp_path, made.record(NAMED[name]), mean)
+    assert verdict(tmp_path, "R ≥ 128") == "not run"
+
+
+def test_entries_set_aside_are_compared_at_the_same_slack(tmp_path: Path) -> None:
+    less = EvictionPolicy.from_budget(256, 4, 16, compress_every=32, refresh=64)
+    made.write(tmp_path, made.record(Configuration("refresh-tail-64", less, "mit"), ppl=19.0))
+    for name, slack, ppl in (("other", None, 30.0), ("same", 16, 18.0)):
+        plain = EvictionPolicy.from_budget(256, 4, slack, compress_every=32)
+        made.write(tmp_path, made.record(Configuration(name, plain), ppl=ppl))
+    assert verdict(tmp_path, "Refresh fails, as published") == "reproduced"
+
+
 def test_the_audit_goes_between_its_marks(run: Run, tmp_path: Path) -> None:
     made.methods(tmp_path / "runs")
     page = tmp_path / "audit.md"
@@ -312,6 +377,9 @@ def test_the_audit_goes_between_its_marks(run: Run, tmp_path: Path) -> None:
     page.write_text("no marks")
     ran = run("summarize", "--audit", str(page))
     assert ran.status == 2 and "no lines" in ran.err and page.read_text() == "no marks"
+    page.write_bytes(b"\xff\xfe\x00")
+    ran = run("summarize", "--audit", str(page))
+    assert ran.status == 2 and "not UTF-8" in ran.err and ran.err.count("\n") == 1
 
 
 # The page
