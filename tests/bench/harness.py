@@ -178,7 +178,7 @@ def gate_speed(
     if configuration.mode is None:  # against itself: what the clock says where nothing differs
         own = Timed(recompute, beside.n_tokens, device)
     else:
-        block = whole_rounds(policy, bench.block * (4 if captured else 1))
+        block = evaluate.whole_rounds(policy, bench.block * (4 if captured else 1))
         own = Timed(configuration.step(model, ids), block, device, SETTLE)
         own()
         own.blocks.clear()
@@ -188,7 +188,7 @@ def gate_speed(
         golden.time(benchmark, own, beside, bench.pairs)
     else:
         golden.identity(timed=f"{timed}, kernels", beside="a copy")
-        at_work: Timed | Busy = Busy(own.step, whole_rounds(policy, bench.beside))
+        at_work: Timed | Busy = Busy(own.step, evaluate.whole_rounds(policy, bench.beside))
         if captured:  # its kernels overlap, and wait for nobody
             at_work = Timed(own.step, own.n_tokens, device, SETTLE)
         golden.time(benchmark, own, beside, bench.pairs, (at_work, Busy(copy_like(model), 4)))
@@ -205,11 +205,6 @@ def copy_like(model: torch.nn.Module) -> Callable[[], object]:
     source = torch.zeros(half, dtype=torch.uint8, device=next(model.parameters()).device)
     target = torch.empty_like(source)
     return lambda: target.copy_(source)
-
-
-def whole_rounds(policy: EvictionPolicy, tokens: int) -> int:
-    """At least so many tokens: rounds of R, so that each block has the same evictions."""
-    return -(-tokens // policy.compress_every) * policy.compress_every
 
 
 def gate_configuration(
