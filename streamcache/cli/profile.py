@@ -50,7 +50,8 @@ def profile(
         environment=records.environment(loaded.model.device),
         measured=measured,
     )
-    path = output_dir / "profile" / f"{file_name(f'{loaded.name} {configuration.name}')}.json"
+    name = file_name(f"{made.subject.model} {made.subject.dtype} {configuration.name}")
+    path = output_dir / "profile" / f"{name}.json"
     records.write(path, made)
     err.print(f"record: {path}")
     if trace is not None:

@@ -123,7 +123,7 @@ def test_the_command_writes_a_record_and_a_trace(run: Run, tmp_path: Path) -> No
     )
     assert ran.status == 0, ran.err
     assert "eviction" in ran.out and "aten::addmm" in ran.out and "2 prunes of 8" in ran.out
-    path = tmp_path / "runs" / "profile" / "reference-ours-S4-W60-R4.json"
+    path = tmp_path / "runs" / "profile" / "reference-float32-ours-S4-W60-R4.json"
     made = msgspec.json.decode(path.read_bytes(), type=Profile)
     assert made.mode == "ours" and made.policy.compress_every == 4
     assert made.measured.step_ms > 0 and made.measured.eviction.host_ms > 0
