@@ -168,8 +168,8 @@ def test_a_slowdown_is_red_when_a_fresh_process_agrees(
         ran,
         "FAIL speed: slower by 20.0 ± * %; a fresh process agrees: slower by 20.0 ±",
         "golden: FAIL (2 fail, 3 pass)",
-        f'to reproduce: pytest "{NAME}" --golden=toy',
-        f'to accept, from a clean tree: pytest "{NAME}" --golden=toy --golden-update',
+        f"to reproduce: pytest {NAME} --golden=toy",
+        f"to accept, from a clean tree: pytest {NAME} --golden=toy --golden-update",
     )
     (case,) = ElementTree.parse(toy.path / "junit.out").iter("testcase")
     failure = case.find("failure")
