@@ -7,11 +7,17 @@ import pytest
 
 
 def samples(config: pytest.Config) -> Path | None:
-    return config.getoption("golden_samples")
+    return _asked(config, "golden_samples")
 
 
 def markdown(config: pytest.Config) -> Path | None:
-    return config.getoption("golden_markdown")
+    return _asked(config, "golden_markdown")
+
+
+def _asked(config: pytest.Config, option: str) -> Path | None:
+    """Where pytest was called, wherever tests have gone since."""
+    path = config.getoption(option)
+    return config.invocation_params.dir / path if path else None
 
 
 def summary() -> Path | None:

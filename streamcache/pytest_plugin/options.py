@@ -58,9 +58,10 @@ def check_usage(config: pytest.Config) -> None:
         raise Usage("--golden-samples only measures: it requires nothing and records nothing")
     if name or samples:
         _check_measures(config)
-        files.check(config)
     if updates(config):
         _check_update(config)
+    elif name or samples:
+        files.check(config)
 
 
 def _check_measures(config: pytest.Config) -> None:

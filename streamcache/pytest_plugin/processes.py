@@ -80,6 +80,7 @@ def _fresh(
             [sys.executable, "-m", "pytest", "-q", *config.invocation_params.args],
             cwd=config.invocation_params.dir,
             env=variables,
+            stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
             errors="replace",

@@ -25,9 +25,7 @@ class Session:
 
     def __init__(self, config: pytest.Config, golden: Golden | None):
         self.config, self.golden = config, golden
-        self.date = datetime.now(
-            timezone.utc
-        ).isoformat()  # with the samples it tells processes apart
+        self.date = datetime.now(timezone.utc).isoformat()  # to tell processes apart
         self.samples: list[Sample] = []
         self.looks: list[Environment] = []
         self.benchmarks: list[str] = []  # that use the fixture
@@ -88,12 +86,7 @@ class Session:
 
     def _taken(self, recorder: Recorder) -> list[gate.Verdict]:
         recorder.look()
-        for look in recorder.looks:
-            first = self.looks[0] if self.looks else recorder.looks[0]
-            here = {**look.machine, **look.host}
-            if differs := gate.differences(here, {**first.machine, **first.host}):
-                pytest.fail(f"one run, two machines: {differs}", pytrace=False)
-        sample, environment = recorder.sample(), samples.merged(recorder.looks)
+        sample, environment = recorder.sample(), _merged(recorder.looks)
         self.samples.append(sample)
         self.looks.append(environment)
         if self.golden is None:
@@ -118,13 +111,13 @@ class Session:
         )
 
     def process(self) -> Process:
-        environment = samples.merged(self.looks) if self.looks else Environment()
+        environment = _merged(self.looks) if self.looks else Environment()
         return Process(environment, self.samples, self.date)
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_benchmark_update_machine_info(self, machine_info: dict[str, Any]) -> None:
         if self.looks:
-            machine_info["streamcache"] = msgspec.to_builtins(samples.merged(self.looks))
+            machine_info["streamcache"] = msgspec.to_builtins(self.process().environment)
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_benchmark_update_json(self, output_json: dict[str, Any]) -> None:
@@ -183,3 +176,12 @@ class Session:
         terminalreporter.section(f"golden {name}", sep="-")
         for line in (*render.text(self.verdicts), *self.notes):
             terminalreporter.line(line)
+
+
+def _merged(looks: list[Environment]) -> Environment:
+    """Of several looks; that they are at several machines is a problem."""
+    merged = samples.merged(looks)
+    place = {**merged.machine, **merged.host}
+    found = (gate.differences({**look.machine, **look.host}, place) for look in looks)
+    problems = [f"one run, two machines: {differs}" for differs in found if differs]
+    return msgspec.structs.replace(merged, problems=[*merged.problems, *problems])
