@@ -167,7 +167,7 @@ class Session:
     def _measured(self) -> set[str]:
         return {sample.name for sample in self.samples}
 
-    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+    def pytest_terminal_summary(self, terminalreporter: "pytest.TerminalReporter") -> None:
         if self.golden is None:
             for note in self.notes:
                 terminalreporter.line(f"golden: {note}")
