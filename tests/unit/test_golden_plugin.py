@@ -744,9 +744,9 @@ def test_a_benchmark_may_be_timed_otherwise_and_keeps_its_options(toy: Toy) -> N
     toy.edit(
         "def test_sort",
         "import pytest\n\n\n@pytest.mark.benchmark(group='mine', max_time=0.01)\n"
-        "def test_own(benchmark, golden):\n    benchmark(sum, range(10_000))\n\n\ndef test_sort",
+        "def test_own(benchmark, golden):\n    benchmark(sum, range(10_000))\n    golden.exactly(one=1)\n\n\ndef test_sort",
     )
-    toy.adds_entry("test_toy.py::test_own")
+    toy.adds_entry("test_toy.py::test_own", exact={"one": 1})
     assert toy("--benchmark-json=out.out").ret == 0
     benchmark = json.loads((toy.path / "out.out").read_text())["benchmarks"][0]
     assert benchmark["group"] == "mine"
@@ -757,9 +757,9 @@ def test_advice_can_be_typed_and_retires_only_what_is_gone(toy: Toy) -> None:
     toy.edit(
         "def test_sort",
         "import pytest\n\n\n@pytest.mark.parametrize('x', ['$HOME'])\n"
-        "def test_own(x, golden):\n    golden.number('benchmark', 1.0, drift=0)\n\n\ndef test_sort",
+        "def test_own(x, golden):\n    golden.number('benchmark', 1.0, drift=0)\n    golden.exactly(one=1)\n\n\ndef test_sort",
     )
-    toy.adds_entry("test_toy.py::test_own[$HOME]")
+    toy.adds_entry("test_toy.py::test_own[$HOME]", exact={"one": 1})
     ran = toy()
     assert ran.ret == 1
     said(
