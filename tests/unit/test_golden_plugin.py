@@ -312,15 +312,25 @@ def test_one_bad_look_is_enough(look: str, toy: Toy, monkeypatch: pytest.MonkeyP
     assert toy().ret == 75
 
 
+ELSEWHERE = """
+import pytest
+from streamcache.golden import Environment
+
+class Abacus:
+    def sample(self):
+        return Environment(machine={"device": "abacus"})
+
+@pytest.fixture(scope="session")
+def golden_environment():
+    return Abacus()
+
+def test_other(golden):
+    golden.exactly(one=1)
+"""
+
+
 def test_one_run_has_one_machine(toy: Toy) -> None:
-    toy.add(
-        "import pytest\nfrom streamcache.golden import Environment\n\n\n"
-        "@pytest.fixture(scope='session')\ndef golden_environment():\n"
-        "    return Abacus()\n\n\nclass Abacus:\n    def sample(self):\n"
-        "        return Environment(machine={'device': 'abacus'})\n\n\n"
-        "def test_other(golden):\n    golden.exactly(one=1)\n",
-        "test_zoo.py",
-    )
+    toy.add(ELSEWHERE, "test_zoo.py")
     toy.commit()
     assert toy("--golden-samples=x.out").ret == 0
     ran = toy("--golden-reason", "why", "--golden-from", "x.out")
@@ -440,16 +450,26 @@ def test_a_golden_that_nothing_answers_to_is_missing(how: str, toy: Toy) -> None
     assert ran.ret == 1
 
 
+ODD = """
+import unittest
+import pytest
+
+class TestCase(unittest.TestCase):
+    @pytest.fixture(autouse=True)
+    def take(self, golden):
+        self.golden = golden
+
+    def test_it(self):
+        self.golden.exactly(one=2)
+
+def test_late(request):
+    request.getfixturevalue("golden").exactly(one=2)
+"""
+
+
 def test_whoever_takes_the_fixture_is_judged(toy: Toy) -> None:
     """A test case of unittest, and a test that asks for it late."""
-    toy.add(
-        "import unittest\n\nimport pytest\n\n\nclass TestCase(unittest.TestCase):\n"
-        "    @pytest.fixture(autouse=True)\n    def take(self, golden):\n"
-        "        self.golden = golden\n\n"
-        "    def test_it(self):\n        self.golden.exactly(one=2)\n\n\n"
-        "def test_late(request):\n    request.getfixturevalue('golden').exactly(one=2)\n",
-        "test_odd.py",
-    )
+    toy.add(ODD, "test_odd.py")
     toy.adds_entry("test_odd.py::TestCase::test_it", exact={"one": 1})
     toy.adds_entry("test_odd.py::test_late", exact={"one": 1})
     ran = toy()
@@ -740,32 +760,44 @@ def test_benchmark_json_has_the_section_and_the_time_of_the_clock(toy: Toy) -> N
     assert found["machine_info"]["streamcache"]["machine"] == {"device": "toy"}
 
 
+OWN = """
+import pytest
+
+@pytest.mark.benchmark(group="mine", max_time=0.01)
+def test_own(benchmark, golden):
+    benchmark(sum, range(10_000))
+    golden.exactly(one=1)
+"""
+
+
 def test_a_benchmark_may_be_timed_otherwise_and_keeps_its_options(toy: Toy) -> None:
-    toy.edit(
-        "def test_sort",
-        "import pytest\n\n\n@pytest.mark.benchmark(group='mine', max_time=0.01)\n"
-        "def test_own(benchmark, golden):\n    benchmark(sum, range(10_000))\n    golden.exactly(one=1)\n\n\ndef test_sort",
-    )
-    toy.adds_entry("test_toy.py::test_own", exact={"one": 1})
+    toy.add(OWN, "test_own.py")
+    toy.adds_entry("test_own.py::test_own", exact={"one": 1})
     assert toy("--benchmark-json=out.out").ret == 0
-    benchmark = json.loads((toy.path / "out.out").read_text())["benchmarks"][0]
+    benchmark, _ = json.loads((toy.path / "out.out").read_text())["benchmarks"]
     assert benchmark["group"] == "mine"
     assert 1e-6 < benchmark["stats"]["median"] < 1e-2
 
 
+QUOTED = """
+import pytest
+
+@pytest.mark.parametrize("x", ["$HOME"])
+def test_own(x, golden):
+    golden.exactly(one=1)
+    golden.number("benchmark", 1.0, drift=0)
+"""
+
+
 def test_advice_can_be_typed_and_retires_only_what_is_gone(toy: Toy) -> None:
-    toy.edit(
-        "def test_sort",
-        "import pytest\n\n\n@pytest.mark.parametrize('x', ['$HOME'])\n"
-        "def test_own(x, golden):\n    golden.number('benchmark', 1.0, drift=0)\n    golden.exactly(one=1)\n\n\ndef test_sort",
-    )
-    toy.adds_entry("test_toy.py::test_own[$HOME]", exact={"one": 1})
+    toy.add(QUOTED, "test_own.py")
+    toy.adds_entry("test_own.py::test_own[$HOME]", exact={"one": 1})
     ran = toy()
     assert ran.ret == 1
     said(
         ran,
         "benchmark is new",
-        "to reproduce: pytest 'test_toy.py::test_own[[]$HOME]' --golden=toy",
+        "to reproduce: pytest 'test_own.py::test_own[[]$HOME]' --golden=toy",
     )
     ran.stdout.no_fnmatch_line("*to retire*")
 
