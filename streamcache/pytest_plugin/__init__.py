@@ -1,7 +1,7 @@
 """The pytest side of goldens: options, the fixture `golden`, verdicts as test failures, exit codes.
 
-Exit status: 0 pass, 1 a failure or something missing, 4 usage, 5 nothing was measured though
-goldens are required, 75 the environment is invalid.
+Exit status: 0 pass, 1 a failure or something missing, 4 usage, 5 nothing was measured, 75 the
+environment is invalid.
 """
 
 import platform
@@ -13,6 +13,7 @@ from streamcache.golden import store
 from streamcache.golden.record import Clock, Recorder, Surroundings
 from streamcache.golden.samples import Environment
 from streamcache.golden.store import GoldenError
+from streamcache.pytest_plugin.clock import TurnClock
 from streamcache.pytest_plugin.options import Usage, check_usage, golden_path, pytest_addoption
 from streamcache.pytest_plugin.recording import pytest_cmdline_main
 from streamcache.pytest_plugin.session import RECORDER, Session
@@ -38,7 +39,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if {"golden", "benchmark"} <= set(getattr(item, "fixturenames", ())):
             marker = item.get_closest_marker("benchmark")
-            clock = item.stash[_clock] = Clock()
+            clock = item.stash[_clock] = TurnClock()
             options = {**(marker.kwargs if marker else {}), "timer": clock}
             item.add_marker(pytest.mark.benchmark(**options), append=False)
 
@@ -64,3 +65,4 @@ def golden(request: pytest.FixtureRequest, golden_environment: Surroundings) -> 
     recorder = Recorder(item.nodeid, item.stash.get(_clock, Clock()), golden_environment)
     item.stash[RECORDER] = recorder
     yield recorder
+    del item.stash[RECORDER]  # a test that is run again measures anew

@@ -1,12 +1,13 @@
 """What pytest is asked: the options of goldens, and what of them makes no sense."""
 
 import os
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from streamcache.golden import store
+from streamcache.pytest_plugin import files
+from streamcache.pytest_plugin.tree import check_clean
 
 Usage = pytest.UsageError
 
@@ -32,7 +33,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--golden-samples",
         metavar="JSON",
         type=Path,
-        help="only measure, and write what was measured, whatever else is asked for",
+        help="only measure, and write what was measured; holds nothing against goldens",
     )
     group.addoption("--golden-markdown", metavar="FILE", type=Path, help="write the report")
     parser.addini("golden_dir", "folder of the golden files", default="tests/golden")
@@ -43,27 +44,40 @@ def golden_path(config: pytest.Config) -> Path:
 
 
 def updates(config: pytest.Config) -> bool:
-    names = ("golden_update", "golden_update_new_only", "golden_from")
-    return not config.getoption("golden_samples") and any(map(config.getoption, names))
+    return any(map(config.getoption, ("golden_update", "golden_update_new_only", "golden_from")))
 
 
 def check_usage(config: pytest.Config) -> None:
-    _check_measures(config)
-    if config.getoption("golden_samples"):
-        return
-    if not config.getoption("golden"):
-        if config.getoption("golden_required") or updates(config):
-            raise Usage("which goldens? give --golden NAME")
-        return
-    if not updates(config):
-        return
+    name, samples = config.getoption("golden"), config.getoption("golden_samples")
+    if name == "":
+        raise Usage("--golden is empty: give --golden NAME")
+    asks = config.getoption("golden_required") or updates(config)
+    if asks and not name:
+        raise Usage("which goldens? give --golden NAME")
+    if asks and samples:
+        raise Usage("--golden-samples only measures: it requires nothing and records nothing")
+    if name or samples:
+        _check_measures(config)
+    if updates(config):
+        _check_update(config)
+    elif name or samples:
+        files.check(config)
+
+
+def _check_measures(config: pytest.Config) -> None:
+    spread = config.getoption("numprocesses", None) or config.getoption("tx", None)
+    if spread or config.getoption("dist", "no") != "no":
+        raise Usage("--golden and -n do not go together: processes side by side disturb times")
+    if config.getoption("benchmark_disable", False) or config.getoption("benchmark_skip", False):
+        raise Usage("--golden with benchmarks disabled or skipped would measure nothing")
+
+
+def _check_update(config: pytest.Config) -> None:
     if os.environ.get("CI"):
         raise Usage("goldens are not recorded under CI: run the update yourself and commit it")
     if not config.getoption("golden_reason"):
         raise Usage('goldens need a reason: give --golden-reason "..."')
     if found := config.getoption("golden_from"):
-        if len({path.resolve() for path in found}) < len(found):
-            raise Usage("--golden-from has a file twice: each must be of a process of its own")
         here = config.invocation_params.dir
         outside = any(not path.resolve().is_relative_to(here) for path in found)
         if outside and config.inipath is None:  # pytest's root is what its arguments share
@@ -72,35 +86,4 @@ def check_usage(config: pytest.Config) -> None:
         n = config.getoption("golden_processes")
         if n < store.MIN_PROCESSES:
             raise Usage(f"{n} processes are too few: at least {store.MIN_PROCESSES}")
-    if _dirty(config):
-        raise Usage("goldens are recorded from a clean tree only: commit or stash your changes")
-
-
-def _check_measures(config: pytest.Config) -> None:
-    if not (config.getoption("golden") or config.getoption("golden_samples")):
-        return
-    if config.getoption("numprocesses", None) or config.getoption("tx", None):
-        raise Usage("--golden and -n do not go together: processes side by side disturb times")
-    if config.getoption("benchmark_disable", False) or config.getoption("benchmark_skip", False):
-        raise Usage("--golden with benchmarks disabled or skipped would measure nothing")
-
-
-def _dirty(config: pytest.Config) -> bool:
-    """Whether the repository has changes, but for the goldens; without a repository nothing has."""
-    top = git(config, "rev-parse", "--show-toplevel")
-    if not top:
-        return False
-    folder = golden_path(config).parent.resolve()
-    changed = git(config, "status", "--porcelain", "-z", "--untracked-files=all", "--", ":/")
-    paths = [Path(top, line[3:]).resolve() for line in changed.split("\0") if line]
-    return any(folder not in path.parents for path in paths)
-
-
-def git(config: pytest.Config, *arguments: str) -> str:
-    """What git says in the root folder; nothing where there is no git or no repository."""
-    command = ["git", *arguments]
-    try:
-        ran = subprocess.run(command, cwd=config.rootpath, capture_output=True, text=True)
-    except OSError:
-        return ""
-    return ran.stdout.rstrip("\n") if ran.returncode == 0 else ""
+    check_clean(config, golden_path(config).parent)

@@ -1,15 +1,17 @@
 """Goldens are recorded instead of running tests: other processes measure, this one writes."""
 
 import sys
+import tempfile
 from datetime import datetime, timezone
 
 import pytest
 
 from streamcache.golden import samples, store
 from streamcache.golden.samples import Process, SampleError
-from streamcache.golden.store import GoldenError, Provenance
-from streamcache.pytest_plugin.options import Usage, check_usage, git, golden_path, updates
-from streamcache.pytest_plugin.processes import measured
+from streamcache.golden.store import Golden, GoldenError, Provenance
+from streamcache.pytest_plugin.options import Usage, check_usage, golden_path, updates
+from streamcache.pytest_plugin.processes import follow_order, measured
+from streamcache.pytest_plugin.tree import git
 
 _INVALID = 75
 
@@ -17,31 +19,47 @@ _INVALID = 75
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> int | None:
     """Recording runs no tests here: fresh processes measure, this one writes."""
+    follow_order(config)
     if config.option.help or not updates(config):
         return None
     try:
         check_usage(config)
-        found = config.getoption("golden_from")
-        processes = []
-        for process in map(samples.read, found) if found else measured(config):
-            if problem := _problem(process):
-                print(f"golden: not recorded, the environment is invalid: {problem}")
-                return _INVALID
-            processes.append(process)
-        return _record(config, processes)
-    except (Usage, GoldenError, SampleError) as error:
+        return _record(config, _old(config))
+    except KeyboardInterrupt:
+        print("golden: interrupted, nothing was recorded", file=sys.stderr)
+        return int(pytest.ExitCode.INTERRUPTED)
+    except (Usage, GoldenError, SampleError, OSError) as error:
         print(f"ERROR: {error}", file=sys.stderr)
         return int(pytest.ExitCode.USAGE_ERROR)
 
 
-def _record(config: pytest.Config, processes: list[Process]) -> int:
-    """Write the golden, or say why not; an exit status."""
+def _old(config: pytest.Config) -> Golden | None:
+    """The golden to be rewritten. Before minutes of measuring, see that it can be."""
     path = golden_path(config)
-    old = store.read(path) if path.exists() else None
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=path.parent):
+        return store.read(path) if path.exists() else None
+
+
+def _record(config: pytest.Config, old: Golden | None) -> int:
+    """Measure and write the golden, or say why not; an exit status."""
+    found = config.getoption("golden_from")
+    processes: list[Process] = []
+    for process in map(samples.read, found) if found else measured(config):
+        if not process.samples:
+            print("golden: not recorded, nothing was measured")
+            return int(pytest.ExitCode.NO_TESTS_COLLECTED)
+        if problem := _problem(process):
+            print(f"golden: not recorded, the environment is invalid: {problem}")
+            return _INVALID
+        if any((p.date, p.samples) == (process.date, process.samples) for p in processes):
+            raise Usage("--golden-from has a process twice: each file must be of another one")
+        processes.append(process)
+    path = golden_path(config)
     provenance = Provenance(
         reason=config.getoption("golden_reason"),
-        date=today(),
-        commit=git(config, "rev-parse", "HEAD"),
+        date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        commit=git(config, "rev-parse", "HEAD") or "",
         processes=len(processes),
         context=processes[0].environment.context,
     )
@@ -55,10 +73,6 @@ def _record(config: pytest.Config, processes: list[Process]) -> int:
     print("\n".join(changes or ["nothing moved by more than a third of its threshold"]))
     print(f"golden: {path}, {len(changes)} of {len(golden.entries)} entries written")
     return 0
-
-
-def today() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 def _problem(process: Process) -> str:

@@ -17,6 +17,8 @@ from pathlib import Path
 import pytest
 
 from streamcache.golden import store
+from streamcache.golden.record import PARENT
+from streamcache.pytest_plugin import recording
 
 ROOT = Path(__file__).parents[2]
 DOCS = (ROOT / "docs" / "gate.md").read_text()
@@ -29,8 +31,13 @@ import pytest
 from streamcache.golden import Environment
 
 class Toy:
+    looks = 0
+
     def sample(self):
+        self.looks += 1
         problems = [os.environ["TOY_PROBLEM"]] if "TOY_PROBLEM" in os.environ else []
+        if os.environ.get("TOY_PROBLEM_AT", str(self.looks)) != str(self.looks):
+            problems = []
         machine = {"device": os.environ.get("TOY_DEVICE", "toy")}
         return Environment(machine=machine, context={"toys": "1"}, problems=problems)
 
@@ -110,13 +117,26 @@ class Toy:
         self.golden.parent.mkdir()
         self.golden.write_text(golden)
 
-    def __call__(self, *arguments: str) -> pytest.RunResult:
-        return self.pytester.runpytest_inprocess("--golden=toy", *arguments)
+    def __call__(self, *arguments: str, **more: bool) -> pytest.RunResult:
+        return self.pytester.runpytest_inprocess("--golden=toy", *arguments, **more)
 
     def edit(self, old: str, new: str, file: str = "test_toy.py") -> None:
         path = self.path / file
         assert old in path.read_text()
         path.write_text(path.read_text().replace(old, new))
+
+    def add(self, text: str, file: str = "conftest.py") -> None:
+        with (self.path / file).open("a") as appended:
+            appended.write(text)
+
+    def adds_entry(self, name: str, **fields: object) -> None:
+        found = json.loads(self.golden.read_text())
+        found["entries"][name] = fields
+        self.golden.write_text(json.dumps(found))
+
+    def commit(self) -> None:
+        git(self.path, "add", ".")
+        git(self.path, "commit", "-qm", "changed")
 
     def unchanged(self, golden: str) -> bool:
         left = [path.name for path in self.golden.parent.iterdir()]
@@ -168,8 +188,8 @@ def test_a_slowdown_is_red_when_a_fresh_process_agrees(
         ran,
         "FAIL speed: slower by 20.0 ± * %; a fresh process agrees: slower by 20.0 ±",
         "golden: FAIL (2 fail, 3 pass)",
-        f'to reproduce: pytest "{NAME}" --golden=toy',
-        f'to accept, from a clean tree: pytest "{NAME}" --golden=toy --golden-update',
+        f"to reproduce: pytest {NAME} --golden=toy",
+        f"to accept, from a clean tree: pytest {NAME} --golden=toy --golden-update",
     )
     (case,) = ElementTree.parse(toy.path / "junit.out").iter("testcase")
     failure = case.find("failure")
@@ -219,6 +239,28 @@ def test_confirmation_works_from_a_folder_below_and_with_options(
     json.loads((toy.path / "below" / "out.out").read_text())
 
 
+def test_confirmation_measures_one_benchmark_and_leaves_no_files(
+    toy: Toy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though a file and a keyword have one name, and another file is named elsewhere."""
+    monkeypatch.setenv("TOY_SLOWDOWN", "1.2")
+    monkeypatch.setenv("PYTEST_ADDOPTS", "test_other.py")
+    toy.add(
+        f"import os\n\n\ndef test_toy():\n    assert {PARENT!r} not in os.environ\n",
+        "test_other.py",
+    )
+    toy.edit("(benchmark, golden):", "(benchmark, golden, in_use):")
+    toy.add(
+        "\n@pytest.fixture\ndef in_use(tmp_path):\n    (tmp_path / 'x').touch()\n    yield\n"
+        "    assert (tmp_path / 'x').exists()\n"
+    )
+    ran = toy("test_toy.py", "-k", "test_toy", "--basetemp=base.out", "--benchmark-save=x")
+    assert ran.ret == 1
+    said(ran, "a fresh process agrees")
+    ran.assert_outcomes(failed=1, passed=1)
+    assert len([*toy.path.glob(".benchmarks/*/*.json")]) == 1
+
+
 def test_last_failed_runs_a_regression_again(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
     toy.edit("def test_sort", "def test_other():\n    pass\n\n\ndef test_sort")
     monkeypatch.setenv("TOY_SLOWDOWN", "1.2")
@@ -263,6 +305,39 @@ def test_a_disturbed_machine_is_invalid(toy: Toy, monkeypatch: pytest.MonkeyPatc
     said(ran, "INVALID speed: the GPU is throttled")
 
 
+@pytest.mark.parametrize("look", ["before", "during", "after"])
+def test_one_bad_look_is_enough(look: str, toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOY_PROBLEM", "throttled")
+    monkeypatch.setenv("TOY_PROBLEM_AT", str(["before", "during", "after"].index(look) + 1))
+    assert toy().ret == 75
+
+
+ELSEWHERE = """
+import pytest
+from streamcache.golden import Environment
+
+class Abacus:
+    def sample(self):
+        return Environment(machine={"device": "abacus"})
+
+@pytest.fixture(scope="session")
+def golden_environment():
+    return Abacus()
+
+def test_other(golden):
+    golden.exactly(one=1)
+"""
+
+
+def test_one_run_has_one_machine(toy: Toy) -> None:
+    toy.add(ELSEWHERE, "test_zoo.py")
+    toy.commit()
+    assert toy("--golden-samples=x.out").ret == 0
+    ran = toy("--golden-reason", "why", "--golden-from", "x.out")
+    assert ran.ret == 75
+    said(ran, "is invalid: one run, two machines: device is 'abacus', not 'toy'")
+
+
 def test_another_failure_is_a_failure_even_where_the_machine_is_invalid(
     toy: Toy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -271,11 +346,44 @@ def test_another_failure_is_a_failure_even_where_the_machine_is_invalid(
     assert toy().ret == 1
 
 
+def test_what_pytest_calls_a_failure_stays_one(toy: Toy) -> None:
+    """A file that cannot be collected; and coverage, say, that a plugin finds too low."""
+    broken = toy.path / "test_broken.py"
+    broken.write_text("import nothing_of_this_name")
+    assert toy().ret == 2, "interrupted, which no verdict replaces"
+    assert toy("--continue-on-collection-errors").ret == 1
+    broken.unlink()
+    toy.add("\n@pytest.hookimpl(wrapper=True)\ndef pytest_runtestloop(session):\n")
+    toy.add("    ran = yield\n    session.testsfailed += 1\n    return ran\n")
+    assert toy().ret == 1
+
+
+def test_a_failure_of_a_second_attempt_is_a_failure(
+    toy: Toy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tests are run again as plugins do. What an attempt has shown is not forgotten, too."""
+    toy.add(AGAIN)
+    monkeypatch.setenv("TOY_DEVICE", "abacus")
+    assert toy().ret == 75
+    once = "    once = Path('once.out')\n    assert not once.exists()\n    once.touch()\n"
+    toy.edit("    found = sort()", f"    from pathlib import Path\n\n{once}    found = sort()")
+    assert toy().ret == 1
+
+
+def test_a_verdict_is_red_even_where_a_failure_is_expected(toy: Toy) -> None:
+    toy.edit("def test_sort", "import pytest\n\n\n@pytest.mark.xfail\ndef test_sort")
+    assert toy("--golden-required").ret == 0
+    toy.edit("statistics.fmean(found)", "0.0")
+    ran = toy()
+    assert ran.ret == 1
+    ran.assert_outcomes(failed=1)
+
+
 def test_a_teardown_that_fails_is_not_hidden_by_a_verdict(
     toy: Toy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     falls = "\n@pytest.fixture\ndef falls():\n    yield\n    assert False\n"
-    (toy.path / "conftest.py").open("a").write(falls)
+    toy.add(falls)
     toy.edit("(benchmark, golden)", "(falls, benchmark, golden)")
     monkeypatch.setenv("TOY_DEVICE", "abacus")
     assert toy().ret == 1
@@ -294,50 +402,115 @@ def test_a_new_benchmark_needs_a_golden(toy: Toy) -> None:
 SKIPS = {
     "skipped": ("def test_sort", "import pytest\n\n\n@pytest.mark.skip\ndef test_sort"),
     "skipped inside": ("    found = sort()", "    import pytest\n\n    pytest.skip('no GPU')"),
+    "skipped by unittest": (
+        "    found = sort()",
+        "    import unittest\n\n    raise unittest.SkipTest",
+    ),
+    "expected to fail": (
+        "def test_sort(benchmark, golden):",
+        "import pytest\n\n\n@pytest.mark.xfail\ndef test_sort(golden):\n    assert False\n",
+    ),
+    "expected inside": ("    found = sort()", "    import pytest\n\n    pytest.xfail('x')"),
     "renamed": ("def test_sort", "def test_sorted"),
     "deleted": ("def test_sort", "def sort_test"),
-    "no longer golden": ("def test_sort(benchmark, golden)", "def test_sort(benchmark, _g=None)"),
+    "no longer golden": (
+        "(benchmark, golden):",
+        "(benchmark):\n    from unittest.mock import Mock\n\n    golden = Mock()",
+    ),
 }
 OTHER = "def test_other(golden):\n    golden.exactly(one=1)\n\n\n"
+AGAIN = """
+from _pytest.runner import runtestprotocol
+
+def pytest_runtest_protocol(item, nextitem):
+    for report in runtestprotocol(item, log=False, nextitem=nextitem):
+        report.outcome = "rerun" if report.failed else report.outcome
+        item.ihook.pytest_runtest_logreport(report=report)
+"""
 
 
-@pytest.mark.parametrize("how", ["skipped", "skipped inside", "deleted"])
-def test_nothing_measured_is_an_error_where_goldens_are_required(how: str, toy: Toy) -> None:
+@pytest.mark.parametrize("how", [how for how in SKIPS if how != "renamed"])
+def test_nothing_measured_is_an_error_required_or_not(how: str, toy: Toy) -> None:
     toy.edit(*SKIPS[how])
     assert toy("--golden-required").ret == 5
     assert toy().ret == 5
+    assert toy("--golden-samples=x.out").ret == 5
 
 
-@pytest.mark.parametrize("how", ["skipped", "skipped inside", "renamed", "deleted"])
+@pytest.mark.parametrize("how", SKIPS)
 def test_a_golden_that_nothing_answers_to_is_missing(how: str, toy: Toy) -> None:
     """Beside another one that is measured and passes."""
-    found = json.loads(toy.golden.read_text())
-    found["entries"]["test_toy.py::test_other"] = {"exact": {"one": 1}}
-    toy.golden.write_text(json.dumps(found))
+    toy.adds_entry("test_toy.py::test_other", exact={"one": 1})
     toy.edit("def test_sort", OTHER + "def test_sort")
-    assert toy("--golden-required").ret == 0
     toy.edit(*SKIPS[how])
     ran = toy("--golden-required")
     assert ran.ret == 1
-    said(ran, "MISSING  test_sort *benchmark*", "to retire a benchmark: delete its entry in")
+    said(ran, "MISSING  test_sort *benchmark*", "NOT MEASURED: 1 of 2 goldens", "to retire a")
     ran = toy("--golden-required", "--deselect", NAME, "--deselect", "test_toy.py::test_sorted")
     assert ran.ret == 1
 
 
+ODD = """
+import unittest
+import pytest
+
+class TestCase(unittest.TestCase):
+    @pytest.fixture(autouse=True)
+    def take(self, golden):
+        self.golden = golden
+
+    def test_it(self):
+        self.golden.exactly(one=2)
+
+def test_late(request):
+    request.getfixturevalue("golden").exactly(one=2)
+"""
+
+
+def test_whoever_takes_the_fixture_is_judged(toy: Toy) -> None:
+    """A test case of unittest, and a test that asks for it late."""
+    toy.add(ODD, "test_odd.py")
+    toy.adds_entry("test_odd.py::TestCase::test_it", exact={"one": 1})
+    toy.adds_entry("test_odd.py::test_late", exact={"one": 1})
+    ran = toy()
+    ran.assert_outcomes(failed=2, passed=1)
+    said(ran, "test_it *one is 2, the golden's is 1", "test_late *one is 2, the golden's is 1")
+
+
+def test_gone_is_what_a_file_lacks_not_what_was_left_out(toy: Toy) -> None:
+    other = toy.path / "test_other.py"
+    name = "test_other.py::TestIt::test_one[a::b]"
+    toy.adds_entry(name, exact={"one": 1})
+    skip = "import pytest\n\npytest.skip('no device', allow_module_level=True)\n"
+    for left_out in (skip, "import pytest\n\npytest.importorskip('no_such_thing')\n"):
+        other.write_text(left_out)
+        ran = toy()
+        assert ran.ret == 0
+        said(ran, "NOT MEASURED: 1 of 2 goldens")
+    assert toy("--ignore=test_other.py").ret == 0
+    assert toy("--golden-required").ret == 1
+    for lacks in ("class TestIt:\n    def test_two(self):\n        pass\n", ""):
+        other.write_text(lacks)
+        assert toy("--cache-clear").ret == 1
+    other.unlink()
+    ran = toy("--cache-clear", "--lf")
+    assert ran.ret == 1
+    said(ran, "MISSING benchmark: it has a golden, and its benchmark is gone")
+
+
 def test_one_benchmark_can_be_gated_alone(toy: Toy) -> None:
     """Goldens that nobody asked for are neither measured nor gone."""
-    found = json.loads(toy.golden.read_text())
-    found["entries"]["test_toy.py::test_gone"] = {"exact": {"one": 1}}
-    toy.golden.write_text(json.dumps(found))
+    toy.adds_entry("test_toy.py::test_gone", exact={"one": 1})
     assert toy(NAME).ret == 0
     assert toy("test_toy.py").ret == 1
-    assert toy("test_toy.py::test_gone").ret in (1, 4), "pytest finds no such test"
+    assert toy("test_toy.py::test_gone").ret == 4, "pytest finds no such test"
 
 
 def test_deselected_goldens_are_named_where_they_are_not_required(toy: Toy) -> None:
-    ran = toy("-k", "nothing")
-    assert ran.ret == 5, "as pytest says of an empty run"
-    said(ran, "NOT MEASURED: 1 of 1 goldens")
+    for nothing in (("-k", "nothing"), ("--collect-only",)):
+        ran = toy(*nothing)
+        assert ran.ret == 5
+        said(ran, "NOT MEASURED: 1 of 1 goldens")
 
 
 def test_an_entry_that_was_deleted_is_missing(toy: Toy) -> None:
@@ -362,6 +535,27 @@ def test_required_goldens_have_a_name(pytester: pytest.Pytester) -> None:
     one_line(pytester.runpytest_inprocess("--golden-update"), "give --golden NAME")
 
 
+def test_the_gate_is_not_switched_off_unseen(toy: Toy) -> None:
+    one_line(toy.pytester.runpytest_inprocess("--golden="), "--golden is empty")
+    for asked in (["--golden-required"], ["--golden-update", "--golden-reason=why"]):
+        one_line(toy("--golden-samples=x.out", *asked), "--golden-samples only measures")
+
+
+def test_reports_find_or_make_their_place(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or the run does not start; what fails all the same hides no verdict."""
+    for option in ("--golden-markdown", "--golden-samples"):
+        one_line(toy(f"{option}=pytest.ini/x.out"), "pytest.ini/x.out cannot be written")
+    gone = "import shutil\n\n    shutil.rmtree('new')\n    found = sort()"
+    assert toy("--golden-markdown=new/deep/x.out").ret == 0
+    assert (toy.path / "new" / "deep" / "x.out").read_text()
+    toy.edit("found = sort()", gone)
+    ran = toy("--golden-markdown=new/x.out")
+    assert ran.ret == 1
+    said(ran, "golden: PASS (5 pass)", "NOT WRITTEN: *new/x.out: No such file")
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", "pytest.ini/x.out")
+    one_line(toy(), "pytest.ini/x.out cannot be written")
+
+
 @pytest.mark.parametrize("option", ["--benchmark-disable", "--benchmark-skip"])
 def test_benchmarks_that_measure_nothing_are_refused(option: str, toy: Toy) -> None:
     one_line(toy(option), "would measure nothing")
@@ -371,8 +565,11 @@ def test_processes_side_by_side_are_refused(toy: Toy) -> None:
     """The option as pytest-xdist has it, which need not be here."""
     xdist = "\ndef pytest_addoption(parser):\n    group = parser.getgroup('xdist')\n"
     xdist += "    group._addoption('-n', dest='numprocesses', type=int)\n"
-    (toy.path / "conftest.py").open("a").write(xdist)
-    one_line(toy("-n", "2", "-p", "no:xdist"), "do not go together")
+    xdist += "    group.addoption('--dist', default='no')\n"
+    xdist += "    group.addoption('--tx', action='append', default=[])\n"
+    toy.add(xdist)
+    for option in ("-n2", "--dist=loadfile", "--tx=popen"):
+        one_line(toy(option, "-p", "no:xdist"), "do not go together")
 
 
 @pytest.mark.parametrize(
@@ -388,7 +585,9 @@ def test_processes_side_by_side_are_refused(toy: Toy) -> None:
 def test_a_corrupt_golden_is_a_line_and_stays(data: bytes, says: str, toy: Toy) -> None:
     toy.golden.write_bytes(data)
     one_line(toy(), says)
-    one_line(toy("--golden-from", "x.out", "--golden-reason", "y"))
+    ran = toy("--golden-update", "--golden-reason", "y")
+    one_line(ran, says)
+    ran.stdout.no_fnmatch_line("*process 1*")  # before minutes of measuring
     assert toy.golden.read_bytes() == data
 
 
@@ -431,9 +630,49 @@ def test_recording_is_refused(
     assert toy.unchanged(recorded)
 
 
-def test_a_file_that_git_does_not_know_is_a_change_too(toy: Toy) -> None:
-    (toy.path / "helper.py").touch()
-    one_line(toy("--golden-update", "--golden-reason", "why"), "clean tree")
+def test_only_golden_files_may_be_changed(toy: Toy) -> None:
+    """Not others, not those that git does not know, not what lies beside goldens."""
+    toy.commit()
+    update = ["--golden-update", "--golden-reason", "why"]
+    for name, more in (
+        ("helper.py", []),
+        ("goldens/test_it.py", []),
+        ("helper.py", ["-o", "golden_dir=."]),
+        ("deep/x.json", ["-o", "golden_dir=."]),
+    ):
+        path = toy.path / name
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+        one_line(toy(*update, *more), "clean tree")
+        path.unlink()
+    (toy.path / ".git" / "index").write_text("cut off")
+    one_line(toy(*update), "git does not say")
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_measuring(toy: Toy) -> None:
+    toy.commit()
+    ran = toy("--golden-update", "--golden-reason", "why", "-o", "golden_dir=pytest.ini")
+    one_line(ran, "pytest.ini")
+    ran.stdout.no_fnmatch_line("*process 1*")
+
+
+def test_an_interrupted_update_is_a_line(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(config: pytest.Config) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(recording, "measured", interrupted)
+    ran = toy("--golden-update", "--golden-reason", "why", no_reraise_ctrlc=True)
+    assert ran.ret == 2
+    assert ran.errlines == ["golden: interrupted, nothing was recorded"]
+
+
+def test_nothing_measured_is_not_recorded(toy: Toy, recorded: str) -> None:
+    toy.edit(*SKIPS["skipped"])
+    toy.commit()
+    ran = toy("--golden-update", "--golden-reason", "why")
+    assert ran.ret == 5
+    said(ran, f"golden: no sample of {NAME}", "golden: not recorded, nothing was measured")
+    assert toy.unchanged(recorded)
 
 
 def test_an_invalid_environment_is_not_recorded(
@@ -446,9 +685,20 @@ def test_an_invalid_environment_is_not_recorded(
     assert toy.unchanged(recorded)
 
 
+def test_times_of_a_busy_machine_are_not_recorded(toy: Toy, recorded: str) -> None:
+    names = five(toy)
+    found = json.loads((toy.path / names[4]).read_text())
+    found["samples"][0]["waited"] = 0.5
+    (toy.path / names[4]).write_text(json.dumps(found))
+    ran = toy("--golden-reason", "why", "--golden-from", *names)
+    assert ran.ret == 75
+    said(ran, f"{NAME}: the machine is busy: 50 % of the time")
+    assert toy.unchanged(recorded)
+
+
 def test_a_process_that_fails_is_not_recorded(toy: Toy, recorded: str) -> None:
     toy.edit("found = sort()", "assert False")
-    git(toy.path, "commit", "-qam", "broken")
+    toy.commit()
     ran = toy("--golden-update", "--golden-reason", "why")
     assert ran.ret == 4 and "failed with status 1" in "\n".join(ran.errlines)
     assert toy.unchanged(recorded)
@@ -459,14 +709,17 @@ def test_recording_from_files(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None
     names = five(toy)
     few = toy("--golden-reason", "slower", "--golden-from", *names[:4])
     one_line(few, "4 processes are too few")
-    one_line(toy("--golden-reason", "x", "--golden-from", *[names[0]] * 5), "twice")
+    both = ["--benchmark-json=b.out", "--golden-samples=s.out"]
+    assert toy(*both).ret == 0
+    for twice in (["b.out", "s.out"], ["s.out"] * 2):
+        ran = toy("--golden-reason", "x", "--golden-from", *names[:3], *twice)
+        one_line(ran, "a process twice")
     ran = toy("--golden-reason", "slower", "--golden-from", *names)
     assert ran.ret == 0
     said(ran, f"~ {NAME}: *speedup * -> *speedup 1.33*", "1 of 1 entries written")
     found = store.read(toy.golden)
     assert found.provenance.reason == "slower" and found.earlier[0].reason == "first"
     assert found.provenance.context == {"toys": "1"} and len(found.provenance.commit) == 40
-    assert toy("--golden-samples=after.out").ret == 0
     assert found.entries[NAME].anchor == pytest.approx(-0.6931, abs=2e-3)
 
 
@@ -507,6 +760,48 @@ def test_benchmark_json_has_the_section_and_the_time_of_the_clock(toy: Toy) -> N
     assert found["machine_info"]["streamcache"]["machine"] == {"device": "toy"}
 
 
+OWN = """
+import pytest
+
+@pytest.mark.benchmark(group="mine", max_time=0.01)
+def test_own(benchmark, golden):
+    benchmark(sum, range(10_000))
+    golden.exactly(one=1)
+"""
+
+
+def test_a_benchmark_may_be_timed_otherwise_and_keeps_its_options(toy: Toy) -> None:
+    toy.add(OWN, "test_own.py")
+    toy.adds_entry("test_own.py::test_own", exact={"one": 1})
+    assert toy("--benchmark-json=out.out").ret == 0
+    benchmark, _ = json.loads((toy.path / "out.out").read_text())["benchmarks"]
+    assert benchmark["group"] == "mine"
+    assert 1e-6 < benchmark["stats"]["median"] < 1e-2
+
+
+QUOTED = """
+import pytest
+
+@pytest.mark.parametrize("x", ["$HOME"])
+def test_own(x, golden):
+    golden.exactly(one=1)
+    golden.number("benchmark", 1.0, drift=0)
+"""
+
+
+def test_advice_can_be_typed_and_retires_only_what_is_gone(toy: Toy) -> None:
+    toy.add(QUOTED, "test_own.py")
+    toy.adds_entry("test_own.py::test_own[$HOME]", exact={"one": 1})
+    ran = toy()
+    assert ran.ret == 1
+    said(
+        ran,
+        "benchmark is new",
+        "to reproduce: pytest 'test_own.py::test_own[[]$HOME]' --golden=toy",
+    )
+    ran.stdout.no_fnmatch_line("*to retire*")
+
+
 def test_github_gets_a_summary(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
     summary = toy.path / "summary.out"
     summary.write_text("what was there\n")
@@ -531,7 +826,6 @@ def test_goldens_in_addopts_do_not_start_processes_without_end(
 
 
 def test_the_plugin_imports_no_torch() -> None:
-    code = "import streamcache.pytest_plugin, sys; print('torch transformers'.split())"
     code = (
         "import sys, streamcache.pytest_plugin; print({'torch', 'transformers'} & {*sys.modules})"
     )
