@@ -264,7 +264,10 @@ def _cleared(first: Verdict, second: list[Verdict]) -> Verdict:
     A loss seen in the fresh process alone is a suspicion. One seen in both is no pass, however far
     the times scatter, and neither is what could not be measured again.
     """
+    assert first.loss is not None and first.tau is not None
     same = next((v for v in second if v.check == first.check), None)
+    if same and same.status is Status.IMPROVED and first.loss > first.tau:  # each denies the other
+        return msgspec.structs.replace(same, status=Status.PASS, cause="")
     if same and same.status in (Status.PASS, Status.IMPROVED):
         return same
     if same and same.status is Status.FAIL and not _seen(first):

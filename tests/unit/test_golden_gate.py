@@ -235,6 +235,7 @@ def test_pairs_all_over_the_place_are_inconclusive_and_measured_again() -> None:
         (WILD, WILD_AND_SLOW, Status.INCONCLUSIVE),
         (WILD_AND_SLOW, WILD, Status.INCONCLUSIVE),
         (WILD_AND_SLOW, sample(), Status.PASS),
+        (WILD_AND_SLOW, slowed(sample(), 0.8), Status.PASS),
         (WILD_AND_SLOW, WILD_AND_SLOW, Status.INVALID),
         (WILD_AND_SLOW, slowed(sample(), 1.2), Status.INVALID),
         (slowed(sample(), 1.2), WILD, Status.INVALID),
