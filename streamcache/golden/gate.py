@@ -388,7 +388,7 @@ def as_required(verdicts: Iterable[Verdict]) -> list[Verdict]:
 
 
 def exit_status(verdicts: Sequence[Verdict], n_measured: int, required: bool = True) -> int:
-    """0 pass, 1 fail or missing, 5 nothing measured, 75 invalid."""
+    """0 pass, 1 fail or missing, 5 nothing measured, 75 invalid; `required` changes nothing."""
     if n_measured == 0:
         return 5
     status = worst(verdicts)
