@@ -13,26 +13,17 @@ from typing import Any
 
 import msgspec
 
+from streamcache.golden import canaries
 from streamcache.golden.samples import Environment, Number, Process, Sample, Value, log_ratios
-from streamcache.golden.stats import (
-    LEAST_PAIRS,
-    Loss,
-    error_of_median,
-    kind,
-    pace,
-    paces,
-    threshold,
-)
-from streamcache.golden.store import LEAST_GUARD, Entry, Golden, flaw
+from streamcache.golden.stats import LEAST_PAIRS, Loss, error_of_median, percent
+from streamcache.golden.store import Entry, Golden, flaw
 
 LEAST_NOISE = 0.05  # log; a narrower bound is never too wide
-CANARY_NOISE = 0.05  # log; single looks at a host may be off by 15 %, their medians by 1
 ANCHOR_BUDGET = 0.05  # what may be lost since the last release, all steps together
-CANARY_BAND = {"host": 1.0, "device": 0.10}  # log; by the first part of a canary's name
 
 
 class Status(enum.Enum):
-    """What a check says. Only FAIL, MISSING and INVALID are red."""
+    """What a check says, the gravest last. Only FAIL, MISSING and INVALID are red."""
 
     PASS = "pass"
     IMPROVED = "improved"  # faster than the threshold: record it, or it can be lost unseen
@@ -46,8 +37,9 @@ class Status(enum.Enum):
     def is_red(self) -> bool:
         return self in (Status.FAIL, Status.MISSING, Status.INVALID)
 
-
-_ORDER = list(Status)
+    @property
+    def gravity(self) -> int:
+        return list(Status).index(self)
 
 
 class Verdict(msgspec.Struct, frozen=True):
@@ -56,7 +48,8 @@ class Verdict(msgspec.Struct, frozen=True):
     Attributes:
         check: what was compared: "speed", "baseline", "anchor", "identity", a number's name...
         now, golden: the figures, as shown.
-        loss: of speed, as a fraction; `margin` its one-sided 95 % bound; `tau` what counts.
+        loss: of speed, as a fraction.
+        margin, tau, host: logs: its one-sided 95 % bound, what counts, what a slower host explains.
         cause: one line in words.
     """
 
@@ -68,12 +61,13 @@ class Verdict(msgspec.Struct, frozen=True):
     loss: float | None = None
     margin: float | None = None
     tau: float | None = None
+    host: float = 0.0
     cause: str = ""
 
 
 def worst(verdicts: Iterable[Verdict]) -> Status:
     """The gravest status; of none, PASS."""
-    return max((v.status for v in verdicts), key=_ORDER.index, default=Status.PASS)
+    return max((v.status for v in verdicts), key=lambda s: s.gravity, default=Status.PASS)
 
 
 def judge(
@@ -84,37 +78,49 @@ def judge(
     Args:
         again: what a fresh process measured, where `needs_confirmation` asked for it.
     """
-    name, entry = sample.name, golden.entries.get(sample.name)
-    if differs := _unlike(environment.machine, golden.machine, golden.is_published):
-        return [Verdict(name, "machine", Status.INVALID, cause=f"another machine: {differs}")]
-    if entry is None and golden.is_published:
-        cause = "measured, but nothing was published of it"
-        return [Verdict(name, "golden", Status.INCONCLUSIVE, cause=cause)]
-    if entry is None:
-        return [Verdict(name, "golden", Status.MISSING, cause="measured, but no golden has it")]
-    if wrong := flaw(entry):
-        return [Verdict(name, "golden", Status.FAIL, cause=f"the golden cannot judge: {wrong}")]
-    if differs := _unlike(sample.identity, entry.identity, golden.is_published):
-        cause = f"not what the golden measured: {differs}"
-        return [Verdict(name, "identity", Status.INVALID, cause=cause)]
-    if sample.pairs and entry.log_ratios and sample.host_bound != entry.host_bound:
-        cause = "times of a host do not compare with those of a device at work"
-        return [Verdict(name, "identity", Status.INVALID, cause=cause)]
-    second = None
-    if again is not None:
-        repeated = next((s for s in again.samples if s.name == name), None)
-        if repeated is None:
-            cause = "; ".join(again.environment.problems) or "it did not measure this"
-            second = [Verdict(name, "speed", Status.INVALID, cause=cause)]
-        else:
-            found = _times(repeated, entry, golden, again.environment)
-            disturbed = repeated.crowded if entry.band else repeated.disturbed
-            second = [_doubted(v, disturbed) for v in found]
+    if wrong := _incomparable(sample, golden, environment):
+        return [wrong]
+    entry = golden.entries[sample.name]
+    second = None if again is None else _second(sample.name, golden, again)
     return [
         *_exact(sample, entry, golden.is_published),
         *_numbers(sample, entry, golden.is_published),
         *(_confirmed(v, second) for v in _times(sample, entry, golden, environment)),
     ]
+
+
+def _incomparable(sample: Sample, golden: Golden, environment: Environment) -> Verdict | None:
+    """Why a sample cannot be held against the golden at all; None where it can be."""
+    name, entry = sample.name, golden.entries.get(sample.name)
+    if differs := _unlike(environment.machine, golden.machine, golden.is_published):
+        return Verdict(name, "machine", Status.INVALID, cause=f"another machine: {differs}")
+    if entry is None and golden.is_published:
+        cause = "measured, but nothing was published of it"
+        return Verdict(name, "golden", Status.INCONCLUSIVE, cause=cause)
+    if entry is None:
+        return Verdict(name, "golden", Status.MISSING, cause="measured, but no golden has it")
+    if wrong := flaw(entry):
+        return Verdict(name, "golden", Status.FAIL, cause=f"the golden cannot judge: {wrong}")
+    if differs := _unlike(sample.identity, entry.identity, golden.is_published):
+        cause = f"not what the golden measured: {differs}"
+        return Verdict(name, "identity", Status.INVALID, cause=cause)
+    if sample.pairs and entry.log_ratios and sample.host_bound != entry.host_bound:
+        cause = "times of a host do not compare with those of a device at work"
+        return Verdict(name, "identity", Status.INVALID, cause=cause)
+    return None
+
+
+def _second(name: str, golden: Golden, again: Process) -> list[Verdict]:
+    """What a fresh process says of the times."""
+    repeated = next((s for s in again.samples if s.name == name), None)
+    if repeated is None:
+        cause = "; ".join(again.environment.problems) or "it did not measure this"
+        return [Verdict(name, "speed", Status.INVALID, cause=cause)]
+    if wrong := _incomparable(repeated, golden, again.environment):
+        return [wrong]
+    entry = golden.entries[name]
+    disturbed = repeated.crowded if entry.band else repeated.disturbed
+    return [_doubted(v, disturbed) for v in _times(repeated, entry, golden, again.environment)]
 
 
 def needs_confirmation(sample: Sample, golden: Golden, environment: Environment) -> bool:
@@ -162,6 +168,8 @@ def _numbers(sample: Sample, entry: Entry, published: bool) -> list[Verdict]:
             cause = f"{key} is {'gone' if now is None else 'new'}"
             verdicts.append(Verdict(sample.name, key, Status.MISSING, cause=cause))
         else:
+            if published:  # a budget of today's is no part of it
+                now = msgspec.structs.replace(now, at_most=None)
             verdicts.append(number(sample.name, key, now, then))
     return verdicts
 
@@ -171,8 +179,9 @@ def number(name: str, key: str, now: Number, golden: Number) -> Verdict:
     shown = f"{now.value:.7g}", f"{golden.value:.7g}"
     if not math.isfinite(now.value):
         return Verdict(name, key, Status.FAIL, *shown, cause=f"{key} is {now.value}: no number")
-    if golden.at_most is not None and now.value > golden.at_most:
-        cause = f"{key} {shown[0]} is over its budget of {golden.at_most:g}"
+    budgets = [b for b in (now.at_most, golden.at_most) if b is not None]
+    if not all(now.value <= budget for budget in budgets):
+        cause = f"{key} {shown[0]} is over its budget of {min(budgets):g}"
         return Verdict(name, key, Status.FAIL, *shown, cause=cause)
     scale = max(abs(golden.value), 1e-300)
     change = (now.value - golden.value) / scale
@@ -201,41 +210,29 @@ def _times(sample: Sample, entry: Entry, golden: Golden, environment: Environmen
         return [Verdict(name, "speed", Status.INVALID, cause=cause)]
     if entry.band:
         return [banded(sample, entry)]
-    if off := canaries_off(environment, golden, sample.host_bound):
+    if off := canaries.off(environment.canaries, golden.canaries, sample.host_bound):
         return [Verdict(name, "speed", Status.INVALID, cause=off)]
     if sample.host_bound and (differs := differences(environment.host, golden.host)):
         cause = f"bound by another host: {differs}; record goldens here to gate speed here"
-        return [Verdict(name, "speed", Status.INCONCLUSIVE, cause=cause)]
-    found = [speed(sample, entry), anchored(sample, entry), guarded(sample, golden, environment)]
-    return [_excused(v, slower_host(sample, golden, environment)) for v in found]
+        return [Verdict(name, "host", Status.INCONCLUSIVE, cause=cause)]
+    found = Loss(sample.log_ratio, error_of_median(sample.log_ratios), entry.log_ratios)
+    bound = sample.host_bound
+    host = canaries.slower_host(environment.canaries, golden.canaries) if bound else 0.0
+    return [
+        _excused(speed(sample, entry, found, host)),
+        _excused(anchored(sample, entry, found, host)),
+        guarded(sample, golden, environment),
+    ]
 
 
-def slower_host(sample: Sample, golden: Golden, environment: Environment) -> float:
-    """How much slower the host is than the golden's, as a log-ratio, where that is a loss of speed.
-
-    A host-bound contestant beside a baseline that a GPU is bound by loses what the host loses: on
-    one kind of GPU, eager decoding was measured to take a third more from host to host. Where both
-    are on the host, it is what small operations lose and products do not.
-    """
-    if not sample.host_bound:
-        return 0.0
-    operations, product = (
-        pace(environment.canaries.get(name), golden.canaries.get(name, 0.0))
-        for name in ("host operations", "host product")
-    )
-    on_gpu = any(kind(name) == "device" for name in golden.canaries)
-    change = operations if on_gpu else operations - product
-    return change if change > CANARY_NOISE else 0.0
-
-
-def _excused(verdict: Verdict, host: float) -> Verdict:
+def _excused(verdict: Verdict) -> Verdict:
     """A loss that a slower host alone may explain says nothing of the code."""
-    if verdict.status is not Status.FAIL or verdict.check not in ("speed", "anchor"):
+    if verdict.status is not Status.FAIL:
         return verdict
     assert verdict.loss is not None and verdict.margin is not None and verdict.tau is not None
-    if math.log1p(verdict.loss) - verdict.margin - host > verdict.tau:
+    if math.log1p(verdict.loss) - verdict.margin - verdict.host > verdict.tau:
         return verdict
-    cause = f"{verdict.cause}, and so is the host by {_percent(host):.1f} %"
+    cause = f"{verdict.cause}, and so is the host by {percent(verdict.host):.1f} %"
     return msgspec.structs.replace(verdict, status=Status.INCONCLUSIVE, cause=cause)
 
 
@@ -245,7 +242,7 @@ def _confirmed(first: Verdict, second: list[Verdict] | None) -> Verdict:
     A failure that nothing can confirm is no pass: what keeps a machine from measuring twice is
     itself in need of repair.
     """
-    if first.status is Status.INCONCLUSIVE and first.loss is not None and second:
+    if first.status is Status.INCONCLUSIVE and first.loss is not None and second is not None:
         return _cleared(first, second)
     if first.status is not Status.FAIL or first.check == "times":
         return first
@@ -257,9 +254,39 @@ def _confirmed(first: Verdict, second: list[Verdict] | None) -> Verdict:
     elif same and same.status in (Status.PASS, Status.IMPROVED):
         status, cause = Status.SUSPECT, f"a fresh process does not agree: {same.now}"
     else:
-        causes = "; ".join(v.cause for v in second if v.cause)
-        status, cause = Status.INVALID, f"a fresh process could not confirm: {causes}"
+        status, cause = Status.INVALID, f"a fresh process could not confirm: {_causes(second)}"
     return msgspec.structs.replace(first, status=status, cause=f"{first.cause}; {cause}")
+
+
+def _cleared(first: Verdict, second: list[Verdict]) -> Verdict:
+    """A verdict that noise or a slower host hid, once measured again.
+
+    A loss seen in the fresh process alone is a suspicion. One seen in both is no pass, however far
+    the times scatter, and neither is what could not be measured again.
+    """
+    assert first.loss is not None and first.tau is not None
+    same = next((v for v in second if v.check == first.check), None)
+    if same and same.status is Status.IMPROVED and first.loss > first.tau:  # each denies the other
+        return msgspec.structs.replace(same, status=Status.PASS, cause="")
+    if same and same.status in (Status.PASS, Status.IMPROVED):
+        return same
+    if same and same.status is Status.FAIL and not _seen(first):
+        cause = f"{same.cause} in a fresh process; the first was {first.cause}"
+        return msgspec.structs.replace(same, status=Status.SUSPECT, cause=cause)
+    if same and same.status is Status.INCONCLUSIVE and not (_seen(first) and _seen(same)):
+        return first
+    cause = f"{first.cause}; a fresh process could not clear it: {_causes(second)}"
+    return msgspec.structs.replace(first, status=Status.INVALID, cause=cause)
+
+
+def _seen(verdict: Verdict) -> bool:
+    """Whether it shows a loss that counts and that no host explains, for all that chance may."""
+    assert verdict.loss is not None and verdict.tau is not None
+    return verdict.loss > _ratio(verdict.tau + verdict.host) - 1
+
+
+def _causes(verdicts: list[Verdict]) -> str:
+    return "; ".join(v.cause for v in verdicts if v.cause)
 
 
 def _doubted(verdict: Verdict, disturbed: str) -> Verdict:
@@ -270,54 +297,40 @@ def _doubted(verdict: Verdict, disturbed: str) -> Verdict:
     return msgspec.structs.replace(verdict, status=Status.INVALID, cause=cause)
 
 
-def _cleared(first: Verdict, second: list[Verdict]) -> Verdict:
-    """A verdict that noise hid, once measured again. A loss seen there alone is a suspicion."""
-    same = next((v for v in second if v.check == first.check), None)
-    if same is None or same.status in (Status.INVALID, Status.INCONCLUSIVE):
-        return first
-    if same.status is not Status.FAIL:
-        return same
-    cause = f"{same.cause} in a fresh process; the first was {first.cause}"
-    return msgspec.structs.replace(same, status=Status.SUSPECT, cause=cause)
-
-
-def loss(sample: Sample, entry: Entry) -> Loss:
-    return Loss(sample.log_ratio, error_of_median(sample.log_ratios), entry.log_ratios)
-
-
-def speed(sample: Sample, entry: Entry) -> Verdict:
+def speed(sample: Sample, entry: Entry, found: Loss, host: float) -> Verdict:
     """The ratio to the same-run baseline against the golden's."""
-    verdict = _lost(sample, entry, "speed", entry.tau, 0.0)
-    found, tau = loss(sample, entry), entry.tau
+    tau = entry.tau
+    verdict = _lost(sample, "speed", statistics.fmean(entry.log_ratios), found.margin, tau, host)
     if found.at_most < -tau:
-        cause = f"faster by {-_percent(found.estimate):.1f} %: record it, or it can be lost again"
+        cause = f"faster by {-percent(found.estimate):.1f} %: record it, or it can be lost again"
         return msgspec.structs.replace(verdict, status=Status.IMPROVED, cause=cause)
     if verdict.status is Status.PASS and found.margin > max(tau, LEAST_NOISE):
-        cause = f"too noisy: the bound is {_percent(found.margin):.0f} % wide"
+        cause = f"too noisy: the bound is {percent(found.margin):.0f} % wide"
         return msgspec.structs.replace(verdict, status=Status.INCONCLUSIVE, cause=cause)
     return verdict
 
 
-def anchored(sample: Sample, entry: Entry) -> Verdict:
+def anchored(sample: Sample, entry: Entry, found: Loss, host: float) -> Verdict:
     """The same against the last release: ten steps of 1 % do not pass."""
-    moved = 0.0
-    if entry.anchor is not None:
-        moved = statistics.fmean(entry.log_ratios) - entry.anchor
-    return _lost(sample, entry, "anchor", max(ANCHOR_BUDGET, entry.tau), moved)
+    assert entry.anchor is not None
+    budget = max(ANCHOR_BUDGET, entry.tau)
+    return _lost(sample, "anchor", entry.anchor, found.margin, budget, host)
 
 
-def _lost(sample: Sample, entry: Entry, check: str, tau: float, moved: float) -> Verdict:
-    found = loss(sample, entry)
-    estimate = found.estimate + moved
+def _lost(
+    sample: Sample, check: str, then: float, margin: float, tau: float, host: float
+) -> Verdict:
+    estimate = sample.log_ratio - then
     shown: dict[str, Any] = {
         "now": f"{_ratio(-sample.log_ratio):.3f}x",
-        "golden": f"{_ratio(moved - statistics.fmean(entry.log_ratios)):.3f}x",
+        "golden": f"{_ratio(-then):.3f}x",
         "loss": _ratio(estimate) - 1,
-        "margin": found.margin,
+        "margin": margin,
         "tau": tau,
+        "host": host,
     }
-    if estimate - found.margin > tau:
-        cause = f"slower by {_percent(estimate):.1f} ± {_percent(found.margin):.1f} %"
+    if estimate - margin > tau:
+        cause = f"slower by {percent(estimate):.1f} ± {percent(margin):.1f} %"
         return Verdict(sample.name, check, Status.FAIL, cause=cause, **shown)
     return Verdict(sample.name, check, Status.PASS, **shown)
 
@@ -326,28 +339,24 @@ def _ratio(log: float) -> float:
     return math.exp(min(log, 700.0))  # figures beyond any are shown, too
 
 
-def _percent(log: float) -> float:
-    return 100 * (_ratio(log) - 1)
-
-
 def guarded(sample: Sample, golden: Golden, environment: Environment) -> Verdict:
     """The baseline's own time, so that a slower baseline does not pass for a speedup.
 
     In units of the canary of its kind, since a machine may as a whole be faster or slower.
     """
-    moved = paces(environment.canaries, golden.canaries)
-    seconds = golden.entries[sample.name].baselines_s
-    now, then = math.log(sample.baseline_s), [math.log(s) for s in seconds]
-    change = now - statistics.fmean(then) - (statistics.fmean(moved) if moved else 0.0)
-    tau = threshold(then, LEAST_GUARD) + (statistics.pstdev(moved) if moved else 0.0)
+    moved = canaries.paces(environment.canaries, golden.canaries)
+    entry = golden.entries[sample.name]
+    now, then = math.log(sample.baseline_s), statistics.fmean(map(math.log, entry.baselines_s))
+    change = now - then - (statistics.fmean(moved) if moved else 0.0)
+    tau = entry.guard + (statistics.pstdev(moved) if moved else 0.0)
     shown: dict[str, Any] = {
         "now": f"{1e3 * sample.baseline_s:.4g} ms",
-        "golden": f"{1e3 * _ratio(statistics.fmean(then)):.4g} ms",
+        "golden": f"{1e3 * _ratio(then):.4g} ms",
         "loss": _ratio(change) - 1,
         "tau": tau,
     }
     if not change <= tau:
-        cause = f"the baseline itself is slower by {_percent(change):.0f} %"
+        cause = f"the baseline itself is slower by {percent(change):.0f} %"
         return Verdict(sample.name, "baseline", Status.FAIL, cause=cause, **shown)
     return Verdict(sample.name, "baseline", Status.PASS, **shown)
 
@@ -367,23 +376,21 @@ def banded(sample: Sample, entry: Entry) -> Verdict:
     return Verdict(sample.name, "speed", Status.PASS, **shown)
 
 
-def canaries_off(environment: Environment, golden: Golden, host_bound: bool) -> str:
-    """Canaries out of their band, in words; those of the host matter to what is host-bound."""
-    off = []
-    for name in sorted(golden.canaries):
-        if kind(name) == "host" and not host_bound:
-            continue
-        change = pace(environment.canaries.get(name), golden.canaries[name])
-        if not abs(change) <= CANARY_BAND.get(kind(name), CANARY_BAND["host"]):
-            takes = f"takes {_ratio(change):.2f} of its golden time"
-            off.append(f"canary {name!r} {takes if math.isfinite(change) else 'has no time'}")
-    return "; ".join(off)
+def as_required(verdicts: Iterable[Verdict]) -> list[Verdict]:
+    """The same, for a run in which every golden must be measured: that a golden is of another host
+    excuses nothing then."""
+    return [
+        msgspec.structs.replace(v, status=Status.INVALID)
+        if v.check == "host" and v.status is Status.INCONCLUSIVE
+        else v
+        for v in verdicts
+    ]
 
 
-def exit_status(verdicts: Sequence[Verdict], n_measured: int, required: bool) -> int | None:
-    """0 pass, 1 fail or missing, 5 nothing measured, 75 invalid; None: no opinion."""
+def exit_status(verdicts: Sequence[Verdict], n_measured: int, required: bool = True) -> int:
+    """0 pass, 1 fail or missing, 5 nothing measured, 75 invalid; `required` changes nothing."""
     if n_measured == 0:
-        return 5 if required else None
+        return 5
     status = worst(verdicts)
     if status in (Status.FAIL, Status.MISSING):
         return 1

@@ -29,10 +29,12 @@ class Stopwatch:
     seconds = waited = 0.0
 
     def __enter__(self) -> "Stopwatch":
-        self._start, self._waited = time.perf_counter(), waited()
+        self._start = time.perf_counter()
+        self._waited = waited()
         return self
 
     def __exit__(self, *_: object) -> None:
-        wall = time.perf_counter() - self._start
+        # Wall around waiting, at both ends: what is taken off is part of what it is taken from.
         taken = waited() - self._waited
-        self.seconds, self.waited = max(wall - taken, 1e-9), taken / wall
+        wall = time.perf_counter() - self._start
+        self.seconds, self.waited = wall - taken, taken / wall

@@ -1,5 +1,8 @@
 """What a benchmark calls to say what it measured, and the clock its times are read from."""
 
+import contextlib
+import math
+import operator
 from collections.abc import Callable
 from typing import Protocol
 
@@ -52,17 +55,31 @@ class Recorder:
 
     def identity(self, **what: Value) -> None:
         """What is measured; figures compare only where all of it is the same."""
-        self._identity.update(what)
+        for key, value in what.items():
+            value = _value(key, value)
+            if self._identity.setdefault(key, value) != value:
+                raise ValueError(f"{key} is {self._identity[key]!r} already, not {value!r}")
 
     def exactly(self, **values: Value) -> None:
         """Counts and digests that must equal the golden's."""
-        self._exact.update(values)
+        for key, value in values.items():
+            self._is_new(key)
+            self._exact[key] = _value(key, value)
 
     def number(
         self, name: str, value: float, *, drift: float, at_most: float | None = None
     ) -> None:
         """A figure: `drift` is the largest relative change either way, `at_most` a budget."""
-        self._numbers[name] = Number(float(value), drift, at_most)
+        self._is_new(name)
+        if not 0 <= drift < math.inf:
+            raise ValueError(f"{name} may drift by {drift}: it must be a number, and not below 0")
+        if at_most is not None and not math.isfinite(at_most):
+            raise ValueError(f"{name} has a budget of {at_most}: it must be a number, or None")
+        self._numbers[name] = Number(float(value), float(drift), at_most)
+
+    def _is_new(self, name: str) -> None:
+        if name in self._numbers or name in self._exact:
+            raise ValueError(f"{name} is said twice: the golden has room for one")
 
     def time(
         self,
@@ -126,3 +143,13 @@ def in_turn(turn: int, contestant: Seconds, baseline: Seconds) -> tuple[float, f
         b = baseline()
         return contestant(), b
     return contestant(), baseline()
+
+
+def _value(key: str, value: object) -> Value:
+    """As goldens keep it: text, or a whole number, numpy's too."""
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, bool):
+        with contextlib.suppress(TypeError):
+            return operator.index(value)  # type: ignore[arg-type]
+    raise TypeError(f"{key} is {value!r}: it must be text or a whole number, figures have `number`")

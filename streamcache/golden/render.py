@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from streamcache.golden.gate import Status, Verdict, worst
+from streamcache.golden.stats import percent
 
 _MARKS = {
     Status.PASS: "ok",
@@ -14,40 +15,48 @@ _MARKS = {
     Status.MISSING: "MISSING",
     Status.FAIL: "FAIL",
 }
-_ORDER = list(Status)
 
 
 def headline(verdicts: Sequence[Verdict]) -> str:
     """One line: the outcome, and how many checks had which status."""
+    if not verdicts:
+        return "golden: NOTHING MEASURED"
     counts = Counter(v.status for v in verdicts)
-    shown = [f"{counts[s]} {s.value}" for s in reversed(_ORDER) if counts[s]]
-    return f"golden: {worst(verdicts).value.upper()} ({', '.join(shown) or 'nothing checked'})"
+    shown = [f"{counts[s]} {s.value}" for s in reversed(Status) if counts[s]]
+    return f"golden: {worst(verdicts).value.upper()} ({', '.join(shown)})"
 
 
 def rows(verdicts: Sequence[Verdict]) -> list[tuple[str, ...]]:
     """Failures first: status, benchmark, check, now, golden, loss, tau, cause.
 
-    Checks that merely passed are left out, but for those of speed and of figures.
+    What passed and reads as the golden does is left out, but for times.
     """
     kept = [v for v in verdicts if v.status is not Status.PASS or v.now != v.golden or v.tau]
-    kept.sort(key=lambda v: (-_ORDER.index(v.status), v.name, v.check))
-    return [
+    kept.sort(key=lambda v: (-v.status.gravity, v.name, v.check))
+    files = Counter(_short(name) for name in {v.name for v in verdicts})
+    found = [
         (
             _MARKS[v.status],
-            v.name.partition("::")[2] or v.name,
+            _short(v.name) if files[_short(v.name)] == 1 else v.name,
             v.check,
             v.now,
             v.golden,
             "" if v.loss is None else f"{100 * v.loss:+.1f} %" + _bound(v),
-            "" if v.tau is None else f"{100 * v.tau:.1f} %",
-            v.cause.replace("\n", " "),
+            "" if v.tau is None else f"{percent(v.tau):.1f} %",
+            v.cause,
         )
         for v in kept
     ]
+    return [tuple(" ".join(cell.splitlines()) for cell in row) for row in found]
+
+
+def _short(name: str) -> str:
+    """The test without its file."""
+    return name.partition("::")[2] or name
 
 
 def _bound(verdict: Verdict) -> str:
-    return "" if verdict.margin is None else f" ± {100 * verdict.margin:.1f}"
+    return "" if verdict.margin is None else f" ± {percent(verdict.margin):.1f}"
 
 
 HEADER = ("", "benchmark", "check", "now", "golden", "loss", "tau", "cause")
@@ -69,6 +78,6 @@ def markdown(verdicts: Sequence[Verdict], notes: Sequence[str] = ()) -> str:
     lines = [f"### {headline(verdicts)}", ""]
     lines += ["| " + " | ".join(HEADER) + " |", "|" + " --- |" * len(HEADER)]
     for row in rows(verdicts):
-        cells = [cell.replace("|", "\\|") for cell in row]
+        cells = [cell.replace("|", "&#124;") for cell in row]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join([*lines, "", *notes, ""])

@@ -3,6 +3,7 @@
 import math
 import statistics
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -20,7 +21,7 @@ class SampleError(ValueError):
     """A file holds no samples; the message says why."""
 
 
-class Number(msgspec.Struct, frozen=True):
+class Number(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A figure that must not drift.
 
     Attributes:
@@ -104,7 +105,7 @@ class Environment(msgspec.Struct, frozen=True):
     Attributes:
         machine: must be the same for anything to compare: device, memory, power limit, threads.
         host: must be the same for what is host-bound to compare: the CPU's model.
-        context: recorded, and shown where it differs: versions, driver, commit.
+        context: recorded, and shown where it differs: versions, driver.
         canaries: seconds of fixed pieces of work; out of band, the machine is not itself.
         problems: what makes timing invalid: a throttled GPU, a foreign process.
         readings: what else was seen, one a look: clocks, temperature.
@@ -149,9 +150,18 @@ def read(path: Path) -> Process:
         found = msgspec.json.decode(path.read_bytes())
         if "streamcache" in found:
             found = found["streamcache"]["process"]
-        process = msgspec.convert(found, Process)
-    except (OSError, msgspec.MsgspecError, KeyError, TypeError) as error:
+        process = msgspec.convert(_with_nan(found), Process)
+    except (OSError, ValueError, RecursionError, KeyError, TypeError) as error:
         raise SampleError(f"{path} holds no samples of golden benchmarks: {error}") from error
     if process.protocol != PROTOCOL:
         raise SampleError(f"{path} has samples of protocol {process.protocol}, not {PROTOCOL}")
     return process
+
+
+def _with_nan(found: Any) -> Any:
+    """JSON has no NaN, and null stands in its place; but where there is no budget."""
+    if isinstance(found, dict):
+        return {k: None if k == "at_most" and v is None else _with_nan(v) for k, v in found.items()}
+    if isinstance(found, list):
+        return [_with_nan(v) for v in found]
+    return math.nan if found is None else found

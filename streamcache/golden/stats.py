@@ -12,6 +12,11 @@ LEAST_PAIRS = 4  # fewer have no quartiles
 _Z95 = 1.6448536269514722
 
 
+def percent(log: float) -> float:
+    """A log-ratio as the change that it is, in percent; figures beyond any are shown, too."""
+    return 100 * math.expm1(min(log, 700.0))
+
+
 def t95(degrees: int) -> float:
     """One-sided 95 % quantile of Student's t (Cornish-Fisher; within 0.5 % from 3 degrees on)."""
     z, n = _Z95, degrees
@@ -66,20 +71,3 @@ class Loss:
     @property
     def at_most(self) -> float:
         return self.estimate + self.margin
-
-
-def kind(canary: str) -> str:
-    """What a canary is about, by the first word of its name: "host" or "device"."""
-    return canary.partition(" ")[0]
-
-
-def pace(now: float | None, golden: float) -> float:
-    """Log of a canary's time in units of its golden time; NaN where there is no such time."""
-    return math.log(now) - math.log(golden) if now and now > 0 and golden > 0 else math.nan
-
-
-def paces(now: dict[str, float], golden: dict[str, float]) -> list[float]:
-    """How much slower a machine is as a whole: of the device where there is one, or of the host."""
-    decides = "device" if any(kind(name) == "device" for name in golden) else "host"
-    found = [pace(now.get(name), golden[name]) for name in sorted(golden) if kind(name) == decides]
-    return [change for change in found if math.isfinite(change)]

@@ -1,7 +1,9 @@
 """Golden files: what several processes measured on one device, and why it was recorded."""
 
+import json
 import math
 import statistics
+from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,7 @@ from typing import Any
 import msgspec
 
 from streamcache.files import write_bytes
-from streamcache.golden import stats
+from streamcache.golden import canaries, stats
 from streamcache.golden.samples import PROTOCOL, Environment, Number, Process, Sample, Value
 
 VERSION = 1
@@ -17,6 +19,9 @@ MIN_PROCESSES = 5
 LEAST_TAU = 0.03
 MOST_TAU = 0.10  # what lets more pass is not recorded
 LEAST_GUARD = 0.15  # of the baseline's own time
+MOST_GUARD = math.log(2)
+MOST_LOG = 100.0  # of anything that is a ratio of times
+MOST_AWAY = math.log(10)  # of the anchor: farther away it holds nothing
 SCHEMA = "streamcache-golden"
 
 
@@ -24,21 +29,22 @@ class GoldenError(ValueError):
     """A golden file cannot be used or written; the message says why."""
 
 
-class Band(msgspec.Struct, frozen=True):
+class Band(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A figure somebody published: the speedup lies between; nothing else is known."""
 
     low: float
     high: float
 
 
-class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
+class Entry(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
     """What a benchmark was.
 
     Attributes:
         identity, host_bound, numbers, exact: as of the samples. The tolerances of numbers are those
             of the golden, so that a test cannot loosen them unseen.
         log_ratios: one a process, log(contestant / baseline).
-        baselines_s, contestants_s: seconds, one a process.
+        baselines_s, contestants_s: seconds, one a process; of the same processes as the log-ratios
+            or of others, since an update replaces what moved and nothing else.
         anchor: the log-ratio at the last release; losses since then add up against a budget.
         band: instead of samples, a published speedup.
     """
@@ -58,8 +64,13 @@ class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
         """The loss of speed that counts, as a log-ratio."""
         return stats.threshold(self.log_ratios, LEAST_TAU)
 
+    @property
+    def guard(self) -> float:
+        """The same of the baseline's own time."""
+        return stats.threshold([math.log(s) for s in self.baselines_s], LEAST_GUARD)
 
-class Provenance(msgspec.Struct, frozen=True):
+
+class Provenance(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Where a golden comes from; of 0 processes: from a publication, which says so."""
 
     reason: str
@@ -69,7 +80,7 @@ class Provenance(msgspec.Struct, frozen=True):
     context: dict[str, Value] = {}
 
 
-class Golden(msgspec.Struct, frozen=True):
+class Golden(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The goldens of one device.
 
     Attributes:
@@ -100,13 +111,17 @@ def read(path: Path) -> Golden:
         GoldenError: it is missing, cut off, no golden, or of a version that is not understood.
     """
     try:
-        found: Any = msgspec.json.decode(path.read_bytes())
+        data = path.read_bytes()
+        found: Any = msgspec.json.decode(data)
+        twice = _twice(data)
     except OSError as error:
         raise GoldenError(
             f"no golden {path}: {error.strerror}; record one with --golden-update"
         ) from error
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise GoldenError(f"{path} is not JSON, or cut off: {error}") from error
+    if twice:
+        raise GoldenError(f"{path} has {min(twice)!r} twice in one place")
     if not isinstance(found, dict) or found.get("schema") != SCHEMA:
         raise GoldenError(f"{path} is not a golden file: it has no schema {SCHEMA!r}")
     if found.get("version") != VERSION:
@@ -121,28 +136,55 @@ def read(path: Path) -> Golden:
     return golden
 
 
+def _twice(data: bytes) -> set[str]:
+    """Keys that an object has twice: of these, readers of JSON keep the last and say nothing."""
+    found: set[str] = set()
+
+    def look(pairs: list[tuple[str, object]]) -> None:
+        counts = Counter(key for key, _ in pairs)
+        found.update(key for key, n in counts.items() if n > 1)
+
+    json.loads(data, object_pairs_hook=look)
+    return found
+
+
 def _check(golden: Golden, path: Path) -> None:
     if golden.protocol != PROTOCOL:
         raise GoldenError(f"{path} has protocol {golden.protocol}, this release takes {PROTOCOL}")
+    processes = golden.provenance.processes
+    timed = any(entry.log_ratios for entry in golden.entries.values())
+    if processes < 0 or (processes == 0 and timed):
+        raise GoldenError(f"{path}: no times are of {processes} processes")
     for name, seconds in golden.canaries.items():
         if not 0 < seconds < math.inf:
             raise GoldenError(f"{path}: canary {name!r} has no time")
     for name, entry in golden.entries.items():
         if wrong := flaw(entry):
             raise GoldenError(f"{path}: {name}: {wrong}")
+    if noise := noisy(golden):
+        raise GoldenError(f"{path} is {noise}")
 
 
 def flaw(entry: Entry) -> str:
     """Why nothing can be held against an entry, in words; empty where it can be."""
-    times = entry.log_ratios, entry.baselines_s, entry.contestants_s
-    if len(set(map(len, times))) > 1 or 0 < len(entry.log_ratios) < MIN_PROCESSES:
+    if not (entry.log_ratios or entry.band or entry.numbers or entry.exact):
+        return "it holds nothing"
+    fewest = min(map(len, (entry.log_ratios, entry.baselines_s, entry.contestants_s)))
+    timed = bool(entry.log_ratios or entry.baselines_s or entry.contestants_s)
+    if timed and fewest < MIN_PROCESSES:
         return f"it needs times of at least {MIN_PROCESSES} processes, or of none"
-    if not all(map(math.isfinite, entry.log_ratios)):
-        return "a log-ratio is no number"
+    if not all(abs(log) <= MOST_LOG for log in entry.log_ratios):
+        return "a log-ratio is no number, or beyond any"
     if not all(0 < s < math.inf for s in (*entry.baselines_s, *entry.contestants_s)):
         return "a time is zero or no number"
-    if entry.anchor is not None and not math.isfinite(entry.anchor):
-        return "the anchor is no number"
+    if timed != (entry.anchor is not None):
+        return "it needs an anchor where it has times, and none where it has not"
+    if entry.anchor is not None:
+        away = entry.anchor - statistics.fmean(entry.log_ratios)
+        if not abs(away) <= MOST_AWAY:
+            return "its anchor is no number, or too far away: delete the entry to start anew"
+    if entry.band and timed:
+        return "it has both times and a band"
     if entry.band and not 0 < entry.band.low <= entry.band.high < math.inf:
         return f"{entry.band.low} to {entry.band.high} is no band"
     for name, number in entry.numbers.items():
@@ -159,8 +201,9 @@ def noisy(golden: Golden) -> str:
     """Where the noise it was recorded in would let too much pass, in words; empty if nowhere."""
     for name, entry in golden.entries.items():
         if entry.log_ratios and entry.tau > MOST_TAU:
-            lost = 100 * math.expm1(entry.tau)
-            return f"so noisy that a loss of {lost:.0f} % would pass: {name}"
+            return f"so noisy that a loss of {stats.percent(entry.tau):.0f} % would pass: {name}"
+        if entry.baselines_s and entry.guard > MOST_GUARD:
+            return f"so noisy that a baseline of twice its time would pass: {name}"
     return ""
 
 
@@ -209,8 +252,9 @@ def entry_of(samples: list[Sample]) -> Entry:
 
 def _measured(sample: Sample) -> tuple[object, ...]:
     """What samples of one benchmark must have in common."""
+    allowed = {name: (number.drift, number.at_most) for name, number in sample.numbers.items()}
     timed = bool(sample.pairs), bool(sample.busy), sample.host_bound
-    return sample.identity, sample.exact, sample.numbers.keys(), timed
+    return sample.identity, sample.exact, allowed, timed
 
 
 def updated(
@@ -218,18 +262,20 @@ def updated(
 ) -> tuple[Golden, list[str]]:
     """The golden after an update, and what changed, a line each.
 
-    An entry that moved by no more than a third of its threshold stays as it is, so that a baseline
-    does not follow the last run. The anchor of an entry that is replaced stays, too, unless the
-    entry is now of something else.
+    What moved by no more than a third of its threshold stays as it is, so that a golden does not
+    follow the last run. The anchor stays, too, unless the entry is now of something else.
 
     Raises:
-        GoldenError: too few processes, unlike machines, or processes that measured unlike things.
+        GoldenError: too few processes, unlike machines or versions, processes that measured unlike
+            things, or a machine that is not itself.
     """
     if len(processes) < MIN_PROCESSES:
         raise GoldenError(f"{len(processes)} processes are too few, {MIN_PROCESSES} are needed")
     place = processes[0].environment
     if any(_place(p.environment) != _place(place) for p in processes):
         raise GoldenError("the processes ran on unlike machines")
+    if any(p.environment.context != place.context for p in processes):
+        raise GoldenError("the processes ran with unlike versions")
     by_name: dict[str, list[Sample]] = {}
     for process in processes:
         for sample in process.samples:
@@ -237,29 +283,31 @@ def updated(
     for name, samples in sorted(by_name.items()):
         if len(samples) != len(processes):
             raise GoldenError(f"{name} was measured by {len(samples)} of {len(processes)}")
-    canaries = _canaries(processes)
+    times = _canaries(processes)
     if old and (old.is_published or (old.machine, old.host) != _place(place)):
         _replaces(old, place, by_name.keys(), new_only)
         old = None
+    if old:
+        _is_itself(old, processes)
     entries, changes = dict(old.entries) if old else {}, []
     for name, samples in sorted(by_name.items()):
         entry, before = entry_of(samples), entries.get(name)
-        if old and (paces := stats.paces(canaries, old.canaries)):
+        if old and (paces := canaries.paces(times, old.canaries)):
             pace = math.exp(statistics.fmean(paces))
             at_pace = [s / pace for s in entry.baselines_s]
             entry = msgspec.structs.replace(entry, baselines_s=at_pace)
         if before is None:
             changes.append(f"+ {name}: {_shown(entry)}")
-        elif new_only or not _moved(before, entry):
-            continue
         else:
-            same = before.identity == entry.identity and before.host_bound == entry.host_bound
-            if same and before.anchor is not None:
-                entry = msgspec.structs.replace(entry, anchor=before.anchor)
+            entry = before if new_only else _moved(before, entry)
+            if entry == before:
+                continue
+            if wrong := flaw(entry):
+                raise GoldenError(f"{name}: {wrong}")
             changes.append(f"~ {name}: {_shown(before)} -> {_shown(entry)}")
         entries[name] = entry
     if old is None:
-        return Golden(provenance, place.machine, place.host, canaries, entries), changes
+        return Golden(provenance, place.machine, place.host, times, entries), changes
     if not changes:
         return old, []
     earlier = [*old.earlier, old.provenance]
@@ -284,42 +332,61 @@ def _replaces(old: Golden, place: Environment, names: Collection[str], new_only:
         )
 
 
+def _is_itself(old: Golden, processes: list[Process]) -> None:
+    """Refuse to record where the gate would not judge: with a canary out of its band."""
+    for process in processes:
+        timed = [sample for sample in process.samples if sample.pairs]
+        host_bound = any(sample.host_bound for sample in timed)
+        wrong = canaries.off(process.environment.canaries, old.canaries, host_bound)
+        if timed and wrong:
+            raise GoldenError(f"the machine is not itself: {wrong}")
+
+
 def _canaries(processes: list[Process]) -> dict[str, float]:
-    canaries = {}
+    found = {}
     for name in processes[0].environment.canaries:
         seconds = [p.environment.canaries.get(name, math.nan) for p in processes]
         if not all(0 < s < math.inf for s in seconds):
             raise GoldenError(f"canary {name!r} has no time")
-        canaries[name] = statistics.median(seconds)
-    return canaries
+        found[name] = statistics.median(seconds)
+    return found
 
 
-def _moved(before: Entry, now: Entry) -> bool:
-    fixed = ("identity", "exact", "host_bound", "band")
-    if any(getattr(before, name) != getattr(now, name) for name in fixed):
-        return True
-    if before.numbers.keys() != now.numbers.keys() or bool(before.log_ratios) != bool(
-        now.log_ratios
-    ):
-        return True
-    for name, number in now.numbers.items():
-        golden = before.numbers[name]
-        if (number.drift, number.at_most) != (golden.drift, golden.at_most):
-            return True
-        if abs(number.value - golden.value) > number.drift / 3 * abs(golden.value):
-            return True
-    if not now.log_ratios:
-        return False
-    change = statistics.fmean(now.log_ratios) - statistics.fmean(before.log_ratios)
-    slower = math.log(statistics.median(now.baselines_s) / statistics.median(before.baselines_s))
-    return abs(change) > before.tau / 3 or abs(slower) > LEAST_GUARD / 3
+def _moved(before: Entry, now: Entry) -> Entry:
+    """The entry now, but for what moved by no more than a third of its threshold."""
+    if (before.identity, before.host_bound) != (now.identity, now.host_bound):
+        return now
+    numbers = {k: _moved_number(before.numbers.get(k), n) for k, n in now.numbers.items()}
+    now = msgspec.structs.replace(now, numbers=numbers)
+    if not now.log_ratios or not before.log_ratios:
+        return now
+    kept: dict[str, Any] = {"anchor": before.anchor}
+    lost = statistics.fmean(now.log_ratios) - statistics.fmean(before.log_ratios)
+    slower = _mean_log(now.baselines_s) - _mean_log(before.baselines_s)
+    if not abs(lost) > before.tau / 3:
+        kept["log_ratios"] = before.log_ratios
+    if not abs(slower) > before.guard / 3:
+        kept["baselines_s"] = before.baselines_s
+    if len(kept) == 3:
+        kept["contestants_s"] = before.contestants_s
+    return msgspec.structs.replace(now, **kept)
+
+
+def _moved_number(before: Number | None, now: Number) -> Number:
+    if before is None or (before.drift, before.at_most) != (now.drift, now.at_most):
+        return now
+    return now if abs(now.value - before.value) > now.drift / 3 * abs(before.value) else before
+
+
+def _mean_log(seconds: list[float]) -> float:
+    return statistics.fmean(map(math.log, seconds))
 
 
 def _shown(entry: Entry) -> str:
     parts = [f"{name} {number.value:.6g}" for name, number in entry.numbers.items()]
     if entry.log_ratios:
         speedup = math.exp(-statistics.fmean(entry.log_ratios))
-        parts.append(f"speedup {speedup:.3f} (tau {100 * entry.tau:.1f} %)")
+        parts.append(f"speedup {speedup:.3f} (tau {stats.percent(entry.tau):.1f} %)")
     if entry.band:
         parts.append(f"speedup {entry.band.low} to {entry.band.high}, published")
     return ", ".join(parts)

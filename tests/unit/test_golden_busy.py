@@ -134,6 +134,12 @@ def test_a_busy_machine_confirms_no_failure_of_times() -> None:
     assert spoken(slow, published(), crowded)["speed"] is Status.INVALID
 
 
+def test_a_busy_machine_confirms_one_of_a_device_at_work() -> None:
+    slow = busy(factor=1.05)
+    crowded = msgspec.structs.replace(slow, waited=0.3)
+    assert spoken(slow, recorded(), crowded)["speed"] is Status.FAIL
+
+
 def test_times_and_work_do_not_compare() -> None:
     assert spoken(sample(), recorded()) == {"identity": Status.INVALID}
     assert spoken(busy(), golden()) == {"identity": Status.INVALID}

@@ -1,5 +1,10 @@
 """The report: failures first, nothing lost, one line a check."""
 
+import math
+
+from hypothesis import given
+from hypothesis import strategies as st
+
 from streamcache.golden import render
 from streamcache.golden.gate import Status, Verdict
 
@@ -23,7 +28,7 @@ ALL = [SAME, PASSED, GONE, FAILED, DRIFTED]
 
 def test_headline_has_the_worst_and_the_counts() -> None:
     assert render.headline(ALL) == "golden: FAIL (2 fail, 1 missing, 2 pass)"
-    assert render.headline([]) == "golden: PASS (nothing checked)"
+    assert render.headline([]) == "golden: NOTHING MEASURED"
     assert render.headline([GONE]) == "golden: MISSING (1 missing)"
 
 
@@ -38,6 +43,28 @@ def test_failures_come_first_and_equal_counts_are_left_out() -> None:
 
 def test_a_row_shows_both_figures_the_loss_with_its_bound_and_what_counts() -> None:
     assert render.rows([FAILED])[0][3:7] == ("2.500x", "2.718x", "+8.7 % ± 0.4", "3.0 %")
+
+
+def test_all_of_a_row_is_in_percent_of_the_time() -> None:
+    """As the cause says it."""
+    wide = Verdict("n", "speed", Status.PASS, loss=0.9, margin=math.log(1.6), tau=math.log(1.1))
+    assert render.rows([wide])[0][5:7] == ("+90.0 % ± 60.0", "10.0 %")
+
+
+def test_tests_of_one_name_are_told_apart_by_their_files() -> None:
+    names = ["a.py::test_x", "b.py::test_x", "b.py::test_y"]
+    found = [Verdict(name, "ppl", Status.FAIL) for name in names]
+    assert [row[1] for row in render.rows(found)] == ["a.py::test_x", "b.py::test_x", "test_y"]
+
+
+@given(st.lists(st.text(st.sampled_from("a|\\\n\r\x0b\u2028"), max_size=5), min_size=5, max_size=5))
+def test_no_value_breaks_a_table(cells: list[str]) -> None:
+    name, check, now, golden, cause = cells
+    odd = Verdict(name, check, Status.FAIL, now, golden, cause=cause)
+    text = render.text([odd])
+    assert [len(line.splitlines()) for line in text] == [1, 1, 1]
+    table = [line for line in render.markdown([odd]).splitlines() if line.startswith("|")]
+    assert [line.count("|") for line in table] == [len(render.HEADER) + 1] * 3
 
 
 def test_every_status_has_a_mark_and_only_red_ones_shout() -> None:
@@ -59,5 +86,5 @@ def test_markdown_keeps_each_check_in_one_row() -> None:
     assert lines[0] == "### golden: FAIL (2 fail, 1 missing, 2 pass)"
     table = [line for line in lines if line.startswith("|")]
     assert len(table) == 2 + len(render.rows(ALL))
-    assert {line.replace("\\|", "").count("|") for line in table} == {len(render.HEADER) + 1}
+    assert {line.count("|") for line in table} == {len(render.HEADER) + 1}
     assert lines[-1] == "- a note" or lines[-2] == "- a note"

@@ -70,15 +70,14 @@ def test_bound_of_a_loss_covers_the_truth_19_times_of_20() -> None:
     assert 0.03 < false / len(groups) < 0.07
 
 
-def test_pace_is_of_the_device_where_there_is_one() -> None:
-    golden = {"host product": 1.0, "device copy": 1.0, "device product": 1.0}
-    now = {"host product": 9.0, "device copy": 2.0, "device product": 2.0}
-    assert stats.paces(now, golden) == pytest.approx([math.log(2)] * 2)
-    assert stats.paces({"host product": 9.0}, {"host product": 1.0}) == [math.log(9)]
+@given(SEVERAL, NUMBERS)
+def test_an_error_smaller_than_that_between_processes_adds_nothing(
+    values: list[float], now: float
+) -> None:
+    between = stats.spread(values)
+    assert stats.Loss(now, between, values).margin == stats.Loss(now, 0.0, values).margin
 
 
-@pytest.mark.parametrize("now", [None, 0.0, -1.0, math.nan])
-def test_pace_without_a_time_is_none(now: float | None) -> None:
-    assert math.isnan(stats.pace(now, 1.0))
-    assert math.isnan(stats.pace(1.0, 0.0))
-    assert stats.paces({} if now is None else {"host": now}, {"host": 1.0}) == []
+def test_percent_is_of_the_time_and_shows_what_is_beyond_any() -> None:
+    assert stats.percent(math.log(1.5)) == pytest.approx(50)
+    assert stats.percent(1e308) > 1e300

@@ -2,6 +2,7 @@
 
 import json
 import math
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,17 @@ from streamcache.golden import samples as sampled
 from streamcache.golden import store
 from streamcache.golden.samples import Environment, Number, Process, SampleError
 from streamcache.golden.store import Golden, GoldenError, Provenance
-from tests.goldens import HERE, NAME, PROVENANCE, RATIOS, golden, processes, sample, samples
+from tests.goldens import (
+    HERE,
+    NAME,
+    PROVENANCE,
+    RATIOS,
+    altered,
+    golden,
+    processes,
+    sample,
+    samples,
+)
 
 LATER = Provenance("a faster kernel", "2026-02-28T12:00:00+00:00", "decaf", 5)
 GOLDEN = golden()
@@ -71,6 +82,15 @@ def entry(**fields: Any) -> bytes:
     return encoded(entries={NAME: {**plain, **fields}})
 
 
+NO_TIMES: dict[str, Any] = {
+    "log_ratios": [],
+    "baselines_s": [],
+    "contestants_s": [],
+    "anchor": None,
+}
+FIGURE = {"value": 20.0, "drift": 1e-3}
+MADE = msgspec.to_builtins(PROVENANCE)
+KEY = NAME.encode()
 BROKEN = {
     "empty": (b"", "cut off"),
     "cut off": (msgspec.json.encode(GOLDEN)[:200], "cut off"),
@@ -88,7 +108,27 @@ BROKEN = {
     "an entry without numbers": (entry(log_ratios=[None] * 5), "log_ratios"),
     "a time of zero": (entry(baselines_s=[0.0] * 5), "zero"),
     "a canary of zero": (encoded(canaries={"host product": 0.0}), "canary"),
-    "an upside-down band": (entry(band={"low": 2.0, "high": 1.0}), "no band"),
+    "an upside-down band": (entry(**NO_TIMES, band={"low": 2.0, "high": 1.0}), "no band"),
+    "times and a band": (entry(band={"low": 1.0, "high": 2.0}), "both times and a band"),
+    "no text": (b'{"schema": "\xff\xfe"}', "not JSON"),
+    "too deep": (b"[" * 100_000, "not JSON"),
+    "a log-ratio beyond any": (entry(log_ratios=[-1.0] * 4 + [1e308]), "beyond any"),
+    "an anchor of nothing": (entry(anchor=None), "needs an anchor"),
+    "an anchor without times": (entry(**{**NO_TIMES, "anchor": 0.0}), "needs an anchor"),
+    "an anchor that holds nothing": (entry(anchor=5.0), "too far away"),
+    "an empty entry": (encoded(entries={NAME: {"identity": {"model": "toy"}}}), "holds nothing"),
+    "an unknown field": (encoded(comment="tau"), "unknown field `comment`"),
+    "a misspelt field": (entry(anchr=-1.0), "unknown field `anchr`"),
+    "a misspelt tolerance": (entry(numbers={"ppl": FIGURE | {"atmost": 1.0}}), "`atmost`"),
+    "a key twice": (encoded().replace(b'"anchor"', b'"anchor": 9, "anchor"'), "'anchor' twice"),
+    "an entry twice": (
+        encoded().replace(b'"entries": {', b'"entries": {"%s": {}, ' % KEY),
+        "twice",
+    ),
+    "times of nobody": (encoded(provenance={**MADE, "processes": 0}), "of 0 processes"),
+    "times of fewer": (encoded(provenance={**MADE, "processes": -1}), "of -1 processes"),
+    "a scatter that lets all pass": (entry(log_ratios=[-1.1, -1.05, -1, -0.95, -0.9]), "27 %"),
+    "one baseline of no time": (entry(baselines_s=[0.1] * 4 + [1e-10]), "twice its time"),
 }
 
 
@@ -103,6 +143,11 @@ def test_a_broken_golden_is_refused_in_a_line_and_left_alone(how: str, tmp_path:
     assert path.read_bytes() == data
 
 
+def test_a_golden_of_figures_alone_is_one(tmp_path: Path) -> None:
+    (tmp_path / "toy.json").write_bytes(entry(**NO_TIMES))
+    assert store.read(tmp_path / "toy.json").entries[NAME].numbers
+
+
 # An entry
 
 
@@ -111,8 +156,25 @@ def test_an_entry_holds_what_each_process_measured() -> None:
     assert one.log_ratios == pytest.approx(list(RATIOS))
     assert one.anchor == pytest.approx(-1.0)
     assert one.baselines_s == pytest.approx([0.1] * 5)
+    assert one.contestants_s == pytest.approx([0.1 * math.exp(r) for r in RATIOS], rel=2e-3)
     assert one.numbers == {"ppl": Number(20.0, 1e-3, 20.5)}
     assert one.exact == {"positions": 100} and one.identity == {"model": "toy"}
+
+
+def test_a_baseline_is_as_quick_as_it_ever_was_in_a_process() -> None:
+    disturbed = [(a, 3 * b) if i else (a, b) for i, (a, b) in enumerate(sample().pairs)]
+    assert store.entry_of(samples(pairs=disturbed)).baselines_s == [0.1] * 5
+
+
+def test_a_figure_is_the_median_of_the_processes() -> None:
+    values = (20.006, 20.0, 20.002, 20.004, 19.998)
+    found = [sample(numbers={"ppl": Number(value, 1e-3)}) for value in values]
+    assert store.entry_of(found).numbers["ppl"].value == 20.002
+
+
+def test_what_measured_nothing_makes_no_entry() -> None:
+    with pytest.raises(GoldenError, match=f"{NAME}: it holds nothing"):
+        store.entry_of(samples(pairs=[], numbers={}, exact={}))
 
 
 @pytest.mark.parametrize(
@@ -124,8 +186,10 @@ def test_an_entry_holds_what_each_process_measured() -> None:
         ({"pairs": []}, "same thing"),
         ({"pairs": [(math.nan, 0.1)] * 10}, "no number"),
         ({"pairs": [(0.0, 0.1)] * 10}, "no number"),
-        ({"numbers": {"ppl": Number(math.nan, 1e-3)}}, "may drift"),
-        ({"numbers": {"ppl": Number(20.1, 1e-3)}}, "between 20 and 20.1: more than it may drift"),
+        ({"numbers": {"ppl": Number(20.0, 2e-3, 20.5)}}, "same thing"),
+        ({"numbers": {"ppl": Number(20.0, 1e-3, 20.4)}}, "same thing"),
+        ({"numbers": {"ppl": Number(math.nan, 1e-3, 20.5)}}, "may drift"),
+        ({"numbers": {"ppl": Number(20.1, 1e-3, 20.5)}}, "between 20 and 20.1: more than it may"),
     ],
 )
 def test_processes_that_differ_make_no_entry(odd: dict[str, Any], says: str) -> None:
@@ -163,6 +227,7 @@ def test_what_moved_by_less_than_a_third_of_its_threshold_is_left_alone() -> Non
         processes(numbers={"ppl": Number(20.0, 2e-3, 20.5)}),
         processes(numbers={"ppl": Number(20.0, 1e-3, 20.4)}),
         processes(exact={"positions": 101}),
+        processes(identity={"model": "other"}),
         processes(host_bound=False),
         processes(pairs=[]),
     ],
@@ -172,6 +237,49 @@ def test_what_moved_by_more_is_replaced_and_shown(moved: list[Process]) -> None:
     assert change.startswith(f"~ {NAME}: ppl 20, speedup 2.718 (tau 3.0 %) -> ")
     assert found.provenance is LATER and found.earlier == [PROVENANCE]
     assert update(found, moved) == (found, [])
+
+
+def test_what_moved_is_replaced_and_nothing_else() -> None:
+    """Nor does a figure follow what changes beside it."""
+    ratios, was = [r + 0.009 for r in RATIOS], GOLDEN.entries[NAME]
+    figure = {"ppl": Number(20.001, 1e-3, 20.5)}
+    found, _ = update(GOLDEN, processes(ratios, baseline_s=0.12, numbers=figure))
+    now = found.entries[NAME]
+    assert (now.log_ratios, now.numbers) == (was.log_ratios, was.numbers)
+    assert now.baselines_s == pytest.approx([0.12] * 5)
+    found, _ = update(GOLDEN, processes([r + 0.02 for r in RATIOS], baseline_s=0.103))
+    now = found.entries[NAME]
+    assert now.baselines_s == was.baselines_s and now.log_ratios != was.log_ratios
+    found, _ = update(GOLDEN, processes(ratios, exact={"positions": 1}, numbers=figure))
+    assert found.entries[NAME] == msgspec.structs.replace(was, exact={"positions": 1})
+
+
+def test_a_baseline_is_left_alone_within_a_third_of_its_own_threshold() -> None:
+    apart = altered(GOLDEN, baselines_s=[0.08, 0.09, 0.1, 0.11, 0.12])
+    guard = apart.entries[NAME].guard
+    assert guard == pytest.approx(0.481, abs=1e-3)
+    then = math.exp(statistics.fmean(map(math.log, apart.entries[NAME].baselines_s)))
+    assert update(apart, processes(baseline_s=then * math.exp(0.9 * guard / 3))) == (apart, [])
+    assert update(apart, processes(baseline_s=then * math.exp(1.1 * guard / 3)))[1]
+
+
+def test_more_processes_than_before_replace_what_moved() -> None:
+    ten = [*RATIOS, *RATIOS]
+    found, _ = update(GOLDEN, processes(ten, baseline_s=0.12))
+    now = found.entries[NAME]
+    assert (len(now.log_ratios), len(now.baselines_s)) == (5, 10) and not store.flaw(now)
+
+
+def test_a_band_is_replaced_by_times() -> None:
+    band = altered(GOLDEN, band=store.Band(2.0, 3.0), **NO_TIMES)
+    found, _ = update(band, processes(pairs=[]))
+    assert found.entries[NAME].band is None
+    assert update(band, processes())[0].entries[NAME].log_ratios
+
+
+def test_what_is_ten_times_as_fast_starts_anew() -> None:
+    with pytest.raises(GoldenError, match=r"anchor .* delete the entry to start anew"):
+        update(GOLDEN, processes([r - 2.5 for r in RATIOS]))
 
 
 @given(st.floats(-0.1, 0.1))
@@ -218,6 +326,42 @@ def test_a_machine_slower_as_a_whole_does_not_move_its_baseline() -> None:
     assert update(GOLDEN, processes(where=slow, baseline_s=0.13)) == (GOLDEN, [])
     found, _ = update(GOLDEN, processes([-0.5] * 5, where=slow, baseline_s=0.13))
     assert found.entries[NAME].baselines_s == pytest.approx([0.1] * 5)
+
+
+DEVICE = Environment(HERE.machine, HERE.host, {}, {"device copy": 1e-3, "host product": 1e-3})
+
+
+@pytest.mark.parametrize(
+    ("copy", "product", "host_bound", "recorded"),
+    [
+        (1.09, 1.0, True, True),
+        (1.2, 1.0, True, False),
+        (1.0, 3.0, True, False),
+        (1.0, 3.0, False, True),
+    ],
+)
+def test_a_machine_that_is_not_itself_is_not_recorded(
+    copy: float, product: float, host_bound: bool, recorded: bool
+) -> None:
+    """As the gate does not judge there. One process of five is enough."""
+    was = golden(where=DEVICE, host_bound=host_bound)
+    canaries = {"device copy": copy * 1e-3, "host product": product * 1e-3}
+    odd = msgspec.structs.replace(DEVICE, canaries=canaries)
+    found = processes([-0.5] * 5, where=DEVICE, host_bound=host_bound)
+    found[3] = Process(odd, found[3].samples)
+    if recorded:
+        assert update(was, found)[1]
+    else:
+        with pytest.raises(GoldenError, match="not itself: canary"):
+            update(was, found)
+    untimed = [Process(odd, [sample(pairs=[], exact={"positions": 1})])] * 5
+    assert update(was, untimed)[1], "figures do not depend on it"
+
+
+def test_two_versions_do_not_mix() -> None:
+    newer = msgspec.structs.replace(HERE, context={"python": "4"})
+    with pytest.raises(GoldenError, match="unlike versions"):
+        update(None, [*processes()[:4], *processes(where=newer)[:1]])
 
 
 def test_too_few_processes_are_refused() -> None:
@@ -276,6 +420,8 @@ def test_a_golden_that_noise_has_widened_is_named() -> None:
     wild = golden([-1.1, -1.05, -1.0, -0.95, -0.9])
     assert store.noisy(wild) == f"so noisy that a loss of 27 % would pass: {NAME}"
     assert store.noisy(golden(pairs=[])) == ""
+    torn = altered(GOLDEN, baselines_s=[0.1, 0.1, 0.1, 0.1, 0.2])
+    assert store.noisy(torn) == f"so noisy that a baseline of twice its time would pass: {NAME}"
 
 
 # Samples
@@ -291,8 +437,33 @@ def test_samples_are_read_as_written_and_from_a_benchmark_json(tmp_path: Path) -
     assert sampled.read(path) == one
 
 
+def test_what_is_no_number_is_none_when_it_is_read(tmp_path: Path) -> None:
+    numbers = {"ppl": Number(math.nan, 1e-3), "nll": Number(3.0, 1e-3, 4.0)}
+    where = msgspec.structs.replace(HERE, canaries={"host product": math.nan})
+    odd = Process(where, [sample(pairs=[(math.nan, 1.0)], numbers=numbers)])
+    path = tmp_path / "out.json"
+    path.write_bytes(msgspec.json.encode(odd))
+    found = sampled.read(path)
+    assert msgspec.json.encode(found) == msgspec.json.encode(odd)
+    ((own, beside),) = found.samples[0].pairs
+    assert math.isnan(own) and math.isnan(found.samples[0].numbers["ppl"].value) and beside == 1.0
+    assert found.samples[0].numbers["ppl"].at_most is None
+
+
 @pytest.mark.parametrize(
-    "data", [b"", b"[]", b"3", b"{}", b'{"benchmarks": []}', b'{"streamcache": {}}', b"null"]
+    "data",
+    [
+        b'{"schema": "\xff\xfe"}',
+        b"[" * 100_000,
+        b"",
+        b"[]",
+        b"3",
+        b"{}",
+        b'{"benchmarks": []}',
+        b'{"streamcache": {}}',
+        b"null",
+    ],
+    ids=lambda data: str(data[:16]),
 )
 def test_a_file_without_samples_is_refused_in_a_line(data: bytes, tmp_path: Path) -> None:
     path = tmp_path / "out.json"
