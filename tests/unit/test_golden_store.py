@@ -247,6 +247,7 @@ def test_what_moved_is_replaced_and_nothing_else() -> None:
     now = found.entries[NAME]
     assert (now.log_ratios, now.numbers) == (was.log_ratios, was.numbers)
     assert now.baselines_s == pytest.approx([0.12] * 5)
+    assert now.contestants_s[2] == pytest.approx(0.12 * math.exp(-0.991), rel=2e-3)
     found, _ = update(GOLDEN, processes([r + 0.02 for r in RATIOS], baseline_s=0.103))
     now = found.entries[NAME]
     assert now.baselines_s == was.baselines_s and now.log_ratios != was.log_ratios
@@ -354,8 +355,10 @@ def test_a_machine_that_is_not_itself_is_not_recorded(
     else:
         with pytest.raises(GoldenError, match="not itself: canary"):
             update(was, found)
-    untimed = [Process(odd, [sample(pairs=[], exact={"positions": 1})])] * 5
-    assert update(was, untimed)[1], "figures do not depend on it"
+    untimed = sample(name="untimed", pairs=[])
+    assert update(was, [Process(odd, [untimed])] * 5)[1], "figures do not depend on it"
+    if recorded:  # nor does it depend on them
+        assert update(was, [Process(p.environment, [*p.samples, untimed]) for p in found])[1]
 
 
 def test_two_versions_do_not_mix() -> None:
