@@ -376,19 +376,8 @@ def banded(sample: Sample, entry: Entry) -> Verdict:
     return Verdict(sample.name, "speed", Status.PASS, **shown)
 
 
-def as_required(verdicts: Iterable[Verdict]) -> list[Verdict]:
-    """The same, for a run in which every golden must be measured: that a golden is of another host
-    excuses nothing then."""
-    return [
-        msgspec.structs.replace(v, status=Status.INVALID)
-        if v.check == "host" and v.status is Status.INCONCLUSIVE
-        else v
-        for v in verdicts
-    ]
-
-
-def exit_status(verdicts: Sequence[Verdict], n_measured: int, required: bool = True) -> int:
-    """0 pass, 1 fail or missing, 5 nothing measured, 75 invalid; `required` changes nothing."""
+def exit_status(verdicts: Sequence[Verdict], n_measured: int) -> int:
+    """0 pass, 1 fail or missing, 5 nothing measured, 75 invalid."""
     if n_measured == 0:
         return 5
     status = worst(verdicts)

@@ -17,6 +17,8 @@ def advice(
     lines, measured = [], {sample.name for sample in process.samples}
     if left := golden.entries.keys() - measured:
         lines.append(f"NOT MEASURED: {len(left)} of {len(golden.entries)} goldens")
+    if unlike := {v.name for v in verdicts if v.check == "host"}:
+        lines.append(f"NOT JUDGED: times of {len(unlike)} benchmarks, of another host's golden")
     if process.samples:
         context = process.environment.context
         if differs := gate.differences(context, golden.provenance.context):

@@ -616,16 +616,6 @@ def test_another_host_says_nothing_of_what_is_host_bound() -> None:
     assert found["speed"] is Status.FAIL
 
 
-def test_where_goldens_must_be_measured_another_host_is_not_where() -> None:
-    elsewhere = place(host={"cpu": "slide rule"})
-    found = gate.as_required(gate.judge(sample(), GOLDEN, elsewhere))
-    assert {v.check: v.status.name for v in found if v.status.is_red} == {"host": "INVALID"}
-    assert gate.exit_status(found, 1) == 75
-    for one, where in ((WILD, HERE), (sample(), HERE), (sample(name="unknown"), HERE)):
-        plain = gate.judge(one, GOLDEN, where)
-        assert gate.as_required(plain) == plain
-
-
 def test_other_versions_are_context_and_judge_nothing() -> None:
     assert statuses(sample(), environment=place(context={"python": "4"})) == statuses(sample())
 

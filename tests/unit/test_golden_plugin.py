@@ -39,7 +39,8 @@ class Toy:
         if os.environ.get("TOY_PROBLEM_AT", str(self.looks)) != str(self.looks):
             problems = []
         machine = {"device": os.environ.get("TOY_DEVICE", "toy")}
-        return Environment(machine=machine, context={"toys": "1"}, problems=problems)
+        host = {"cpu": os.environ.get("TOY_HOST", "abacus")}
+        return Environment(machine, host, context={"toys": "1"}, problems=problems)
 
 @pytest.fixture(scope="session")
 def golden_environment():
@@ -291,6 +292,15 @@ def test_something_else_under_the_same_name_is_invalid(toy: Toy) -> None:
     said(ran, "INVALID identity: not what the golden measured: length is 501, not 500")
 
 
+def test_times_on_another_host_are_not_judged_and_it_says_so(
+    toy: Toy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TOY_HOST", "slide rule")
+    ran = toy("--golden-required")
+    assert ran.ret == 0
+    said(ran, "NOT JUDGED: times of 1 benchmarks")
+
+
 def test_another_machine_is_invalid(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TOY_DEVICE", "abacus")
     ran = toy("--golden-required")
@@ -335,7 +345,7 @@ def test_one_run_has_one_machine(toy: Toy) -> None:
     assert toy("--golden-samples=x.out").ret == 0
     ran = toy("--golden-reason", "why", "--golden-from", "x.out")
     assert ran.ret == 75
-    said(ran, "is invalid: one run, two machines: device is 'abacus', not 'toy'")
+    said(ran, "is invalid: one run, two machines: *device is 'abacus', not 'toy'")
 
 
 def test_another_failure_is_a_failure_even_where_the_machine_is_invalid(
