@@ -42,7 +42,7 @@ class Arena:
 
     def write(self, layer: int, slot: int, keys: Tensor, values: Tensor) -> None:
         """Store states [B, H, n, D] in the slots from `slot`."""
-        if self.keys.numel() == 0 or self.keys.shape[1] != keys.shape[0]:
+        if slot == 0 and (self.keys.numel() == 0 or self.keys.shape[1] != keys.shape[0]):
             self._allocate(keys)
         end = slot + keys.shape[-2]
         self.keys[layer, :, :, slot:end] = keys
@@ -51,7 +51,7 @@ class Arena:
     def read(self, layer: int, begin: int, end: int) -> tuple[Tensor, Tensor]:
         """Views [B, H, end - begin, D]."""
         keys, values = self.keys[layer, :, :, begin:end], self.values[layer, :, :, begin:end]
-        return keys.to(values.dtype), values
+        return (keys.to(values.dtype) if self.wide else keys), values
 
     def _allocate(self, like: Tensor) -> None:
         n_layers, n_heads, n_slots, key_dim, value_dim = self.shape

@@ -116,7 +116,7 @@ class BoundedCache(Cache):
                 "positions of this stream were re-based: go on calling the model the cache was "
                 "built for, not a part of it"
             )
-        if self.seen and key_states.shape[0] != self.batch_size:
+        if layer_idx == 0 and self.seen and key_states.shape[0] != self.batch_size:
             raise ValueError(
                 f"the cache holds a batch of {self.batch_size} streams and is given "
                 f"{key_states.shape[0]}: reset() it to start anew"

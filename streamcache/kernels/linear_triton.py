@@ -48,7 +48,8 @@ def _activate(y, ACTIVATION: tl.constexpr):
 @triton.jit
 def _number(w):
     """Four int8 at a time as float32: w + 128 becomes the lowest bits of 2^23, of which 2^23 + 128
-    is taken off again. Converting each takes the same instructions and a sixth longer (H100)."""
+    is taken off again. Converting each takes about as many instructions, and longer (H100: 492
+    and 410 us for the products that are added)."""
     return tl.inline_asm_elementwise(
         """{
         .reg .b32 biased, a, b, c, d;

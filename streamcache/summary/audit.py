@@ -5,6 +5,7 @@ an A800 only. A speedup needs the shape on a GPU, whatever its weights; a claim 
 what hurts can be put to any model.
 """
 
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import product
@@ -85,11 +86,11 @@ class Evidence:
     def noise(self, row: Measured) -> float:
         """How far apart the speedups of one configuration are that is measured under two names."""
         group = next(group for group in self.groups if row in group.rows)
-        twins = [group.get(name) for name in ("ours-standard", "lazy-R1")]
-        values = [twin.record.speed.speedup for twin in twins if twin and twin.record.speed]
-        if len(values) < 2 or not values[0] or not values[1]:
-            return 0.0
-        return max(values[0] / values[1], values[1] / values[0]) - 1
+        speedups: dict[object, list[float]] = defaultdict(list)
+        for record in (row.record for row in group.rows):
+            if record.speed and record.speed.speedup:
+                speedups[record.mode, record.policy].append(record.speed.speedup)
+        return max((max(twins) / min(twins) - 1 for twins in speedups.values()), default=0.0)
 
     def quantised(self, how: str, name: str) -> tuple[Measured, Measured] | None:
         """Timed records of a configuration, with the weights as they came and quantised."""
