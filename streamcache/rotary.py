@@ -254,7 +254,8 @@ def _measure(model: PreTrainedModel) -> ModelGeometry:
     )
     first, later = _two_tokens(model, 0), _two_tokens(model, last - 1)
     # Nothing but rounding may differ: in float32 2e-6 at most, of scaled queries 1e-4 and more.
-    if not (later - first).norm() <= (tolerance if half else 2e-5) * first.norm():
+    # A model that says NaN is broken otherwise, and what reads its logits says so.
+    if (later - first).norm() > (tolerance if half else 2e-5) * first.norm():
         raise _refusal(config, "what two tokens see of each other depends on where they stand")
     return ModelGeometry(layers, _position_limit(model, found, fits))
 

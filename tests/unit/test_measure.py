@@ -60,3 +60,10 @@ def test_a_config_is_measured_without_touching_the_random_state() -> None:
     torch.manual_seed(0)
     measure(config)
     assert torch.equal(torch.rand(1), expected)
+
+
+def test_a_model_that_says_nan_is_not_refused_for_its_positions() -> None:
+    model = llama()
+    with torch.no_grad():
+        model.get_output_embeddings().weight.fill_(torch.nan)
+    assert measure(model).max_position is None
