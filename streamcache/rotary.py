@@ -71,6 +71,8 @@ class Rotation:
         return torch.polar(torch.ones_like(angle), angle)
 
     def to(self, device: torch.device) -> "Rotation":
+        if self.inv_freq.device == device:  # at every eviction, so not made anew
+            return self
         return Rotation(self.layout, self.start, self.inv_freq.to(device))
 
 
