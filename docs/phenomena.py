@@ -13,9 +13,9 @@ import torch
 from rich.progress import track
 
 from streamcache import EvictionPolicy
-from streamcache.corpora import load_tokens
-from streamcache.models import load_model
-from streamcache.onepass import streaming_nll
+from streamcache.decoding.onepass import streaming_nll
+from streamcache.inputs.corpora import load_tokens
+from streamcache.inputs.models import load_model
 
 N_TOKENS = 8193
 BIN = 256  # tokens a point: PPL over a bin, nothing else is smoothed

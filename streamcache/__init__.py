@@ -10,33 +10,33 @@ from typing import TYPE_CHECKING
 from streamcache.version import VERSION
 
 if TYPE_CHECKING:
-    from streamcache.bounded import BoundedCache
-    from streamcache.cache import RerotatingCache, StreamingCache
-    from streamcache.capture import CapturedDecoder, EagerWarning
-    from streamcache.onepass import OnePassUnsupported, streaming_nll
+    from streamcache.caches.base import BoundedCache
+    from streamcache.caches.probe import UnsupportedModelError
+    from streamcache.caches.reference import ReferenceCache
+    from streamcache.caches.ring import RingCache
+    from streamcache.caches.streaming import RerotatingCache, StreamingCache
+    from streamcache.decoding.captured import CapturedDecoder, EagerWarning
+    from streamcache.decoding.onepass import OnePassUnsupported, streaming_nll
+    from streamcache.decoding.recompute import recompute_nll
     from streamcache.policy import EvictionPolicy, PolicyError, PolicyWarning
-    from streamcache.recompute import recompute_nll
-    from streamcache.reference import ReferenceCache
-    from streamcache.ring import RingCache
-    from streamcache.rotary import UnsupportedModelError
 
 __version__ = VERSION
 
 _HOMES = {
-    "BoundedCache": "streamcache.bounded",
-    "CapturedDecoder": "streamcache.capture",
-    "EagerWarning": "streamcache.capture",
+    "BoundedCache": "streamcache.caches.base",
+    "CapturedDecoder": "streamcache.decoding.captured",
+    "EagerWarning": "streamcache.decoding.captured",
     "EvictionPolicy": "streamcache.policy",
-    "OnePassUnsupported": "streamcache.onepass",
+    "OnePassUnsupported": "streamcache.decoding.onepass",
     "PolicyError": "streamcache.policy",
     "PolicyWarning": "streamcache.policy",
-    "ReferenceCache": "streamcache.reference",
-    "RerotatingCache": "streamcache.cache",
-    "RingCache": "streamcache.ring",
-    "StreamingCache": "streamcache.cache",
-    "UnsupportedModelError": "streamcache.rotary",
-    "recompute_nll": "streamcache.recompute",
-    "streaming_nll": "streamcache.onepass",
+    "ReferenceCache": "streamcache.caches.reference",
+    "RerotatingCache": "streamcache.caches.streaming",
+    "RingCache": "streamcache.caches.ring",
+    "StreamingCache": "streamcache.caches.streaming",
+    "UnsupportedModelError": "streamcache.caches.probe",
+    "recompute_nll": "streamcache.decoding.recompute",
+    "streaming_nll": "streamcache.decoding.onepass",
 }
 
 __all__ = [

@@ -6,9 +6,9 @@ from typing import Any
 
 import msgspec
 
-from streamcache.golden import store
-from streamcache.golden.samples import Environment, Number, Process, Sample
-from streamcache.golden.store import Golden, Provenance
+from streamcache.gate import goldens as store
+from streamcache.gate.goldens import Golden, Provenance
+from streamcache.gate.samples import Environment, Number, Process, Sample
 
 NAME = "tests/bench/test_toy.py::test_speed"
 RATIOS = (-1.002, -1.001, -1.0, -0.999, -0.998)  # of five processes; e times as fast

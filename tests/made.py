@@ -7,15 +7,15 @@ import msgspec
 import numpy as np
 import torch
 
-from streamcache import profiling, records
-from streamcache.configurations import NAMED, Configuration
-from streamcache.diagnose import Diagnosis, Difference, spike
-from streamcache.evaluate import as_recorded
 from streamcache.files import write_bytes
-from streamcache.paper import configurations
+from streamcache.measure import profiling, records
+from streamcache.measure.configurations import NAMED, Configuration
+from streamcache.measure.diagnose import Diagnosis, Difference, spike
+from streamcache.measure.evaluate import as_recorded
+from streamcache.measure.paper import configurations
+from streamcache.measure.profiling import Evicted, Kernel, Operator, Part, Profile
+from streamcache.measure.records import Prunes, Quality, Record, Speed, Subject
 from streamcache.policy import EvictionPolicy
-from streamcache.profiling import Evicted, Kernel, Operator, Part, Profile
-from streamcache.records import Prunes, Quality, Record, Speed, Subject
 
 SUBJECT = Subject("reference", "r", "float32", "pg19/4047", "folder", "d", 3000)
 

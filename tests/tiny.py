@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from streamcache.bounded import BoundedCache
+from streamcache.caches.base import BoundedCache
 from streamcache.policy import EvictionPolicy
 from tests.oracle import Oracle, kept_after_each, kept_in_chunks
 

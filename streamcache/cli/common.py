@@ -18,15 +18,15 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from streamcache import baseline as baselines
-from streamcache import evaluate, records
 from streamcache.cli.console import err
-from streamcache.corpora import TokenStream, load_tokens
-from streamcache.decode import Advance
+from streamcache.decoding.nll import Advance
 from streamcache.files import require_writable
-from streamcache.models import LoadedModel, load_model
+from streamcache.inputs.corpora import TokenStream, load_tokens
+from streamcache.inputs.models import LoadedModel, load_model
+from streamcache.inputs.quantize import Quantization
+from streamcache.measure import baseline as baselines
+from streamcache.measure import evaluate, records
 from streamcache.policy import EvictionPolicy
-from streamcache.quantize import Quantization
 
 Command = Callable[..., Any]
 Bar = Callable[[str, int], AbstractContextManager[Advance]]  # description, total

@@ -9,14 +9,16 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
-from streamcache import evaluate, records
 from streamcache.cli.common import load, no_quality, progress, subject_options
 from streamcache.cli.console import err, show
 from streamcache.cli.policies import file_name, policy_options
-from streamcache.configurations import NAMED, Configuration
-from streamcache.corpora import TokenStream
-from streamcache.decode import finite
-from streamcache.diagnose import (
+from streamcache.decoding.nll import finite
+from streamcache.files import write_bytes
+from streamcache.inputs.corpora import TokenStream
+from streamcache.inputs.models import LoadedModel
+from streamcache.measure import evaluate, records
+from streamcache.measure.configurations import NAMED, Configuration
+from streamcache.measure.diagnose import (
     Diagnosis,
     Floats,
     Held,
@@ -29,8 +31,6 @@ from streamcache.diagnose import (
     spike,
     tokens_csv,
 )
-from streamcache.files import write_bytes
-from streamcache.models import LoadedModel
 from streamcache.policy import EvictionPolicy
 
 
@@ -135,7 +135,7 @@ def _write(
         words = [repr(word)[1:-1] for word in loaded.tokenizer.batch_decode([[i] for i in ids])]
     files = {".csv": tokens_csv(ids, words, states, nll, nll_other)}
     if plot:
-        from streamcache.diagnose_plot import svg
+        from streamcache.report.diagnose_plot import svg
 
         files[".svg"] = svg(made, states, nll, nll_other)
     for suffix, data in files.items():

@@ -1,17 +1,17 @@
 """The errors a user can cause: their messages say what is wrong and what would be right."""
 
-from streamcache.attach import PaddingError
-from streamcache.baseline import BaselineMismatch
-from streamcache.corpora import CorpusError
-from streamcache.decode import NotFiniteError
-from streamcache.diagnose import DiagnosisError
-from streamcache.models import ModelError
-from streamcache.onepass import OnePassUnsupported
+from streamcache.caches.hooks import PaddingError
+from streamcache.caches.probe import UnsupportedModelError
+from streamcache.decoding.nll import NotFiniteError
+from streamcache.decoding.onepass import OnePassUnsupported
+from streamcache.inputs.corpora import CorpusError
+from streamcache.inputs.models import ModelError
+from streamcache.inputs.quantize import QuantizationError
+from streamcache.measure.baseline import BaselineMismatch
+from streamcache.measure.diagnose import DiagnosisError
+from streamcache.measure.records import RecordError
 from streamcache.policy import PolicyError
-from streamcache.quantize import QuantizationError
-from streamcache.records import RecordError
-from streamcache.rotary import UnsupportedModelError
-from streamcache.summary.plots import PlotsMissing
+from streamcache.report.plots import PlotsMissing
 
 EXPECTED = (
     BaselineMismatch,

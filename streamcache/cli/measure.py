@@ -7,7 +7,7 @@ import click
 from click.core import ParameterSource
 from torch import Tensor
 
-from streamcache import evaluate, records, report
+from streamcache.caches.refresh import RefreshPolicy
 from streamcache.cli.common import (
     File,
     OutputFile,
@@ -20,13 +20,20 @@ from streamcache.cli.common import (
 )
 from streamcache.cli.console import err, show
 from streamcache.cli.policies import name_of, policy_options
-from streamcache.configurations import BASELINE, NAMED, Configuration, Mode
-from streamcache.corpora import TokenStream
-from streamcache.models import LoadedModel
+from streamcache.inputs.corpora import TokenStream
+from streamcache.inputs.models import LoadedModel
+from streamcache.measure import evaluate, records
+from streamcache.measure.configurations import (
+    BASELINE,
+    NAMED,
+    Configuration,
+    Mode,
+    RefreshConfiguration,
+)
+from streamcache.measure.records import Quality, Record, Speed
+from streamcache.measure.unfinished import Unfinished
 from streamcache.policy import EvictionPolicy
-from streamcache.records import Quality, Record, Speed
-from streamcache.refresh import RefreshConfiguration, RefreshPolicy
-from streamcache.unfinished import Unfinished
+from streamcache.report import terminal as report
 
 DEFAULT_TABLE = "baseline,mit,ours-standard,best,fast"
 

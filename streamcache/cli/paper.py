@@ -10,8 +10,6 @@ import click
 from rich import box
 from rich.table import Table
 
-from streamcache import baseline as baselines
-from streamcache import report
 from streamcache.cli.common import (
     bars,
     baseline_path,
@@ -24,10 +22,10 @@ from streamcache.cli.common import (
     wanted_baseline,
 )
 from streamcache.cli.console import err, out, show
-from streamcache.configurations import Configuration
-from streamcache.corpora import load_tokens
-from streamcache.decode import time_tokens
-from streamcache.paper import (
+from streamcache.inputs.corpora import load_tokens
+from streamcache.measure import baseline as baselines
+from streamcache.measure.configurations import Configuration
+from streamcache.measure.paper import (
     PUBLISHED_TOTAL,
     QUICK_TEXTS,
     TEXTS,
@@ -35,7 +33,9 @@ from streamcache.paper import (
     configurations,
     folder_of,
 )
+from streamcache.measure.timing import time_tokens
 from streamcache.policy import PolicyWarning
+from streamcache.report import terminal as report
 
 Job = tuple[Paper, Configuration]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from streamcache.configurations import NAMED, Mode
+from streamcache.measure.configurations import NAMED, Mode
 from streamcache.policy import EvictionPolicy
 
 

@@ -7,14 +7,14 @@ import click
 from rich import box
 from rich.table import Table
 
-from streamcache import evaluate, records
 from streamcache.cli.common import OutputFile, load, progress, subject_options
 from streamcache.cli.console import err, out, show
 from streamcache.cli.policies import file_name, name_of, policy_options
-from streamcache.configurations import Configuration, Mode
-from streamcache.decode import Stream
+from streamcache.decoding.loop import Stream
+from streamcache.measure import evaluate, records
+from streamcache.measure.configurations import Configuration, Mode
+from streamcache.measure.profiling import Profile, measure
 from streamcache.policy import EvictionPolicy
-from streamcache.profiling import Profile, measure
 
 
 @click.command()

@@ -7,7 +7,7 @@ import click
 from streamcache.cli.common import OutputFile, OutputFolder
 from streamcache.cli.console import err, out
 from streamcache.files import write_bytes
-from streamcache.summary import audit, collect, page, render, tables
+from streamcache.report import audit, collect, page, render, tables
 
 BEGIN, END = "<!-- audit: begin -->", "<!-- audit: end -->"
 

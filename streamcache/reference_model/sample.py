@@ -13,9 +13,9 @@ import safetensors.torch
 import torch
 from rich.progress import track
 
-from streamcache.cache import StreamingCache
-from streamcache.configurations import BASELINE
-from streamcache.models import load_model
+from streamcache.caches.streaming import StreamingCache
+from streamcache.inputs.models import load_model
+from streamcache.measure.configurations import BASELINE
 
 SEED = 20_000
 N_TOKENS = 24_000

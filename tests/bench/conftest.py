@@ -7,9 +7,9 @@ import pytest
 import torch
 from huggingface_hub import try_to_load_from_cache
 
-from streamcache.configurations import BASELINE
-from streamcache.corpora import load_tokens
-from streamcache.models import PINNED, load_model
+from streamcache.inputs.corpora import load_tokens
+from streamcache.inputs.models import PINNED, load_model
+from streamcache.measure.configurations import BASELINE
 from streamcache.policy import EvictionPolicy
 from tests.bench.harness import Bench
 

@@ -11,18 +11,19 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from torch.autograd import DeviceType  # type: ignore[attr-defined]
 from torch.profiler import ProfilerActivity, profile
 
-from streamcache import baseline as baselines
-from streamcache import evaluate
-from streamcache.configurations import BASELINE, NAMED, Configuration
-from streamcache.corpora import TokenStream
-from streamcache.decode import Laps, Stream, time_tokens
-from streamcache.golden.host import Stopwatch
-from streamcache.golden.record import Recorder
-from streamcache.models import LoadedModel
-from streamcache.onepass import streaming_nll
+from streamcache.decoding.loop import Stream
+from streamcache.decoding.onepass import streaming_nll
+from streamcache.decoding.recompute import recompute_nll, recompute_step
+from streamcache.gate.recorder import Recorder
+from streamcache.gate.stopwatch import Stopwatch
+from streamcache.inputs.corpora import TokenStream
+from streamcache.inputs.models import LoadedModel
+from streamcache.measure import baseline as baselines
+from streamcache.measure import evaluate
+from streamcache.measure.configurations import BASELINE, NAMED, Configuration
+from streamcache.measure.records import Quality, Record, Speed
+from streamcache.measure.timing import Laps, time_tokens
 from streamcache.policy import EvictionPolicy
-from streamcache.recompute import recompute_nll, recompute_step
-from streamcache.records import Quality, Record, Speed
 
 SMALL = EvictionPolicy(4, 124, cache_slack=5, max_drop=3, compress_every=8)
 SETTLE = 8  # tokens of a block that are not timed

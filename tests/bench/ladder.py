@@ -23,15 +23,16 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from streamcache.cache import RerotatingCache, StreamingCache
-from streamcache.capture import CapturedDecoder
-from streamcache.decode import Stream, time_tokens
-from streamcache.models import load_model
-from streamcache.onepass import streaming_nll
+from streamcache.caches.ring import RingCache
+from streamcache.caches.streaming import RerotatingCache, StreamingCache
+from streamcache.decoding.captured import CapturedDecoder
+from streamcache.decoding.loop import Stream
+from streamcache.decoding.onepass import streaming_nll
+from streamcache.decoding.recompute import recompute_step
+from streamcache.inputs.models import load_model
+from streamcache.inputs.quantize import Quantization
+from streamcache.measure.timing import time_tokens
 from streamcache.policy import EvictionPolicy
-from streamcache.quantize import Quantization
-from streamcache.recompute import recompute_step
-from streamcache.ring import RingCache
 
 CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")
@@ -168,7 +169,7 @@ def last(layer: Any, wide: Tensor, mixed: Tensor, x: Tensor, added: Any, **tuned
 
 
 def correctness(ladder: Ladder) -> None:
-    from streamcache.kernels import linear
+    from streamcache.decoding.kernels import linear
     from tests.unit import test_kernels as tests
 
     half = torch.float16
@@ -218,7 +219,7 @@ def vendor(ladder: Ladder, parts: Parts) -> None:
 
 def kernels(ladder: Ladder, parts: Parts, model: Any) -> None:
     """Each kernel by itself, over all layers, and all of them in turn."""
-    from streamcache.kernels import attention_triton, linear_triton
+    from streamcache.decoding.kernels import attention_triton, linear_triton
 
     b, (q, k, v), cache = parts.bytes, parts.states, parts.cache
 
@@ -247,7 +248,7 @@ def kernels(ladder: Ladder, parts: Parts, model: Any) -> None:
 
 def chain(parts: Parts, model: Any) -> tuple[Callable[[], None], int]:
     """All kernels of a step, each waiting for the one before, and the bytes they read."""
-    from streamcache.kernels import attention_triton, linear_triton
+    from streamcache.decoding.kernels import attention_triton, linear_triton
 
     cache = parts.cache
     head, norm = model.get_output_embeddings(), model.gpt_neox.final_layer_norm
@@ -452,7 +453,7 @@ def plan(ladder: Ladder, name: str, model: Any, ids: Tensor, n: int) -> Iterator
     yield 10, captured, ladder, "captured, not compiled", model, ids, POLICY, n, 1, False
 
     def without_pdl() -> None:
-        from streamcache.kernels import linear_triton
+        from streamcache.decoding.kernels import linear_triton
 
         linear_triton.USE_PDL = False
         decoder = captured(ladder, "captured, compiled, no PDL", model, ids, POLICY, n)
@@ -472,7 +473,7 @@ def plan(ladder: Ladder, name: str, model: Any, ids: Tensor, n: int) -> Iterator
     yield 80, quantised, ladder, name, "int4", "bfloat16" if CUDA else "auto", n
 
     def inductor_alone() -> None:
-        from streamcache import capture
+        from streamcache.decoding import captured as capture
 
         torch._dynamo.reset()
         inductor = torch._dynamo.lookup_backend("inductor")

@@ -9,7 +9,8 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from transformers import DynamicCache
 
 from streamcache import EvictionPolicy, ReferenceCache, RerotatingCache, StreamingCache
-from streamcache.decode import Stream, time_tokens
+from streamcache.decoding.loop import Stream
+from streamcache.measure.timing import time_tokens
 from tests.bench.harness import Bench
 
 ROUNDS, BLOCK = 24, 16  # short blocks: what disturbs the machine disturbs all contestants alike

@@ -8,9 +8,9 @@ import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from streamcache.configurations import NAMED, Configuration
-from streamcache.golden.record import Recorder
-from streamcache.machine import Surroundings
+from streamcache.gate.recorder import Recorder
+from streamcache.gate.torch_environment import Surroundings
+from streamcache.measure.configurations import NAMED, Configuration
 from streamcache.policy import EvictionPolicy
 from tests.bench.harness import (
     Bench,

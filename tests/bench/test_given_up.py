@@ -7,10 +7,10 @@ import msgspec
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from streamcache import evaluate
-from streamcache.configurations import Configuration
+from streamcache.caches.refresh import RefreshPolicy
+from streamcache.measure import evaluate
+from streamcache.measure.configurations import Configuration, RefreshConfiguration
 from streamcache.policy import EvictionPolicy
-from streamcache.refresh import RefreshConfiguration, RefreshPolicy
 from tests.bench.harness import Bench
 
 TOTAL, SET_ASIDE = 256, 64  # entries: a small window is where they are missed

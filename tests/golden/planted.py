@@ -64,7 +64,7 @@ def without_golden(name: str) -> Edit:
 def slower(share: float) -> Edit:
     """The decode loop takes longer by a share of what each step takes."""
     return patch(
-        "streamcache/decode.py",
+        "streamcache/decoding/loop.py",
         "        return self._decode(self.input_ids[t : t + 1])\n",
         f"""        began = time.thread_time()
         logits = self._decode(self.input_ids[t : t + 1])
@@ -79,7 +79,7 @@ def slower(share: float) -> Edit:
 def slower_on_device(share: float) -> Edit:
     """A captured step waits on the GPU: the host runs ahead, its waiting would not be seen."""
     return patch(
-        "streamcache/decode.py",
+        "streamcache/decoding/loop.py",
         """        super().__init__(decoder.model, input_ids, decoder.cache)
 
     def _decode(self, token: Tensor) -> Tensor:
@@ -100,11 +100,20 @@ def slower_on_device(share: float) -> Edit:
     )
 
 
-ARENA, BOUNDED, CACHE = (f"streamcache/{n}.py" for n in ("arena", "bounded", "cache"))
-POLICY, RING, ONE_PASS = (f"streamcache/{n}.py" for n in ("policy", "ring", "onepass"))
-DECODE, RECOMPUTE, MIT = (f"streamcache/{n}.py" for n in ("decode", "recompute", "reference"))
-EVALUATE, MODELS, CORPORA = (f"streamcache/{n}.py" for n in ("evaluate", "models", "corpora"))
-CONFIGURATIONS, KERNEL = "streamcache/configurations.py", "streamcache/kernels/attention.py"
+ARENA, BOUNDED, CACHE = (f"streamcache/caches/{n}.py" for n in ("buffer", "base", "streaming"))
+POLICY, RING, ONE_PASS = (
+    f"streamcache/{n}.py" for n in ("policy", "caches/ring", "decoding/onepass")
+)
+DECODE, RECOMPUTE, MIT = (
+    f"streamcache/{n}.py" for n in ("decoding/loop", "decoding/recompute", "caches/reference")
+)
+EVALUATE, MODELS, CORPORA = (
+    f"streamcache/{n}.py" for n in ("measure/evaluate", "inputs/models", "inputs/corpora")
+)
+CONFIGURATIONS, KERNEL = (
+    "streamcache/measure/configurations.py",
+    "streamcache/decoding/kernels/attention.py",
+)
 CONFTEST, BENCHMARKS = "tests/bench/conftest.py", "tests/bench/test_cpu.py"
 
 TURNED = ("test_decoding[fast]", "test_decoding[ours]")

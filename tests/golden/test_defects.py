@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from streamcache.golden.gate import Status, Verdict
-from streamcache.golden.render import markdown
+from streamcache.gate.render import markdown
+from streamcache.gate.verdicts import Status, Verdict
 from tests.golden.defects import copied, judged, parsed, planted
 from tests.golden.planted import DEFECTS, Defect
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from streamcache.golden import store
+from streamcache.gate import goldens as store
 from tests.golden.twenty import Run, Timing, acceptable, shown, summary
 
 NAME = "tests/bench/test_cpu.py::test_speed[fast]"

@@ -25,8 +25,10 @@ import msgspec
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from streamcache.golden import gate, samples, stats, store  # noqa: E402
-from streamcache.golden.gate import Verdict  # noqa: E402
+from streamcache.gate import goldens as store  # noqa: E402
+from streamcache.gate import samples, stats  # noqa: E402
+from streamcache.gate import verdicts as gate  # noqa: E402
+from streamcache.gate.verdicts import Verdict  # noqa: E402
 
 
 class Timing(msgspec.Struct, frozen=True):

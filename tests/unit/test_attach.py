@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from streamcache.attach import PaddingError
-from streamcache.bounded import BoundedCache
-from streamcache.cache import RerotatingCache, StreamingCache
+from streamcache.caches.base import BoundedCache
+from streamcache.caches.hooks import PaddingError
+from streamcache.caches.reference import ReferenceCache
+from streamcache.caches.streaming import RerotatingCache, StreamingCache
 from streamcache.policy import EvictionPolicy, PolicyError
-from streamcache.reference import ReferenceCache
 from tests.tiny import copy_of, error, expected, llama, neox, stream, text
 
 POLICY = EvictionPolicy(4, 16, 4, 3, 5)  # capacity 24

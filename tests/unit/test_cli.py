@@ -12,9 +12,10 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from streamcache import baseline, cli, records
+from streamcache import cli
 from streamcache.cli import common, console, diagnose, measure, profile
-from streamcache.configurations import NAMED
+from streamcache.measure import baseline, records
+from streamcache.measure.configurations import NAMED
 from tests.shell import Run
 
 QUICK = ["--max-eval-tokens", "300", "--runs", "1"]

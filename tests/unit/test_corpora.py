@@ -13,8 +13,8 @@ import torch
 from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from streamcache import corpora
-from streamcache.corpora import CorpusError, load_tokens
+from streamcache.inputs import corpora
+from streamcache.inputs.corpora import CorpusError, load_tokens
 
 BOOK = "The everlasting mill turns by the heronry.\nThe miller and a heron wait.\n\n" * 40
 ARTICLE = " \n = Heron = \n \n The heron is a <unk> bird . \n It waits 1 @,@ 000 times . \n \n"

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from streamcache import EvictionPolicy, ReferenceCache, RerotatingCache, StreamingCache
-from streamcache.decode import Laps, Stream, sequential_nll, time_tokens, token_nll
+from streamcache.decoding.loop import Stream, sequential_nll
+from streamcache.decoding.nll import token_nll
+from streamcache.measure.timing import Laps, time_tokens
 from tests import tiny
 
 POLICIES = [

@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from streamcache.diagnose import (
+from streamcache.measure.diagnose import (
     Diagnosis,
     DiagnosisError,
     Floats,

@@ -13,8 +13,8 @@ import torch
 from click import Context
 
 from streamcache.cli import commands, paper
-from streamcache.configurations import NAMED
-from streamcache.paper import configurations
+from streamcache.measure.configurations import NAMED
+from streamcache.measure.paper import configurations
 from tests import made
 from tests.shell import Run
 

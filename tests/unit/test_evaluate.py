@@ -5,13 +5,13 @@ import math
 import pytest
 import torch
 
-from streamcache import decode, evaluate
-from streamcache.baseline import Baseline, Fingerprint
-from streamcache.configurations import Configuration
-from streamcache.corpora import load_tokens
-from streamcache.decode import Laps
-from streamcache.evaluate import quality
-from streamcache.models import load_model
+from streamcache.inputs.corpora import load_tokens
+from streamcache.inputs.models import load_model
+from streamcache.measure import evaluate, timing
+from streamcache.measure.baseline import Baseline, Fingerprint
+from streamcache.measure.configurations import Configuration
+from streamcache.measure.evaluate import quality
+from streamcache.measure.timing import Laps
 from streamcache.policy import EvictionPolicy
 
 
@@ -45,7 +45,7 @@ def test_timed_tokens_have_their_share_of_the_evictions(
     configuration = Configuration("lazy", policy, "fast")
     loaded, text = load_model(), load_tokens("stream", tokenizer=None, max_tokens=100)
     sizes: dict[int, list[int]] = {}
-    real = decode.time_tokens
+    real = timing.time_tokens
 
     def watched(step: object, n_tokens: int, device: torch.device) -> Laps:
         laps = real(step, n_tokens, device)  # type: ignore[arg-type]

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from streamcache.cache import StreamingCache
+from streamcache.caches.probe import UnsupportedModelError
+from streamcache.caches.streaming import StreamingCache
 from streamcache.policy import EvictionPolicy
-from streamcache.rotary import UnsupportedModelError
 from tests.tiny import error, expected, stream, text, tiny
 
 POLICY = EvictionPolicy(n_sink=3, window_size=12, cache_slack=2, max_drop=2, compress_every=4)

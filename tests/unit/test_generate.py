@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from streamcache.bounded import BoundedCache
-from streamcache.cache import RerotatingCache, StreamingCache
+from streamcache.caches.base import BoundedCache
+from streamcache.caches.reference import ReferenceCache
+from streamcache.caches.streaming import RerotatingCache, StreamingCache
 from streamcache.policy import EvictionPolicy
-from streamcache.reference import ReferenceCache
 from tests.tiny import expected, llama, stream, text
 
 POLICY = EvictionPolicy(4, 16, 4, 3, 5)  # capacity 24

@@ -8,9 +8,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from streamcache.configurations import NAMED
-from streamcache.golden import store
-from streamcache.golden.store import Entry
+from streamcache.gate import goldens as store
+from streamcache.gate.goldens import Entry
+from streamcache.measure.configurations import NAMED
 from tests.bench.test_gpu import TIMED
 
 ROOT = Path(__file__).parents[2]
@@ -22,7 +22,7 @@ CARD = "NVIDIA A800-SXM4-80GB"
 MADE_UP = """
 import itertools, json, os
 import pytest
-from streamcache.golden import Environment
+from streamcache.gate import Environment
 
 ENTRIES = json.loads(os.environ["ENTRIES"])
 

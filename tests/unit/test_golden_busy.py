@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterator
 import msgspec
 import pytest
 
-from streamcache.golden import gate, store
-from streamcache.golden.gate import Status
-from streamcache.golden.record import Clock, Recorder
-from streamcache.golden.samples import Environment, Sample
-from streamcache.golden.store import Band, Golden, GoldenError
+from streamcache.gate import goldens as store
+from streamcache.gate import verdicts as gate
+from streamcache.gate.goldens import Band, Golden, GoldenError
+from streamcache.gate.recorder import Clock, Recorder
+from streamcache.gate.samples import Environment, Sample
+from streamcache.gate.verdicts import Status
 from tests.goldens import (
     HERE,
     NAME,

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from streamcache.golden import canaries
+from streamcache.gate import canaries
 
 
 def test_pace_is_of_the_device_where_there_is_one() -> None:

@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamcache.golden import gate, store
-from streamcache.golden.gate import Status, Verdict
-from streamcache.golden.samples import Environment, Number, Process, Sample
-from streamcache.golden.store import Band, Golden, Provenance
+from streamcache.gate import goldens as store
+from streamcache.gate import verdicts as gate
+from streamcache.gate.goldens import Band, Golden, Provenance
+from streamcache.gate.samples import Environment, Number, Process, Sample
+from streamcache.gate.verdicts import Status, Verdict
 from tests.goldens import (
     HERE,
     NAME,

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from streamcache.golden import samples, store
+from streamcache.gate import goldens as store
+from streamcache.gate import samples
 
 SUITE = """
 import time
-from streamcache.golden.host import Stopwatch
+from streamcache.gate.stopwatch import Stopwatch
 def block():
     with Stopwatch() as host:
         sum(range(20_000))
@@ -109,7 +110,7 @@ def test_the_process_that_confirms_knows_that_another_waits_for_it(suite: Path) 
         SUITE.replace(
             "    return host.seconds\n", "    return 1.0 if PARENT in os.environ else 1e9\n"
         )
-        .replace("import time\n", "import os\nfrom streamcache.golden.record import PARENT\n")
+        .replace("import time\n", "import os\nfrom streamcache.gate.recorder import PARENT\n")
         .replace("10 * block()", "1.0")
     )
     ran = run(suite, "--golden=own")

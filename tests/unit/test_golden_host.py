@@ -13,10 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamcache.golden import gate, host, record
-from streamcache.golden.gate import Status
-from streamcache.golden.host import Stopwatch
-from streamcache.golden.record import Clock, Recorder
+from streamcache.gate import recorder as record
+from streamcache.gate import stopwatch as host
+from streamcache.gate import verdicts as gate
+from streamcache.gate.recorder import Clock, Recorder
+from streamcache.gate.stopwatch import Stopwatch
+from streamcache.gate.verdicts import Status
 from tests.goldens import HERE, golden, process, sample, slowed
 
 

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from streamcache.golden import store
-from streamcache.golden.record import PARENT
-from streamcache.pytest_plugin import recording
+from streamcache.gate import goldens as store
+from streamcache.gate.plugin import recording
+from streamcache.gate.recorder import PARENT
 
 ROOT = Path(__file__).parents[2]
 DOCS = (ROOT / "docs" / "gate.md").read_text()
@@ -28,7 +28,7 @@ SURROUNDINGS = """
 import itertools, os, time
 from pathlib import Path
 import pytest
-from streamcache.golden import Environment
+from streamcache.gate import Environment
 
 class Toy:
     looks = 0
@@ -62,7 +62,7 @@ def clock(request, monkeypatch):
         took = {"sort": 0.002 * factor, "merge": 0.004}[work.__name__]
         return took * next(wiggle)
     monkeypatch.setattr(request.module, "seconds", seconds, raising=False)
-    monkeypatch.setattr("streamcache.golden.host.waited", lambda: 0.0)  # nor is anything busy
+    monkeypatch.setattr("streamcache.gate.stopwatch.waited", lambda: 0.0)  # nor is anything busy
 """
 
 
@@ -324,7 +324,7 @@ def test_one_bad_look_is_enough(look: str, toy: Toy, monkeypatch: pytest.MonkeyP
 
 ELSEWHERE = """
 import pytest
-from streamcache.golden import Environment
+from streamcache.gate import Environment
 
 class Abacus:
     def sample(self):
@@ -836,9 +836,7 @@ def test_goldens_in_addopts_do_not_start_processes_without_end(
 
 
 def test_the_plugin_imports_no_torch() -> None:
-    code = (
-        "import sys, streamcache.pytest_plugin; print({'torch', 'transformers'} & {*sys.modules})"
-    )
+    code = "import sys, streamcache.gate.plugin; print({'torch', 'transformers'} & {*sys.modules})"
     ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert ran.stdout.strip() == "set()", ran.stderr
 

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from streamcache.golden import gate, store
-from streamcache.golden.gate import Status
-from streamcache.golden.samples import Environment, Process, Sample
-from streamcache.golden.store import Golden, Provenance
+from streamcache.gate import goldens as store
+from streamcache.gate import verdicts as gate
+from streamcache.gate.goldens import Golden, Provenance
+from streamcache.gate.samples import Environment, Process, Sample
+from streamcache.gate.verdicts import Status
 
 HERE = Environment(machine={"device": "simulated"})
 SUITE = 25  # timed benchmarks

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamcache.golden.record import Clock, Recorder
-from streamcache.golden.samples import Number, Sample
+from streamcache.gate.recorder import Clock, Recorder
+from streamcache.gate.samples import Number, Sample
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamcache.golden import render
-from streamcache.golden.gate import Status, Verdict
+from streamcache.gate import render
+from streamcache.gate.verdicts import Status, Verdict
 
 FAILED = Verdict(
     "a.py::test_speed[a|b]",

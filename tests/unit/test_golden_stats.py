@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamcache.golden import stats
+from streamcache.gate import stats
 
 NUMBERS = st.floats(-10, 10)
 SEVERAL = st.lists(NUMBERS, min_size=5, max_size=20)

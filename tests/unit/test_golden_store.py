@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamcache.golden import samples as sampled
-from streamcache.golden import store
-from streamcache.golden.samples import Environment, Number, Process, SampleError
-from streamcache.golden.store import Golden, GoldenError, Provenance
+from streamcache.gate import goldens as store
+from streamcache.gate import samples as sampled
+from streamcache.gate.goldens import Golden, GoldenError, Provenance
+from streamcache.gate.samples import Environment, Number, Process, SampleError
 from tests.goldens import (
     HERE,
     NAME,

@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from streamcache.kernels import linear
-from streamcache.kernels.attention import attend
-from streamcache.kernels.fuse import fuse
-from streamcache.kernels.quantized import Int8Linear
-from streamcache.ring import Step, Turn
-from streamcache.rotary import Rotation
+from streamcache.caches.ring import Step
+from streamcache.caches.rope import Rotation, Turn
+from streamcache.decoding.kernels import linear
+from streamcache.decoding.kernels.attention import attend
+from streamcache.decoding.kernels.fusion import fuse
+from streamcache.decoding.kernels.int8 import Int8Linear
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 1.5e-2}

@@ -13,10 +13,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from streamcache.bounded import BoundedCache
-from streamcache.cache import RerotatingCache, StreamingCache
+from streamcache.caches.base import BoundedCache
+from streamcache.caches.reference import ReferenceCache
+from streamcache.caches.streaming import RerotatingCache, StreamingCache
 from streamcache.policy import EvictionPolicy
-from streamcache.reference import ReferenceCache
 from tests.oracle import kept_after_each
 from tests.tiny import rule as rule_of
 from tests.tiny import tiny

@@ -8,10 +8,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from streamcache import machine
-from streamcache.golden import gate
-from streamcache.golden.record import PARENT
-from streamcache.machine import Surroundings
+from streamcache.gate import torch_environment as machine
+from streamcache.gate import verdicts as gate
+from streamcache.gate.recorder import PARENT
+from streamcache.gate.torch_environment import Surroundings
 
 UUID = "11111111-2222-3333-4444-555555555555"
 IDLE = "0x0000000000000001"

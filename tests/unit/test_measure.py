@@ -3,10 +3,10 @@
 import torch
 from transformers import PreTrainedModel
 
-from streamcache.cache import StreamingCache
-from streamcache.onepass import streaming_nll
+from streamcache.caches.probe import probe_rope
+from streamcache.caches.streaming import StreamingCache
+from streamcache.decoding.onepass import streaming_nll
 from streamcache.policy import EvictionPolicy
-from streamcache.rotary import measure
 from tests.tiny import copy_of, error, llama, neox, stream, text
 
 POLICY = EvictionPolicy(4, 508)
@@ -18,14 +18,14 @@ def long_llama(**settings: object) -> PreTrainedModel:
 
 def test_a_model_is_measured_once() -> None:
     model = llama()
-    assert measure(model) is measure(model)
+    assert probe_rope(model) is probe_rope(model)
 
 
 def test_a_model_in_another_dtype_is_measured_again() -> None:
     """`.bfloat16()` rounds the frequencies a model turns by, and `.float()` does not bring them
     back."""
     model, ids = long_llama(), text(700)
-    measure(model)
+    probe_rope(model)
     model.bfloat16().float()
     fresh = copy_of(model, torch.float32)
     for name, buffer in model.named_buffers():
@@ -37,8 +37,8 @@ def test_a_model_in_another_dtype_is_measured_again() -> None:
 def test_a_model_in_training_is_measured_without_its_dropout() -> None:
     model = neox(hidden_dropout=0.3, attention_dropout=0.3)
     model.train()
-    assert measure(model) == measure(model)
-    assert measure(model).max_position is None
+    assert probe_rope(model) == probe_rope(model)
+    assert probe_rope(model).max_position is None
 
 
 def test_modules_stay_in_the_mode_they_were_in() -> None:
@@ -47,7 +47,7 @@ def test_modules_stay_in_the_mode_they_were_in() -> None:
     model.train()
     frozen = model.get_decoder().layers[0].eval()
     modes = [module.training for module in model.modules()]
-    measure(model)
+    probe_rope(model)
     streaming_nll(model, text(20)[0], EvictionPolicy(4, 8))
     assert not frozen.training
     assert [module.training for module in model.modules()] == modes
@@ -58,7 +58,7 @@ def test_a_config_is_measured_without_touching_the_random_state() -> None:
     torch.manual_seed(0)
     expected = torch.rand(1)
     torch.manual_seed(0)
-    measure(config)
+    probe_rope(config)
     assert torch.equal(torch.rand(1), expected)
 
 
@@ -66,4 +66,4 @@ def test_a_model_that_says_nan_is_not_refused_for_its_positions() -> None:
     model = llama()
     with torch.no_grad():
         model.get_output_embeddings().weight.fill_(torch.nan)
-    assert measure(model).max_position is None
+    assert probe_rope(model).max_position is None

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerFast
 
-from streamcache.models import _NEOX, REFERENCE_FOLDER, SHAPES, ModelError, load_model
+from streamcache.inputs.models import _NEOX, REFERENCE_FOLDER, SHAPES, ModelError, load_model
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 needs_reference = pytest.mark.skipif(
@@ -176,7 +176,7 @@ def test_random_weights_are_always_the_same_and_leave_torchs_numbers_alone(
 def test_shapes_have_the_published_numbers_of_parameters(
     shape: str, parameters: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("streamcache.models._device", torch.device)
+    monkeypatch.setattr("streamcache.inputs.models._device", torch.device)
     model = load_model(f"random:{shape}", device="meta").model
     assert sum(parameter.numel() for parameter in model.parameters()) == parameters
     assert shape in SHAPES

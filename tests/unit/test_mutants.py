@@ -10,9 +10,9 @@ import pytest
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from streamcache.arena import Arena
-from streamcache.bounded import BoundedCache
-from streamcache.cache import RerotatingCache, StreamingCache
+from streamcache.caches.base import BoundedCache
+from streamcache.caches.buffer import Arena
+from streamcache.caches.streaming import RerotatingCache, StreamingCache
 from streamcache.policy import EvictionPolicy
 from tests.tiny import error, expected, llama, stream, text
 

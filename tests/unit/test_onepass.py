@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from streamcache import onepass
-from streamcache.cache import StreamingCache
-from streamcache.onepass import OnePassUnsupported, streaming_nll
+from streamcache.caches.probe import UnsupportedModelError
+from streamcache.caches.reference import ReferenceCache
+from streamcache.caches.streaming import StreamingCache
+from streamcache.decoding import onepass
+from streamcache.decoding.onepass import OnePassUnsupported, streaming_nll
 from streamcache.policy import EvictionPolicy
-from streamcache.reference import ReferenceCache
-from streamcache.rotary import UnsupportedModelError
 from tests.tiny import copy_of, expected, llama, neox, stream, text, tiny
 
 TIGHT = 5e-4  # nats

@@ -7,10 +7,10 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from streamcache.bounded import BoundedCache
-from streamcache.cache import RerotatingCache, StreamingCache
+from streamcache.caches.base import BoundedCache
+from streamcache.caches.reference import ReferenceCache
+from streamcache.caches.streaming import RerotatingCache, StreamingCache
 from streamcache.policy import EvictionPolicy
-from streamcache.reference import ReferenceCache
 from tests.tiny import copy_of, error, expected, llama, neox, stream, text, tiny
 
 Model = Callable[..., PreTrainedModel]

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from torch import Tensor
 
-from streamcache import baseline, evaluate, records
 from streamcache.cli import paper as cli_paper
-from streamcache.configurations import NAMED, Configuration
-from streamcache.paper import configurations
+from streamcache.measure import baseline, evaluate, records
+from streamcache.measure.configurations import NAMED, Configuration
+from streamcache.measure.paper import configurations
 from streamcache.policy import PolicyError
 from tests.shell import Run
 

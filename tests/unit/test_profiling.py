@@ -10,11 +10,10 @@ import msgspec
 import pytest
 from torch.autograd import DeviceType  # type: ignore[attr-defined]
 
-from streamcache.bounded import BoundedCache
-from streamcache.configurations import Configuration, Mode
-from streamcache.decode import Stream
-from streamcache.policy import EvictionPolicy
-from streamcache.profiling import (
+from streamcache.caches.base import BoundedCache
+from streamcache.decoding.loop import Stream
+from streamcache.measure.configurations import Configuration, Mode
+from streamcache.measure.profiling import (
     _EVICTION,
     _STEP,
     Evicted,
@@ -23,6 +22,7 @@ from streamcache.profiling import (
     evictions_marked,
     measure,
 )
+from streamcache.policy import EvictionPolicy
 from tests.shell import Run
 from tests.tiny import neox, text
 

@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 from streamcache import EvictionPolicy, StreamingCache, streaming_nll
-from streamcache.capture import CapturedDecoder
-from streamcache.corpora import load_tokens
-from streamcache.kernels.quantized import Int8Linear, by_kernels
-from streamcache.models import load_model
-from streamcache.quantize import Quantization, QuantizationError, quantize
+from streamcache.decoding.captured import CapturedDecoder
+from streamcache.decoding.kernels.int8 import Int8Linear, by_kernels
+from streamcache.inputs.corpora import load_tokens
+from streamcache.inputs.models import load_model
+from streamcache.inputs.quantize import Quantization, QuantizationError, quantize
 from tests.shell import Run
 from tests.tiny import error, llama, neox, stream, text
 

@@ -7,13 +7,13 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from streamcache import baseline as baselines
-from streamcache import records
-from streamcache.baseline import BaselineMismatch, Fingerprint, obtain
-from streamcache.decode import NotFiniteError
+from streamcache.decoding.nll import NotFiniteError
+from streamcache.decoding.recompute import context_ids, recompute_nll, recompute_step
+from streamcache.measure import baseline as baselines
+from streamcache.measure import records
+from streamcache.measure.baseline import BaselineMismatch, Fingerprint, obtain
+from streamcache.measure.records import RecordError
 from streamcache.policy import EvictionPolicy
-from streamcache.recompute import context_ids, recompute_nll, recompute_step
-from streamcache.records import RecordError
 from tests import tiny
 
 S, W = 3, 13

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from streamcache import records
 from streamcache.files import write_bytes
-from streamcache.records import Policy, Prunes, Quality, Record, RecordError, Speed, Subject
+from streamcache.measure import records
+from streamcache.measure.records import Policy, Prunes, Quality, Record, RecordError, Speed, Subject
 
 RECORD = Record(
     configuration="best",

@@ -6,17 +6,12 @@ from typing import Any
 import pytest
 import torch
 
-from streamcache import records
-from streamcache.decode import sequential_nll
+from streamcache.caches.reference import ReferenceCache
+from streamcache.caches.refresh import RefreshCache, RefreshPolicy, evenly_spaced
+from streamcache.decoding.loop import nll_between_prunes, sequential_nll
+from streamcache.measure import records
+from streamcache.measure.configurations import RefreshConfiguration
 from streamcache.policy import EvictionPolicy, PolicyError
-from streamcache.reference import ReferenceCache
-from streamcache.refresh import (
-    RefreshCache,
-    RefreshConfiguration,
-    RefreshPolicy,
-    evenly_spaced,
-    nll_between_prunes,
-)
 from tests.oracle import Oracle, kept_after_each
 from tests.shell import Run
 from tests.tiny import copy_of, error, llama, neox, rule, stream, text

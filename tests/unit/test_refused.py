@@ -5,11 +5,11 @@ from typing import Any
 import pytest
 from transformers import CONFIG_MAPPING, T5Config, T5ForConditionalGeneration
 
-from streamcache.bounded import BoundedCache
-from streamcache.cache import RerotatingCache, StreamingCache
+from streamcache.caches.base import BoundedCache
+from streamcache.caches.probe import UnsupportedModelError
+from streamcache.caches.reference import ReferenceCache
+from streamcache.caches.streaming import RerotatingCache, StreamingCache
 from streamcache.policy import EvictionPolicy
-from streamcache.reference import ReferenceCache
-from streamcache.rotary import UnsupportedModelError
 from tests.tiny import error, expected, stream, text, tiny, tiny_config
 
 POLICY = EvictionPolicy(n_sink=3, window_size=12, cache_slack=2, max_drop=2, compress_every=4)

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from streamcache.capture import CapturedDecoder, EagerWarning
-from streamcache.kernels.fuse import fuse
+from streamcache.caches.ring import RingCache
+from streamcache.decoding.captured import CapturedDecoder, EagerWarning
+from streamcache.decoding.kernels.fusion import fuse
 from streamcache.policy import EvictionPolicy
-from streamcache.ring import RingCache
 from tests.tiny import error, expected, llama, neox, stream, text, tiny
 
 TIGHT = 1e-4  # of the logits' standard deviation, in float32

@@ -10,14 +10,14 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from streamcache import records
 from streamcache.cli.summarize import BEGIN, END
-from streamcache.configurations import NAMED, Configuration
-from streamcache.paper import within
+from streamcache.measure import records
+from streamcache.measure.configurations import NAMED, Configuration
+from streamcache.measure.paper import within
 from streamcache.policy import EvictionPolicy
-from streamcache.report import number
-from streamcache.summary import audit, collect, published, render
-from streamcache.summary.tables import METHODS, Table, percent
+from streamcache.report import audit, collect, published, render
+from streamcache.report.tables import METHODS, Table, percent
+from streamcache.report.terminal import number
 from tests import made
 from tests.shell import Run
 

@@ -1,0 +1,283 @@
+"""How a model rotates its keys, measured rather than looked up, and shifting keys by an offset.
+
+A one-token forward attends to itself alone: its softmax is 1 whatever the position. So with rotary
+embeddings the hidden states of every layer are the same at every position, and the keys a layer
+hands to the cache obey K(p) = R(p) K(0). A few such forwards show, layer by layer, which
+dimensions turn, in which pairs and how fast, for any model and without a list of names; a model
+whose keys do not obey it (learned positions, tables that switch with the length) is refused.
+"""
+
+import copy
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.cache_utils import Cache
+
+from streamcache.caches.evaluation import evaluating
+from streamcache.caches.rope import Rotation
+
+_BATCH = 8  # tokens probed at once: one may have small keys in a plane, eight have not
+
+
+class UnsupportedModelError(ValueError):
+    """Streaming this model with a bounded cache would be silently wrong; the message says why."""
+
+
+@dataclass(frozen=True)
+class LayerGeometry:
+    """What the cache must know of one attention layer.
+
+    Attributes:
+        n_kv_heads, key_dim, value_dim: shape of the states: [batch, n_kv_heads, tokens, dim].
+        rotation: how its keys turn; None for a layer without RoPE (NoPE, ALiBi).
+    """
+
+    n_kv_heads: int
+    key_dim: int
+    value_dim: int
+    rotation: Rotation | None
+
+
+@dataclass(frozen=True)
+class ModelGeometry:
+    """The geometry of all layers.
+
+    Attributes:
+        layers: one entry per attention layer, in order.
+        max_position: positions beyond it break the rotation (a table ends or switches); None if
+            the rotation holds at any position.
+    """
+
+    layers: tuple[LayerGeometry, ...]
+    max_position: int | None
+
+
+_measured: WeakKeyDictionary[PreTrainedModel, tuple[object, ModelGeometry]] = WeakKeyDictionary()
+
+
+def probe_rope(model_or_config: PreTrainedModel | PreTrainedConfig) -> ModelGeometry:
+    """The rotary geometry of a model, from a few one-token forwards (once per model).
+
+    A config is measured on a model of its shape with a small vocabulary, built for the purpose on
+    the CPU: pass the model where there is one.
+
+    Raises:
+        UnsupportedModelError: the model's positions are not a rotation of its keys, or something
+            else about it would make a bounded cache silently wrong.
+    """
+    if isinstance(model_or_config, PreTrainedConfig):
+        _refuse_by_config(model_or_config)
+        return probe_rope(_model_of(model_or_config))
+    model = model_or_config
+    state = _turns_by(model)
+    found, geometry = _measured.get(model, (None, None))
+    if geometry is None or found != state:
+        _refuse_by_config(model.config)
+        with evaluating(model):
+            geometry = _measure(model)
+        _measured[model] = state, geometry
+    return geometry
+
+
+def _turns_by(model: PreTrainedModel) -> object:
+    """What a geometry goes by: `.half()` rounds the frequencies that a model keeps, for good."""
+    frequencies = [b.tolist() for name, b in model.named_buffers() if "inv_freq" in name]
+    return model.dtype, model.device, frequencies
+
+
+def _refuse_by_config(config: PreTrainedConfig) -> None:
+    text = config.get_text_config(decoder=True)
+    rope = getattr(text, "rope_parameters", None) or {}
+    tables = [rope, *(v for v in rope.values() if isinstance(v, dict))]
+    kinds = getattr(text, "layer_types", None) or []
+    stateful = ("conv", "linear", "mamba", "recurrent")
+    reasons = {
+        "some of its layers keep a state other than keys and values": any(
+            word in kind for kind in kinds for word in stateful
+        ),
+        "it is an encoder-decoder": getattr(config, "is_encoder_decoder", False),
+        "multi-head latent attention (MLA) rebuilds its keys from a shared latent": getattr(
+            text, "kv_lora_rank", None
+        ),
+        "chunked attention masks by absolute position": getattr(text, "attention_chunk_size", None),
+        "it scales its queries by absolute position": getattr(text, "attn_temperature_tuning", None)
+        or any(table.get("llama_4_scaling_beta") for table in tables),
+    }
+    for reason, applies in reasons.items():
+        if applies:
+            raise _refusal(config, reason)
+
+
+def _refusal(config: PreTrainedConfig, reason: str) -> UnsupportedModelError:
+    return UnsupportedModelError(
+        f"cannot stream {config.model_type} with a bounded cache: {reason}"
+    )
+
+
+class _Probe(Cache):
+    """Claims to have seen `position` tokens, holds none, and notes the states it is given."""
+
+    def __init__(self, position: int):
+        super().__init__(layers=[])
+        self.position = position
+        self.states: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        self.states[layer_idx] = (key_states, value_states)
+        return key_states, value_states
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self.position
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        return query_length, self.position
+
+
+def _states_at(model: PreTrainedModel, position: int) -> dict[int, tuple[Tensor, Tensor]]:
+    """Keys and values of every layer for single tokens at `position`: {layer: [B, H, 1, D]}."""
+    probe = _Probe(position)
+    vocabulary = int(model.config.get_text_config(decoder=True).vocab_size)
+    ids = torch.arange(_BATCH, device=model.device)[:, None] * (vocabulary // _BATCH)
+    model(input_ids=ids, past_key_values=probe, use_cache=True)
+    return probe.states
+
+
+def _two_tokens(model: PreTrainedModel, position: int) -> Tensor:
+    """Logits [2, V] of two tokens, the first at `position`: a single one tells nothing of queries,
+    which some models scale by position."""
+    ids = torch.arange(2, device=model.device)[None]
+    logits: Tensor = model(input_ids=ids, past_key_values=_Probe(position), use_cache=True).logits
+    return logits[0].double()
+
+
+def _measure(model: PreTrainedModel) -> ModelGeometry:
+    config = model.config
+    contexts = _contexts(config)
+    last = min([510, *contexts]) - 1
+    try:
+        origin = _states_at(model, 0)
+        near = {p: _states_at(model, p) for p in (1, 17, last)}
+    except Exception as error:
+        raise _refusal(config, f"a one-token forward failed ({error})") from error
+    n_layers = config.get_text_config(decoder=True).num_hidden_layers
+    if sorted(origin) != list(range(n_layers)):
+        missing = sorted(set(range(n_layers)) - set(origin))
+        raise _refusal(config, f"layers {missing} keep no keys and values of their own")
+
+    def fits(layer: int, rotation: Rotation | None, at: dict[int, Any], tolerance: float) -> bool:
+        before = origin[layer][0]
+        for position, states in at.items():
+            after = states[layer][0]
+            expected = before if rotation is None else rotation.shift(before, position)
+            error = (after.double() - expected.double()).norm() / after.double().norm()
+            if not error <= tolerance:
+                return False
+        return True
+
+    half = origin[0][0].dtype in (torch.float16, torch.bfloat16)
+    tolerance = 3e-2 if half else 1e-3
+    found: list[Rotation | None] = []
+    for layer in range(n_layers):
+        keys = origin[layer][0]
+        # most models turn every layer alike: try the last one's rotation first
+        dim = keys.shape[-1]
+        before = [r for r in found[-1:] if r and r.start + 2 * r.inv_freq.shape[0] <= dim]
+        for rotation in [*before, None, *_hypotheses(model, dim, keys.device)]:
+            if fits(layer, rotation, near, tolerance):
+                found.append(rotation)
+                break
+        else:
+            raise _refusal(config, _why_not(origin[layer][0], near[1][layer][0], layer))
+    layers = tuple(
+        LayerGeometry(keys.shape[1], keys.shape[-1], values.shape[-1], rotation)
+        for (keys, values), rotation in zip((origin[i] for i in range(n_layers)), found)
+    )
+    first, later = _two_tokens(model, 0), _two_tokens(model, last - 1)
+    # Nothing but rounding may differ: in float32 2e-6 at most, of scaled queries 1e-4 and more.
+    # A model that says NaN is broken otherwise, and what reads its logits says so.
+    if (later - first).norm() > (tolerance if half else 2e-5) * first.norm():
+        raise _refusal(config, "what two tokens see of each other depends on where they stand")
+    return ModelGeometry(layers, _position_limit(model, found, fits))
+
+
+def _why_not(before: Tensor, after: Tensor, layer: int) -> str:
+    norms = before.double().norm(dim=-1), after.double().norm(dim=-1)
+    if not torch.allclose(*norms, rtol=1e-2):
+        return "positions enter its hidden states (learned or sinusoidal position embeddings)"
+    return f"layer {layer} turns its keys in a way that no known rotary frequencies explain"
+
+
+def _position_limit(model: PreTrainedModel, found: list[Rotation | None], fits: Any) -> int | None:
+    """None if the rotations hold far past the trained context, else that context."""
+    contexts = _contexts(model.config)
+    if not contexts or not any(found):
+        return None
+    # A table with a row per position (GPT-J) is not probed past its end: on a GPU that is fatal.
+    if any(b.ndim == 2 and b.shape[0] in contexts for _, b in model.named_buffers()):
+        return min(contexts)
+    far = {p: _states_at(model, p) for p in (context + context // 2 for context in contexts)}
+    _states_at(model, 0)  # a dynamic table goes back to its short form
+    # float32 angles lose digits with the position: near 1e5 radians they are good to 1e-2
+    return None if all(fits(i, r, far, 0.2) for i, r in enumerate(found)) else min(contexts)
+
+
+def _contexts(config: PreTrainedConfig) -> list[int]:
+    """Lengths at which a model's table of angles may end or switch, tokens."""
+    text = config.get_text_config(decoder=True)
+    rope = getattr(text, "rope_parameters", None) or {}
+    lengths = (
+        getattr(text, "max_position_embeddings", None),
+        rope.get("original_max_position_embeddings"),
+    )
+    return [int(length) for length in lengths if length]
+
+
+def _hypotheses(model: PreTrainedModel, head_dim: int, device: torch.device) -> Iterator[Rotation]:
+    """Rotations worth trying: the model's own frequencies in every layout and place."""
+    for inv_freq in _frequencies(model, head_dim):
+        n = inv_freq.shape[0]
+        if 2 * n > head_dim:
+            continue
+        for start in dict.fromkeys((0, head_dim - 2 * n)):
+            for signed in (inv_freq, -inv_freq):
+                yield Rotation("half", start, signed.to(device))
+                yield Rotation("interleaved", start, signed.to(device))
+
+
+def _frequencies(model: PreTrainedModel, head_dim: int) -> Iterator[Tensor]:
+    """float64 [n] candidates: buffers the model rotates with, then the textbook formula."""
+    seen: list[Tensor] = []
+    for name, buffer in model.named_buffers():
+        if "inv_freq" in name and buffer.ndim == 1 and buffer.numel() > 0:
+            candidate = buffer.double()
+            if not any(torch.equal(candidate, other) for other in seen):
+                seen.append(candidate)
+                yield candidate
+    config = model.config.get_text_config(decoder=True)
+    theta = getattr(config, "rope_theta", None) or 10000.0
+    rotary_dim = getattr(config, "rotary_dim", None) or head_dim
+    # In float32, as the models that keep no buffer compute it; the keys tell if it fits.
+    exponents = torch.arange(0, rotary_dim, 2, dtype=torch.int64).float() / rotary_dim
+    yield (1.0 / (theta**exponents)).double()
+
+
+def _model_of(config: PreTrainedConfig) -> PreTrainedModel:
+    """A model with the config's attention and as little else as it lets us leave out."""
+    small = copy.deepcopy(config)
+    text = small.get_text_config(decoder=True)
+    text.vocab_size = 64
+    for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+        setattr(text, name, None)
+    with warnings.catch_warnings(), torch.random.fork_rng([]):
+        warnings.simplefilter("ignore")
+        torch.manual_seed(0)
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(small, dtype=torch.float32)
+    return model.eval()

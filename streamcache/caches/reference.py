@@ -1,0 +1,76 @@
+"""`mit`: StreamingLLM as first published, the oracle of the house.
+
+Keys are kept unrotated and all of them are rotated at every step to their place in the cache
+(Xiao et al. 2023, section 3.2). Slow and plain on purpose, and written apart from the other caches:
+it shares their bookkeeping, and no line of their storage, eviction or rotation.
+"""
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from streamcache.caches.base import BoundedCache
+from streamcache.caches.rope import Rotation
+from streamcache.policy import EvictionPolicy
+
+
+class ReferenceCache(BoundedCache):
+    """`mit`: unrotated keys, rotated anew at every step."""
+
+    def __init__(self, model_or_config: PreTrainedModel | PreTrainedConfig, policy: EvictionPolicy):
+        self._keys: dict[int, Tensor] = {}  # by layer, [B, H, size, D], unrotated
+        self._values: dict[int, Tensor] = {}
+        super().__init__(model_or_config, policy)
+
+    def _make_room(self, n_tokens: int, dropped: int, rebase: bool) -> None:
+        if dropped:
+            for states in (self._keys, self._values):
+                for layer, kept in states.items():
+                    sinks, rest = kept[:, :, : self.policy.n_sink], kept[:, :, self.policy.n_sink :]
+                    states[layer] = torch.cat([sinks, rest[:, :, dropped:]], dim=2)
+        if rebase:
+            self.base = self.seen
+
+    def _append(self, layer_idx: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        rotation = self.geometry.layers[layer_idx].rotation
+        place = torch.arange(self.size + keys.shape[2], device=keys.device)
+        position = place + (self.evicted - self.base)
+        new = rotate(keys, -position[self.size :], rotation)
+        if self.size and layer_idx in self._keys:
+            new = torch.cat([self._keys[layer_idx][:, :, : self.size], new], dim=2)
+            values = torch.cat([self._values[layer_idx][:, :, : self.size], values], dim=2)
+        self._keys[layer_idx], self._values[layer_idx] = new, values
+        return rotate(new, position, rotation), values
+
+    def _select(self, rows: Tensor) -> None:
+        for states in (self._keys, self._values):
+            for layer, kept in states.items():
+                states[layer] = kept[rows.to(kept.device)]
+
+    @property
+    def batch_size(self) -> int:
+        return self._keys[0].shape[0] if self._keys else -1
+
+    def reset(self) -> None:
+        super().reset()
+        self._keys.clear()
+        self._values.clear()
+
+
+def rotate(keys: Tensor, position: Tensor, rotation: Rotation | None) -> Tensor:
+    """RoPE written out: keys [B, H, n, D] turned to `position` [n] (Su et al. 2021, eq. 34)."""
+    if rotation is None:
+        return keys
+    start, end = rotation.start, rotation.start + 2 * rotation.inv_freq.shape[0]
+    middle = (start + end) // 2
+    halves = (slice(start, middle), slice(middle, end))
+    pairs = (slice(start, end, 2), slice(start + 1, end, 2))
+    first, second = halves if rotation.layout == "half" else pairs
+    angle = position[:, None].double() * rotation.inv_freq.to(keys.device)
+    wide = torch.promote_types(keys.dtype, torch.float32)
+    cos, sin = angle.cos().to(wide), angle.sin().to(wide)
+    x, y = keys[..., first].to(wide), keys[..., second].to(wide)
+    rotated = keys.clone()
+    rotated[..., first] = x * cos - y * sin
+    rotated[..., second] = x * sin + y * cos
+    return rotated

@@ -1,0 +1,103 @@
+"""Refresh, an experiment: tokens of the evicted middle are put back into the cache at prunes.
+
+Part of the budget is set aside for them. At each prune as many tokens as fit are chosen from all
+that were evicted so far, evenly spaced, the newest among them, and take the place of those chosen
+before. `middle` puts them between sinks and window, in stream order. `tail`, as published, puts
+them behind the newest token: a token's position is its place in the cache, so the old ones then
+look nearer than the window, which looks further away than it is.
+
+Keys are kept unrotated and turned to their places at every step, as in `mit`. What was evicted is
+kept, too: memory grows with the stream, which is what a bounded cache is there to avoid.
+"""
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from streamcache.caches.reference import ReferenceCache, rotate
+from streamcache.policy import EvictionPolicy, PolicyError
+
+RefreshPolicy = Literal["tail", "middle"]
+
+
+class RefreshCache(ReferenceCache):
+    """A cache that holds what the policy keeps and up to `budget` evicted tokens beside.
+
+    Args:
+        policy: with the budget set aside: capacity + budget is the most that is ever held.
+        budget: entries for evicted tokens, at least 1.
+        where: where they are put.
+
+    Attributes:
+        places: the tokens held, by place in the cache, int64 [n].
+
+    Raises:
+        PolicyError: budget < 1, or another `where`.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, policy: EvictionPolicy, budget: int, where: RefreshPolicy
+    ):
+        if budget < 1 or where not in get_args(RefreshPolicy):
+            raise PolicyError(
+                f"refresh needs a budget >= 1 and tail or middle, got {budget} and {where!r}"
+            )
+        self.budget, self.where = budget, where
+        super().__init__(model, policy)  # whose keys and values are here of all tokens seen
+
+    def reset(self) -> None:
+        super().reset()
+        self.places = torch.empty(0, dtype=torch.long)
+
+    def _make_room(self, n_tokens: int, dropped: int, rebase: bool) -> None:
+        if dropped:
+            sinks = torch.arange(self.policy.n_sink)
+            window = torch.arange(self.policy.n_sink + self.evicted, self.seen)
+            chosen = evenly_spaced(self.evicted, self.budget) + self.policy.n_sink
+            middle = self.where == "middle"
+            order = (sinks, chosen, window) if middle else (sinks, window, chosen)
+            self.places = torch.cat(order)
+        if rebase:
+            self.base = self.seen  # the next token is at position 0, what is held before it
+
+    def _append(self, layer_idx: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        rotation = self.geometry.layers[layer_idx].rotation
+        n_held, n_new = len(self.places), keys.shape[2]
+        # of the places 0 ... n_held + n_new - 1; the first new one is at `next_position`
+        position = torch.arange(n_held + n_new, device=keys.device) + self.next_position - n_held
+        places = torch.cat([self.places, torch.arange(self.seen, self.seen + n_new)])
+        unrotated = rotate(keys, -position[n_held:], rotation)
+        all_keys = self._stored(self._keys, layer_idx, unrotated)
+        all_values = self._stored(self._values, layer_idx, values)
+        if layer_idx == len(self.geometry.layers) - 1:
+            self.places = places
+        places = places.to(keys.device)
+        held = all_keys.index_select(2, places), all_values.index_select(2, places)
+        return rotate(held[0], position, rotation), held[1]
+
+    def _stored(self, states: dict[int, Tensor], layer: int, new: Tensor) -> Tensor:
+        """All states of a layer so far and the new ones, [B, H, at least seen + n, D]."""
+        end = self.seen + new.shape[2]
+        if layer not in states or states[layer].shape[2] < end:
+            longer = new.new_empty((*new.shape[:2], 2 * end, new.shape[3]))
+            if layer in states:
+                longer[:, :, : self.seen] = states[layer][:, :, : self.seen]
+            states[layer] = longer
+        states[layer][:, :, self.seen : end] = new
+        return states[layer]
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        n_held = len(self.places)
+        return n_held + query_length, self.seen - n_held
+
+
+def evenly_spaced(n: int, budget: int) -> Tensor:
+    """Of 0 ... n - 1, all or `budget` that are evenly spaced: the first and, from two on, the last.
+
+    int64, increasing.
+    """
+    if n <= budget:
+        return torch.arange(n)
+    return torch.linspace(0, n - 1, budget, dtype=torch.float64).round().long()

@@ -1,0 +1,153 @@
+"""A cache of fixed shape, for compiled and captured decoding: an eviction moves no data at all.
+
+Token t lives in slot t if it is a sink (t < S) and in slot S + (t - S) mod (C - S) otherwise, for a
+capacity of C entries. So what is held is the sinks and one circular run of slots, and a step is
+known by four integers. Keys stay as they came. Instead of turning the sinks to right before the
+window, the query is turned once more, to meet them from its place in the cache: scores depend on
+differences only (Xiao et al. 2023, section 3.2, with the rotation on the other side).
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from streamcache.caches.base import BoundedCache
+from streamcache.caches.rope import Rotation, Turn
+from streamcache.policy import EvictionPolicy
+
+
+class Step(NamedTuple):
+    """What the decode of one token must know."""
+
+    position: int  # of its key, and of its query for the window
+    slot: int  # where its key and value go
+    first: int  # the slot of the oldest window entry
+    size: int  # entries it sees, itself included; its query stands at size - 1 for the sinks
+
+
+class RingCache(BoundedCache):
+    """`fast` in a fixed shape: a layer's keys are [B, H, C, D] and never move.
+
+    As a drop-in (`past_key_values`) it copies what it holds at every forward and is slower than
+    `StreamingCache`. It is made to be read in place by an attention function that knows the steps
+    (`kernels.attention`). Positions start anew every few capacities, which turns the window once.
+
+    Attributes:
+        keys, values: by layer, [B, H, C, D], once allocated.
+        turns: by layer, how to turn queries and keys; None where a layer does not.
+    """
+
+    def __init__(self, model_or_config: PreTrainedModel | PreTrainedConfig, policy: EvictionPolicy):
+        self.keys: list[Tensor] = []
+        self.values: list[Tensor] = []
+        self.turns: list[Turn | None] = []
+        super().__init__(model_or_config, policy)
+
+    @property
+    def largest_position(self) -> int:
+        """Far enough that few keys are turned twice, near enough for float32 angles."""
+        limit = self.geometry.max_position
+        capacity = self.policy.capacity
+        return (
+            4 * capacity - 1 if limit is None else max(2 * capacity, min(4 * capacity, limit)) - 1
+        )
+
+    @torch.inference_mode(False)  # so that the stream may leave inference mode later
+    def allocate(self, batch: int, dtype: torch.dtype, device: torch.device) -> None:
+        """Make the slots, and the tables to turn queries and keys by."""
+        self.keys, self.values, self.turns = [], [], []
+        made: list[tuple[Rotation, int, Turn]] = []
+        for layer in self.geometry.layers:
+            shape = (batch, layer.n_kv_heads, self.policy.capacity)
+            self.keys.append(torch.zeros(*shape, layer.key_dim, dtype=dtype, device=device))
+            self.values.append(torch.zeros(*shape, layer.value_dim, dtype=dtype, device=device))
+            turning = None
+            if rotation := layer.rotation:
+                alike = (t for r, width, t in made if r is rotation and width == layer.key_dim)
+                turning = next(alike, None)
+                if turning is None:
+                    turning = Turn.of(rotation, layer.key_dim, self.largest_position, device)
+                    made.append((rotation, layer.key_dim, turning))
+            self.turns.append(turning)
+
+    def plan(self, n_steps: int) -> list[Step]:
+        """The next steps of a stream decoded token by token; fewer where positions must start anew.
+
+        Nothing changes: `advance` goes on by what was planned.
+        """
+        sinks, run = self.policy.n_sink, self._run
+        seen, evicted = self.seen, self.evicted
+        steps: list[Step] = []
+        while len(steps) < n_steps and seen - self.base <= self.largest_position:
+            evicted += self.policy.drop(seen, seen - evicted)
+            slot = seen if seen < sinks else sinks + (seen - sinks) % run
+            first, size = sinks + evicted % run, seen - evicted + 1
+            steps.append(Step(seen - self.base, slot, first, size))
+            seen += 1
+        return steps
+
+    def advance(self, step: Step) -> None:
+        """Count a token that was decoded, and stored, as planned."""
+        self.seen += 1
+        self.evicted = self.seen - step.size
+
+    def rebase(self) -> None:
+        """Start positions anew: the window's keys are turned to where the cache has them."""
+        for keys, layer in zip(self.keys, self.geometry.layers):
+            if layer.rotation is not None:
+                layer.rotation.turn_(keys[:, :, self.policy.n_sink :], self.base - self.evicted)
+        self.base = self.evicted
+
+    def reset(self) -> None:
+        """Forget the stream; the slots stay where they are.
+
+        They are emptied: slots that hold nothing yet are read, and counted for nothing, and nothing
+        times a NaN of an earlier stream would be NaN.
+        """
+        super().reset()
+        for slots in (*self.keys, *self.values):
+            slots.zero_()
+
+    @property
+    def _run(self) -> int:
+        return self.policy.capacity - self.policy.n_sink
+
+    def _make_room(self, n_tokens: int, dropped: int, rebase: bool) -> None:
+        reach = self.geometry.max_position or self.largest_position + 1
+        if rebase and self.next_position + n_tokens > reach:
+            self.rebase()
+
+    def _append(self, layer_idx: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        if not self.keys or (self.seen == 0 and keys.shape[0] != self.batch_size):
+            self.allocate(keys.shape[0], keys.dtype, keys.device)
+        n_sink, end = self.policy.n_sink, self.seen + keys.shape[-2]
+        held = self.keys[layer_idx], self.values[layer_idx]
+        new = self._slots(self.seen, end)
+        kept = torch.cat(
+            [self._slots(0, min(n_sink, end)), self._slots(n_sink + self.evicted, end)]
+        )
+        for slots, states in zip(held, (keys, values)):
+            slots.index_copy_(2, new, states.to(slots.dtype))  # autocast mixes them
+        all_keys, all_values = (slots.index_select(2, kept) for slots in held)
+        offset = self.evicted - self.base
+        if n_sink and offset and (rotation := self.geometry.layers[layer_idx].rotation):
+            rotation.turn_(all_keys[:, :, :n_sink], offset)
+        return all_keys, all_values
+
+    def _slots(self, begin: int, end: int) -> Tensor:
+        tokens = torch.arange(begin, max(begin, end), device=self.keys[0].device)
+        n_sink = self.policy.n_sink
+        return torch.where(tokens < n_sink, tokens, n_sink + (tokens - n_sink) % self._run)
+
+    @torch.inference_mode(False)
+    def _select(self, rows: Tensor) -> None:
+        if self.keys:
+            rows = rows.to(self.keys[0].device)
+            self.keys = [keys.index_select(0, rows) for keys in self.keys]
+            self.values = [values.index_select(0, rows) for values in self.values]
+
+    @property
+    def batch_size(self) -> int:
+        return self.keys[0].shape[0] if self.keys else -1

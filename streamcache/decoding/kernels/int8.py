@@ -1,0 +1,69 @@
+"""A linear layer whose weights are 8-bit integers, and are read as such."""
+
+import copy
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from streamcache.decoding.kernels.linear import scaled_linear, side_by_side, takes
+
+
+class Int8Linear(nn.Module):
+    """x W^T * scale + b: the weights of a quantised layer, wherever they come from.
+
+    Args:
+        weight: int8 [N, K].
+        scale: [N], of the rows, in the dtype that the layer computes in.
+        bias: [N] or None.
+    """
+
+    def __init__(self, weight: Tensor, scale: Tensor, bias: Tensor | None):
+        super().__init__()
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.scale = nn.Parameter(scale, requires_grad=False)
+        self.bias = bias if bias is None else nn.Parameter(bias, requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return int8_linear(x, self.weight, self.scale, self.bias)
+
+
+@torch.library.custom_op("streamcache::int8_linear", mutates_args=())
+def int8_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+    """One operation to a compiler, so that a graph shows it as the layer that it is."""
+    if takes(x):
+        return side_by_side(x, [weight], [scale], [bias], [None], [None], 0.0, "")[0]
+    return scaled_linear(x, weight, scale, bias)
+
+
+@int8_linear.register_fake
+def _(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+    return x.new_empty(*x.shape[:-1], weight.shape[0])
+
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def by_kernels(model: Model) -> Model:
+    """The model, or if it has int8 layers of torchao a copy that shares its weights.
+
+    In the copy these layers are `Int8Linear`. What has a scale for each row counts as one.
+    """
+    if not any(_is_int8(module) for module in model.modules()):
+        return model
+    shared = {id(t): t for t in (*model.parameters(), *model.buffers())}
+    model = copy.deepcopy(model, shared)
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if _is_int8(child):
+                layer: Any = child
+                int8, scale = layer.weight.qdata, layer.weight.scale.view(-1)
+                setattr(module, name, Int8Linear(int8, scale, layer.bias))
+    return model
+
+
+def _is_int8(module: nn.Module) -> bool:
+    weight: Any = getattr(module, "weight", None)
+    if not isinstance(module, nn.Linear) or not hasattr(weight, "qdata"):
+        return False
+    return weight.qdata.dtype == torch.int8 and weight.scale.numel() == weight.shape[0]

@@ -1,0 +1,133 @@
+"""Decoding a stream token by token: its exact NLL, and a decode in the steady state."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from streamcache.caches.base import BoundedCache
+from streamcache.decoding.captured import CapturedDecoder
+from streamcache.decoding.nll import Advance, token_nll
+
+_FILL = 512  # tokens a forward while the cache fills up
+
+
+@torch.inference_mode()
+def fill(
+    model: PreTrainedModel, input_ids: Tensor, cache: BoundedCache, advance: Advance | None = None
+) -> Tensor:
+    """Feed the first tokens of a stream [T] until the cache holds S + W; their NLL.
+
+    Nothing is evicted meanwhile, so feeding many tokens at once is exact. Stops one token before
+    the end of the stream, whose last token is only ever a target.
+    """
+    if len(input_ids) < 2:
+        raise ValueError(f"a stream of {len(input_ids)} tokens predicts nothing: 2 are needed")
+    length = min(cache.policy.floor, input_ids.shape[0] - 1)
+    rows = []
+    for start in range(0, length, step := min(_FILL, cache.policy.window_size)):
+        stop = min(start + step, length)
+        logits = model(input_ids=input_ids[None, start:stop], past_key_values=cache).logits[0]
+        rows.append(token_nll(logits, input_ids[start + 1 : stop + 1]))
+        if advance:
+            advance(stop - start)
+    return torch.cat(rows)
+
+
+@torch.inference_mode()
+def sequential_nll(
+    model: PreTrainedModel, input_ids: Tensor, cache: BoundedCache, advance: Advance | None = None
+) -> Tensor:
+    """NLL of a teacher-forced stream, decoded token by token: float32 [T - 1].
+
+    Entry t is the NLL of token t + 1, predicted from what the cache holds after token t.
+
+    Args:
+        input_ids: the stream [T], T >= 2, on the model's device.
+        cache: empty; used up.
+        advance: called with the number of tokens just finished.
+
+    Raises:
+        ValueError: fewer than two tokens.
+    """
+
+    def step(token: Tensor) -> Tensor:
+        return model(input_ids=token[None], past_key_values=cache).logits[0]
+
+    return _nll_by(step, fill(model, input_ids, cache, advance), input_ids, advance)
+
+
+@torch.inference_mode()
+def captured_nll(
+    decoder: CapturedDecoder, input_ids: Tensor, advance: Advance | None = None
+) -> Tensor:
+    """`sequential_nll` by a decoder, which starts a new stream."""
+    decoder.reset()
+    head = fill(decoder.model, input_ids, decoder.cache, advance)
+    return _nll_by(decoder.step, head, input_ids, advance)
+
+
+def _nll_by(
+    step: Callable[[Tensor], Tensor], head: Tensor, input_ids: Tensor, advance: Advance | None
+) -> Tensor:
+    """NLL [T - 1]: of the head, and of the rest by a step from a token [1] to logits [1, V]."""
+    rows = torch.empty(input_ids.shape[0] - 1, device=input_ids.device)
+    rows[: head.shape[0]] = head
+    for t in range(head.shape[0], input_ids.shape[0] - 1):
+        logits = step(input_ids[t : t + 1])
+        rows[t] = token_nll(logits, input_ids[t + 1 : t + 2])[0]
+        if advance:
+            advance(1)
+    return rows
+
+
+@torch.inference_mode()
+def nll_between_prunes(
+    model: PreTrainedModel, input_ids: Tensor, cache: BoundedCache, advance: Advance | None = None
+) -> Tensor:
+    """`sequential_nll`, from prune to prune in one forward: nothing goes inside of it."""
+    head = fill(model, input_ids, cache, advance)
+    rows = [head]
+    begin, last = len(head), len(input_ids) - 1
+    prunes = [t for t, dropped in enumerate(cache.policy.drops(last)) if dropped and t > begin]
+    for end in [*prunes, last] if begin < last else []:
+        for chunk in input_ids[begin:end].split(cache.policy.window_size):
+            logits = model(input_ids=chunk[None], past_key_values=cache).logits[0]
+            rows.append(token_nll(logits, input_ids[cache.seen - len(chunk) + 1 : cache.seen + 1]))
+        if advance:
+            advance(end - begin)
+        begin = end
+    return torch.cat(rows)
+
+
+class Stream:
+    """A batch-1 teacher-forced decode in the steady state; each call decodes one token.
+
+    The text [T] is gone through again when it ends: what a token costs does not depend on which
+    token it is.
+    """
+
+    def __init__(self, model: PreTrainedModel, input_ids: Tensor, cache: BoundedCache):
+        self.model, self.input_ids, self.cache = model, input_ids, cache
+        fill(model, input_ids, cache)
+
+    @torch.inference_mode()
+    def __call__(self) -> Tensor:
+        t = self.cache.seen % (self.input_ids.shape[0] - 1)
+        return self._decode(self.input_ids[t : t + 1])
+
+    def _decode(self, token: Tensor) -> Tensor:
+        return self.model(input_ids=token[None], past_key_values=self.cache).logits
+
+
+class CapturedStream(Stream):
+    """The same by a decoder, which starts a new stream."""
+
+    def __init__(self, decoder: CapturedDecoder, input_ids: Tensor):
+        decoder.reset()
+        self.decoder = decoder
+        super().__init__(decoder.model, input_ids, decoder.cache)
+
+    def _decode(self, token: Tensor) -> Tensor:
+        return self.decoder.step(token)

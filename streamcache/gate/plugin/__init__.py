@@ -1,0 +1,68 @@
+"""The pytest side of goldens: options, the fixture `golden`, verdicts as test failures, exit codes.
+
+Exit status: 0 pass, 1 a failure or something missing, 4 usage, 5 nothing was measured, 75 the
+environment is invalid.
+"""
+
+import platform
+from collections.abc import Iterator
+
+import pytest
+
+from streamcache.gate import goldens as store
+from streamcache.gate.goldens import GoldenError
+from streamcache.gate.plugin.clock import TurnClock
+from streamcache.gate.plugin.options import Usage, check_usage, golden_path, pytest_addoption
+from streamcache.gate.plugin.recording import pytest_cmdline_main
+from streamcache.gate.plugin.session import RECORDER, Session
+from streamcache.gate.recorder import Clock, Recorder, Surroundings
+from streamcache.gate.samples import Environment
+
+__all__ = ["pytest_addoption", "pytest_cmdline_main"]
+
+_clock = pytest.StashKey[Clock]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    check_usage(config)
+    golden = None
+    if config.getoption("golden") and not config.getoption("golden_samples"):
+        try:
+            golden = store.read(golden_path(config))
+        except GoldenError as error:
+            raise Usage(str(error)) from error
+    config.pluginmanager.register(Session(config, golden), "streamcache-golden")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A benchmark with goldens is timed by a clock of its own."""
+    for item in items:
+        if {"golden", "benchmark"} <= set(getattr(item, "fixturenames", ())):
+            marker = item.get_closest_marker("benchmark")
+            clock = item.stash[_clock] = TurnClock()
+            options = {**(marker.kwargs if marker else {}), "timer": clock}
+            item.add_marker(pytest.mark.benchmark(**options), append=False)
+
+
+class _Plain:
+    """Any machine, by what the standard library knows of it."""
+
+    def sample(self) -> Environment:
+        machine: dict[str, str | int] = {"device": f"cpu {platform.machine()}"}
+        return Environment(machine=machine, context={"python": platform.python_version()})
+
+
+@pytest.fixture(scope="session")
+def golden_environment() -> Surroundings:
+    """A look at the machine. Override it to say more: a GPU, canaries, what is wrong."""
+    return _Plain()
+
+
+@pytest.fixture
+def golden(request: pytest.FixtureRequest, golden_environment: Surroundings) -> Iterator[Recorder]:
+    """Says what a benchmark measured; compared with the golden when the test has passed."""
+    item = request.node
+    recorder = Recorder(item.nodeid, item.stash.get(_clock, Clock()), golden_environment)
+    item.stash[RECORDER] = recorder
+    yield recorder
+    del item.stash[RECORDER]  # a test that is run again measures anew

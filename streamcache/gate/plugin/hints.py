@@ -1,0 +1,36 @@
+"""What a reader needs beside the verdicts: what was not measured, what differs, what to type."""
+
+import shlex
+from collections.abc import Sequence
+
+import pytest
+
+from streamcache.gate import verdicts as gate
+from streamcache.gate.goldens import Golden
+from streamcache.gate.plugin.options import golden_path
+from streamcache.gate.samples import Process
+
+
+def advice(
+    config: pytest.Config, golden: Golden, process: Process, verdicts: Sequence[gate.Verdict]
+) -> list[str]:
+    lines, measured = [], {sample.name for sample in process.samples}
+    if left := golden.entries.keys() - measured:
+        lines.append(f"NOT MEASURED: {len(left)} of {len(golden.entries)} goldens")
+    if unlike := {v.name for v in verdicts if v.check == "host"}:
+        lines.append(f"NOT JUDGED: times of {len(unlike)} benchmarks, of another host's golden")
+    if process.samples:
+        context = process.environment.context
+        if differs := gate.differences(context, golden.provenance.context):
+            lines.append(f"differs from when the golden was recorded: {differs}")
+    red = list(dict.fromkeys(v.name for v in verdicts if v.status.is_red))
+    option = shlex.quote(f"--golden={config.getoption('golden')}")
+    if there := [shlex.quote(name) for name in red if name in measured]:
+        lines.append(f"to reproduce: pytest {there[0]} {option}")
+        lines.append(
+            f"to accept, from a clean tree: pytest {' '.join(there)} {option} "
+            '--golden-update --golden-reason "..."'
+        )
+    if len(there) < len(red):
+        lines.append(f"to retire a benchmark: delete its entry in {golden_path(config)}")
+    return lines

@@ -1,0 +1,82 @@
+"""Goldens are recorded instead of running tests: other processes measure, this one writes."""
+
+import sys
+import tempfile
+from datetime import datetime, timezone
+
+import pytest
+
+from streamcache.gate import goldens as store
+from streamcache.gate import samples
+from streamcache.gate.goldens import Golden, GoldenError, Provenance
+from streamcache.gate.plugin.git import git
+from streamcache.gate.plugin.options import Usage, check_usage, golden_path, updates
+from streamcache.gate.plugin.processes import follow_order, measured
+from streamcache.gate.samples import Process, SampleError
+
+_INVALID = 75
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> int | None:
+    """Recording runs no tests here: fresh processes measure, this one writes."""
+    follow_order(config)
+    if config.option.help or not updates(config):
+        return None
+    try:
+        check_usage(config)
+        return _record(config, _old(config))
+    except KeyboardInterrupt:
+        print("golden: interrupted, nothing was recorded", file=sys.stderr)
+        return int(pytest.ExitCode.INTERRUPTED)
+    except (Usage, GoldenError, SampleError, OSError) as error:
+        print(f"ERROR: {error}", file=sys.stderr)
+        return int(pytest.ExitCode.USAGE_ERROR)
+
+
+def _old(config: pytest.Config) -> Golden | None:
+    """The golden to be rewritten. Before minutes of measuring, see that it can be."""
+    path = golden_path(config)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=path.parent):
+        return store.read(path) if path.exists() else None
+
+
+def _record(config: pytest.Config, old: Golden | None) -> int:
+    """Measure and write the golden, or say why not; an exit status."""
+    found = config.getoption("golden_from")
+    processes: list[Process] = []
+    for process in map(samples.read, found) if found else measured(config):
+        if not process.samples:
+            print("golden: not recorded, nothing was measured")
+            return int(pytest.ExitCode.NO_TESTS_COLLECTED)
+        if problem := _problem(process):
+            print(f"golden: not recorded, the environment is invalid: {problem}")
+            return _INVALID
+        if any((p.date, p.samples) == (process.date, process.samples) for p in processes):
+            raise Usage("--golden-from has a process twice: each file must be of another one")
+        processes.append(process)
+    path = golden_path(config)
+    provenance = Provenance(
+        reason=config.getoption("golden_reason"),
+        date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        commit=git(config, "rev-parse", "HEAD") or "",
+        processes=len(processes),
+        context=processes[0].environment.context,
+    )
+    new_only = config.getoption("golden_update_new_only")
+    golden, changes = store.updated(old, processes, provenance, new_only)
+    if noise := store.noisy(golden):
+        print(f"golden: not recorded, {noise}")
+        return _INVALID
+    if changes:
+        store.write(path, golden)
+    print("\n".join(changes or ["nothing moved by more than a third of its threshold"]))
+    print(f"golden: {path}, {len(changes)} of {len(golden.entries)} entries written")
+    return 0
+
+
+def _problem(process: Process) -> str:
+    """Why no golden is made of it; empty if nothing is known against it."""
+    disturbed = (f"{s.name}: {s.disturbed}" for s in process.samples if s.disturbed)
+    return next(iter([*process.environment.problems, *disturbed]), "")

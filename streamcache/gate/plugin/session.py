@@ -1,0 +1,189 @@
+"""A run of benchmarks with goldens: what is measured, the verdicts, the report, the exit status."""
+
+from collections.abc import Generator
+from datetime import datetime, timezone
+from typing import Any
+
+import msgspec
+import pytest
+
+from streamcache.gate import goldens as store
+from streamcache.gate import render, samples
+from streamcache.gate import verdicts as gate
+from streamcache.gate.goldens import Golden
+from streamcache.gate.plugin import outputs as files
+from streamcache.gate.plugin.hints import advice
+from streamcache.gate.plugin.missing import Gone, Present
+from streamcache.gate.plugin.options import golden_path
+from streamcache.gate.plugin.processes import measured_again
+from streamcache.gate.recorder import Recorder
+from streamcache.gate.samples import Environment, Process, Sample
+
+RECORDER = pytest.StashKey[Recorder]()
+
+
+class Session:
+    """What is measured in this process, and the verdicts on it."""
+
+    def __init__(self, config: pytest.Config, golden: Golden | None):
+        self.config, self.golden = config, golden
+        self.date = datetime.now(timezone.utc).isoformat()  # to tell processes apart
+        self.samples: list[Sample] = []
+        self.looks: list[Environment] = []
+        self.benchmarks: list[str] = []  # that use the fixture
+        self.verdicts: list[gate.Verdict] = []
+        self.red: list[pytest.TestReport] = []  # failures by verdict
+        self.failed: set[str] = set()
+        self.notes: list[str] = []
+        self.present = Present(config)
+        config.pluginmanager.register(self.present)
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(
+        self, session: pytest.Session, items: list[pytest.Item]
+    ) -> None:
+        """A golden whose benchmark is gone becomes a test; who names tests asks for no others."""
+        uses = (item for item in items if "golden" in getattr(item, "fixturenames", ()))
+        self.benchmarks = [item.nodeid for item in uses]
+        if self.golden is None or any("::" in argument for argument in self.config.args):
+            return
+        where = golden_path(self.config)
+        for name in filter(self.present.lacks, self.golden.entries):
+            items.append(Gone.from_parent(session, name=name, nodeid=name, golden=where))
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_makereport(
+        self, item: pytest.Item, call: pytest.CallInfo[None]
+    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        """What passed is judged: nothing else measured what it should."""
+        report = yield
+        if call.when != "call" or not report.passed:
+            return report
+        n_verdicts = len(self.verdicts)
+        judging = pytest.CallInfo.from_call(
+            lambda: self._judge(item), "call", (KeyboardInterrupt, pytest.exit.Exception)
+        )
+        if judging.excinfo is None:
+            return report
+        call.excinfo = judging.excinfo
+        report = pytest.TestReport.from_item_and_call(item, call)
+        if len(self.verdicts) > n_verdicts:
+            self.red.append(report)
+        return report
+
+    def _judge(self, item: pytest.Item) -> None:
+        """Fails where a verdict is red."""
+        if isinstance(item, Gone):
+            cause = "it has a golden, and its benchmark is gone"
+            missing = gate.Status.MISSING
+            verdicts = [gate.Verdict(item.nodeid, "benchmark", missing, cause=cause)]
+        elif recorder := item.stash.get(RECORDER, None):
+            verdicts = self._taken(recorder)
+        else:
+            return
+        self.verdicts += verdicts
+        if red := [v for v in verdicts if v.status.is_red]:
+            lines = [f"{v.status.name} {v.check}: {v.cause}" for v in red]
+            pytest.fail("\n".join(lines), pytrace=False)
+
+    def _taken(self, recorder: Recorder) -> list[gate.Verdict]:
+        recorder.look()
+        sample, environment = recorder.sample(), _merged(recorder.looks)
+        self.samples.append(sample)
+        self.looks.append(environment)
+        if self.golden is None:
+            return []
+        again = None
+        if gate.needs_confirmation(sample, self.golden, environment):
+            again = measured_again(self.config, sample.name)
+        return gate.judge(sample, self.golden, environment, again)
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            self.failed.add(report.nodeid)
+
+    def pytest_report_header(self) -> str | None:
+        if self.golden is None:
+            return None
+        made = self.golden.provenance
+        name = self.config.getoption("golden")
+        return (
+            f"golden: {name}, {len(self.golden.entries)} entries, {made.date[:10]} "
+            f"from {made.processes} processes: {made.reason}"
+        )
+
+    def process(self) -> Process:
+        environment = _merged(self.looks) if self.looks else Environment()
+        return Process(environment, self.samples, self.date)
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_benchmark_update_machine_info(self, machine_info: dict[str, Any]) -> None:
+        if self.looks:
+            machine_info["streamcache"] = msgspec.to_builtins(self.process().environment)
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_benchmark_update_json(self, output_json: dict[str, Any]) -> None:
+        output_json["streamcache"] = {
+            "version": store.VERSION,
+            "process": msgspec.to_builtins(self.process()),
+            "verdicts": msgspec.to_builtins(self.verdicts),
+        }
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)  # before pytest-benchmark writes the verdicts
+    def pytest_sessionfinish(
+        self, session: pytest.Session, exitstatus: int
+    ) -> Generator[None, None, None]:
+        ended = exitstatus in (0, 1, 5)  # and was not interrupted
+        if self.golden is not None:
+            if ended:
+                session.exitstatus = self._status(session, self.golden) or exitstatus
+            self.notes += advice(self.config, self.golden, self.process(), self.verdicts)
+        elif files.samples(self.config):
+            if not self.samples:
+                session.exitstatus = exitstatus or pytest.ExitCode.NO_TESTS_COLLECTED
+            if left := [name for name in self.benchmarks if name not in self._measured()]:
+                self.notes.append(f"no sample of {', '.join(left)}")
+        if ended and (unwritten := self._written()):
+            self.notes += unwritten
+            session.exitstatus = session.exitstatus or 1
+        yield
+
+    def _status(self, session: pytest.Session, golden: Golden) -> int:
+        if self.config.getoption("golden_required"):
+            known = self._measured() | self.failed | {v.name for v in self.verdicts}
+            self.verdicts += gate.missing(golden, known)
+        if session.testsfailed > sum(report.failed for report in self.red):
+            return 1
+        # Asked to hold benchmarks against goldens, a run that measured none has no success to
+        # report, whether or not each of them is required.
+        return gate.exit_status(self.verdicts, len(self.samples))
+
+    def _written(self) -> list[str]:
+        """Write what was asked for; lines that say what could not be."""
+        if self.golden is None:
+            return files.leave(files.samples(self.config), msgspec.json.encode(self.process()))
+        text = render.markdown(self.verdicts, [f"- {line}" for line in self.notes]).encode()
+        unwritten = files.leave(files.markdown(self.config), text)
+        return unwritten + files.leave(files.summary(), text, "ab")
+
+    def _measured(self) -> set[str]:
+        return {sample.name for sample in self.samples}
+
+    def pytest_terminal_summary(self, terminalreporter: "pytest.TerminalReporter") -> None:
+        if self.golden is None:
+            for note in self.notes:
+                terminalreporter.line(f"golden: {note}")
+            return
+        name = self.config.getoption("golden")
+        terminalreporter.section(f"golden {name}", sep="-")
+        for line in (*render.text(self.verdicts), *self.notes):
+            terminalreporter.line(line)
+
+
+def _merged(looks: list[Environment]) -> Environment:
+    """Of several looks; that they are at several machines is a problem."""
+    merged = samples.merged(looks)
+    place = {**merged.machine, **merged.host}
+    found = (gate.differences({**look.machine, **look.host}, place) for look in looks)
+    problems = [f"one run, two machines: {differs}" for differs in found if differs]
+    return msgspec.structs.replace(merged, problems=[*merged.problems, *problems])
