@@ -15,7 +15,7 @@ from streamcache.measure.evaluate import as_recorded
 from streamcache.measure.paper import configurations
 from streamcache.measure.profiling import Evicted, Kernel, Operator, Part, Profile
 from streamcache.measure.records import Prunes, Quality, Record, Speed, Subject
-from streamcache.policy import EvictionPolicy
+from streamcache.policy import EvictionPolicy, count_evictions
 
 SUBJECT = Subject("reference", "r", "float32", "pg19/4047", "folder", "d", 3000)
 
@@ -42,7 +42,7 @@ def record(
         environment=environment,
         quality=quality,
         speed=speed,
-        prunes=Prunes(*configuration.policy.count(subject.n_tokens - 1)),
+        prunes=Prunes(*count_evictions(configuration.policy, subject.n_tokens - 1)),
         peak_memory_bytes=1,
     )
 
@@ -75,7 +75,7 @@ def diagnosis(folder: Path) -> None:
         against_policy=as_recorded(other),
         subject=SUBJECT,
         environment=records.environment(torch.device("cpu")),
-        prunes=Prunes(*policy.count(2999)),
+        prunes=Prunes(*count_evictions(policy, 2999)),
         first_position=641,
         difference=Difference(0.0276, 0.0198, 0.0353, 2000),
         spike=found,

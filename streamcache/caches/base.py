@@ -16,7 +16,7 @@ from transformers.cache_utils import Cache
 
 from streamcache.caches.hooks import attach
 from streamcache.caches.probe import UnsupportedModelError, probe_rope
-from streamcache.policy import EvictionPolicy, warn_beyond
+from streamcache.policy import Policy, evicted_by_chunk, warn_beyond
 
 
 class BoundedCache(Cache):
@@ -25,7 +25,7 @@ class BoundedCache(Cache):
     Args:
         model_or_config: the model that will be fed, or its config. With the model every way of
             calling it is handled (long prompts are split, positions re-based); with a config only,
-            chunks are at most `window_size` long and positions grow with the stream.
+            chunks are at most as long as the window and positions grow with the stream.
         policy: what to evict and when.
 
     Attributes:
@@ -38,7 +38,7 @@ class BoundedCache(Cache):
         UnsupportedModelError: the model cannot be streamed correctly (see `probe_rope`).
     """
 
-    def __init__(self, model_or_config: PreTrainedModel | PreTrainedConfig, policy: EvictionPolicy):
+    def __init__(self, model_or_config: PreTrainedModel | PreTrainedConfig, policy: Policy):
         super().__init__(layers=[])
         model = None if isinstance(model_or_config, PreTrainedConfig) else model_or_config
         config: PreTrainedConfig = model_or_config if model is None else model.config  # type: ignore[assignment]
@@ -92,7 +92,7 @@ class BoundedCache(Cache):
         angles a model takes in float32 stay small: below the capacity in positions.
 
         Raises:
-            PolicyError: n_tokens > window_size.
+            PolicyError: more tokens than the window of the policy has.
             RuntimeError: room was made for a forward of another length, which was interrupted.
         """
         if self._prepared == n_tokens:  # a forward that was interrupted is run again
@@ -102,7 +102,7 @@ class BoundedCache(Cache):
                 f"a forward of {self._prepared} tokens was interrupted, for which the cache has "
                 f"evicted: run it again, or reset() the cache"
             )
-        dropped = self.policy.drop_for(self.seen, self.size, n_tokens)
+        dropped = evicted_by_chunk(self.policy, self.seen, self.size, n_tokens)
         self.evicted += dropped
         self._make_room(n_tokens, dropped, rebase)
         self._prepared = n_tokens
@@ -144,7 +144,7 @@ class BoundedCache(Cache):
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
         kept = self.size
         if self._prepared != query_length:
-            kept -= self.policy.drop_for(self.seen, self.size, query_length)
+            kept -= evicted_by_chunk(self.policy, self.seen, self.size, query_length)
         return kept + query_length, self.seen - kept
 
     def reorder_cache(self, beam_idx: Tensor) -> None:

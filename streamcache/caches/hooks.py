@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from streamcache.policy import window_size
+
 if TYPE_CHECKING:
     from streamcache.caches.base import BoundedCache
 
@@ -65,7 +67,7 @@ def _before(
     if positioned:
         kwargs["position_ids"] = None
     past.leading_logits = []
-    if n_tokens > past.policy.window_size:
+    if n_tokens > window_size(past.policy):
         kwargs[key] = _feed_all_but_last(model, past, key, kwargs)
         n_tokens = kwargs[key].shape[1]
     past.prepare(n_tokens, rebase=positioned)
@@ -93,12 +95,12 @@ def _feed_all_but_last(
     for name in (name for name, applies in wanted.items() if applies):
         raise ValueError(
             f"{name} needs the input in one forward, and it is longer than the window of "
-            f"{past.policy.window_size} tokens: feed it in pieces"
+            f"{window_size(past.policy)} tokens: feed it in pieces"
         )
     tokens: Tensor = kwargs[key]
-    room = max(0, min(past.policy.capacity - past.size, past.policy.window_size))
+    room = max(0, min(past.policy.capacity - past.size, window_size(past.policy)))
     pieces = [tokens[:, :room]] if room else []
-    pieces += tokens[:, room:].split(max(1, past.policy.window_size // 8), dim=1)
+    pieces += tokens[:, room:].split(max(1, window_size(past.policy) // 8), dim=1)
     past.leading_logits = [
         model(**{**kwargs, key: piece, "return_dict": True}).logits for piece in pieces[:-1]
     ]

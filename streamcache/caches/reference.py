@@ -11,13 +11,13 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from streamcache.caches.base import BoundedCache
 from streamcache.caches.rope import Rotation
-from streamcache.policy import EvictionPolicy
+from streamcache.policy import Policy
 
 
 class ReferenceCache(BoundedCache):
     """`mit`: unrotated keys, rotated anew at every step."""
 
-    def __init__(self, model_or_config: PreTrainedModel | PreTrainedConfig, policy: EvictionPolicy):
+    def __init__(self, model_or_config: PreTrainedModel | PreTrainedConfig, policy: Policy):
         self._keys: dict[int, Tensor] = {}  # by layer, [B, H, size, D], unrotated
         self._values: dict[int, Tensor] = {}
         super().__init__(model_or_config, policy)

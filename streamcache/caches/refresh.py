@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from streamcache.caches.reference import ReferenceCache, rotate
-from streamcache.policy import EvictionPolicy, PolicyError
+from streamcache.policy import Policy, PolicyError
 
 RefreshPolicy = Literal["tail", "middle"]
 
@@ -37,9 +37,7 @@ class RefreshCache(ReferenceCache):
         PolicyError: budget < 1, or another `where`.
     """
 
-    def __init__(
-        self, model: PreTrainedModel, policy: EvictionPolicy, budget: int, where: RefreshPolicy
-    ):
+    def __init__(self, model: PreTrainedModel, policy: Policy, budget: int, where: RefreshPolicy):
         if budget < 1 or where not in get_args(RefreshPolicy):
             raise PolicyError(
                 f"refresh needs a budget >= 1 and tail or middle, got {budget} and {where!r}"

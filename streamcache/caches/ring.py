@@ -15,7 +15,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from streamcache.caches.base import BoundedCache
 from streamcache.caches.rope import Rotation, Turn
-from streamcache.policy import EvictionPolicy
+from streamcache.policy import Policy, checked_drop
 
 
 class Step(NamedTuple):
@@ -39,7 +39,7 @@ class RingCache(BoundedCache):
         turns: by layer, how to turn queries and keys; None where a layer does not.
     """
 
-    def __init__(self, model_or_config: PreTrainedModel | PreTrainedConfig, policy: EvictionPolicy):
+    def __init__(self, model_or_config: PreTrainedModel | PreTrainedConfig, policy: Policy):
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
         self.turns: list[Turn | None] = []
@@ -81,7 +81,7 @@ class RingCache(BoundedCache):
         seen, evicted = self.seen, self.evicted
         steps: list[Step] = []
         while len(steps) < n_steps and seen - self.base <= self.largest_position:
-            evicted += self.policy.drop(seen, seen - evicted)
+            evicted += checked_drop(self.policy, seen, seen - evicted)
             slot = seen if seen < sinks else sinks + (seen - sinks) % run
             first, size = sinks + evicted % run, seen - evicted + 1
             steps.append(Step(seen - self.base, slot, first, size))

@@ -15,7 +15,7 @@ from streamcache.caches.base import BoundedCache
 from streamcache.caches.buffer import Arena
 from streamcache.caches.probe import LayerGeometry
 from streamcache.caches.rope import Rotation
-from streamcache.policy import EvictionPolicy
+from streamcache.policy import Policy
 
 
 class _Shape(NamedTuple):
@@ -39,7 +39,7 @@ class StreamingCache(BoundedCache):
 
     _wide_keys = False  # they are turned once or twice in their life
 
-    def __init__(self, model_or_config: PreTrainedModel | PreTrainedConfig, policy: EvictionPolicy):
+    def __init__(self, model_or_config: PreTrainedModel | PreTrainedConfig, policy: Policy):
         self._n_slots = 2 * policy.capacity
         self._arenas: list[Arena] = []
         self._begin: int = 0  # the slots of the live entries

@@ -31,7 +31,7 @@ from streamcache.measure.diagnose import (
     spike,
     tokens_csv,
 )
-from streamcache.policy import EvictionPolicy
+from streamcache.policy import EvictionPolicy, count_evictions
 
 
 @click.command()
@@ -83,7 +83,7 @@ def diagnose(
         against_policy=evaluate.as_recorded(other),
         subject=evaluate.subject(loaded, text),
         environment=records.environment(loaded.model.device),
-        prunes=records.Prunes(*policy.count(len(nll))),
+        prunes=records.Prunes(*count_evictions(policy, len(nll))),
         first_position=first + 1,
         difference=difference((nll - nll_other)[first:]),
         spike=around_prunes(nll - nll_other),

@@ -20,7 +20,7 @@ from streamcache.decoding.kernels.attention import attend
 from streamcache.decoding.kernels.fusion import fused
 from streamcache.decoding.kernels.int8 import by_kernels
 from streamcache.decoding.kernels.linear import OneByOne
-from streamcache.policy import EvictionPolicy
+from streamcache.policy import Policy
 
 _PLANNED = 1024  # steps on the device
 
@@ -52,7 +52,7 @@ class CapturedDecoder:
     """
 
     def __init__(
-        self, model: PreTrainedModel, policy: EvictionPolicy, batch: int = 1, compile: bool = True
+        self, model: PreTrainedModel, policy: Policy, batch: int = 1, compile: bool = True
     ):
         self.model, self.batch = by_kernels(model), batch
         device = model.device

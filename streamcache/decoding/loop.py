@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 from streamcache.caches.base import BoundedCache
 from streamcache.decoding.captured import CapturedDecoder
 from streamcache.decoding.nll import Advance, token_nll
+from streamcache.policy import evictions, window_size
 
 _FILL = 512  # tokens a forward while the cache fills up
 
@@ -26,7 +27,7 @@ def fill(
         raise ValueError(f"a stream of {len(input_ids)} tokens predicts nothing: 2 are needed")
     length = min(cache.policy.floor, input_ids.shape[0] - 1)
     rows = []
-    for start in range(0, length, step := min(_FILL, cache.policy.window_size)):
+    for start in range(0, length, step := min(_FILL, window_size(cache.policy))):
         stop = min(start + step, length)
         logits = model(input_ids=input_ids[None, start:stop], past_key_values=cache).logits[0]
         rows.append(token_nll(logits, input_ids[start + 1 : stop + 1]))
@@ -90,9 +91,9 @@ def nll_between_prunes(
     head = fill(model, input_ids, cache, advance)
     rows = [head]
     begin, last = len(head), len(input_ids) - 1
-    prunes = [t for t, dropped in enumerate(cache.policy.drops(last)) if dropped and t > begin]
+    prunes = [t for t, dropped in enumerate(evictions(cache.policy, last)) if dropped and t > begin]
     for end in [*prunes, last] if begin < last else []:
-        for chunk in input_ids[begin:end].split(cache.policy.window_size):
+        for chunk in input_ids[begin:end].split(window_size(cache.policy)):
             logits = model(input_ids=chunk[None], past_key_values=cache).logits[0]
             rows.append(token_nll(logits, input_ids[cache.seen - len(chunk) + 1 : cache.seen + 1]))
         if advance:

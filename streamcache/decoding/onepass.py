@@ -25,7 +25,7 @@ from streamcache.caches.evaluation import evaluating
 from streamcache.caches.probe import ModelGeometry, probe_rope
 from streamcache.caches.rope import Rotation, turn
 from streamcache.decoding.attention_override import attention_named
-from streamcache.policy import EvictionPolicy, warn_beyond
+from streamcache.policy import Policy, evictions, warn_beyond
 
 # Tokens a block, by device: short ones look at fewer keys in vain, long ones keep a GPU busy.
 _BLOCK = {"cpu": 256, "cuda": 1024}
@@ -41,7 +41,7 @@ class OnePassUnsupported(ValueError):
 def streaming_nll(
     model: PreTrainedModel,
     input_ids: Tensor,
-    policy: EvictionPolicy,
+    policy: Policy,
     advance: Callable[[int], None] | None = None,
 ) -> Tensor:
     """NLL of each token of a teacher-forced stream, predicted from what the cache then holds.
@@ -84,7 +84,7 @@ def streaming_nll(
     return nll
 
 
-def _admit(model: PreTrainedModel, policy: EvictionPolicy, n_tokens: int) -> ModelGeometry:
+def _admit(model: PreTrainedModel, policy: Policy, n_tokens: int) -> ModelGeometry:
     """The model's geometry, once a trial over two tokens has shown all to be as assumed."""
 
     def refusal(reason: object) -> OnePassUnsupported:
@@ -116,10 +116,10 @@ class _Stream:
         states: by layer, keys and values [1, Hkv, n, D] of the sinks and of one run of tokens.
     """
 
-    def __init__(self, geometry: ModelGeometry, policy: EvictionPolicy, n_tokens: int):
+    def __init__(self, geometry: ModelGeometry, policy: Policy, n_tokens: int):
         self.layers = geometry.layers
         self.n_sink = policy.n_sink
-        self.evicted = list(accumulate(policy.drops(n_tokens)))  # before token t is appended
+        self.evicted = list(accumulate(evictions(policy, n_tokens)))  # before token t is appended
         self.begin = 0
         self.served: list[int] = []
         self.states: dict[int, tuple[Tensor, ...]] = {}

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamcache.measure.records import SCHEMA_VERSION, Environment, Policy, Prunes, Subject
-from streamcache.policy import EvictionPolicy
+from streamcache.policy import EvictionPolicy, evictions
 
 Floats = NDArray[np.float64]
 
@@ -41,7 +41,7 @@ class Held(NamedTuple):
 def held(policy: EvictionPolicy, n_tokens: int) -> Iterator[Held]:
     """After each token of a stream fed token by token."""
     size = 0
-    for seen, dropped in enumerate(policy.drops(n_tokens)):
+    for seen, dropped in enumerate(evictions(policy, n_tokens)):
         size += 1 - dropped
         kind = "scheduled" if policy.scheduled(seen) else "forced"
         yield Held(size, dropped, kind if dropped else "none")

@@ -18,7 +18,7 @@ from streamcache.measure.baseline import Baseline, Fingerprint
 from streamcache.measure.configurations import Configuration
 from streamcache.measure.records import Quality, Record, Speed
 from streamcache.measure.timing import Laps, time_tokens
-from streamcache.policy import EvictionPolicy
+from streamcache.policy import EvictionPolicy, count_evictions
 
 Method = Literal["one-pass", "sequential"]
 
@@ -227,7 +227,7 @@ def record(
     fed = text.input_ids.shape[0] - 1
     counted = records.Prunes(0, 0, 0)
     if configuration.mode is not None:
-        counted = records.Prunes(*policy.count(fed))
+        counted = records.Prunes(*count_evictions(policy, fed))
     return Record(
         configuration=configuration.name,
         mode=configuration.mode or "recompute",

@@ -22,6 +22,7 @@ from streamcache.decoding.loop import Stream
 from streamcache.decoding.nll import Advance
 from streamcache.measure.records import SCHEMA_VERSION, Environment, Policy, Subject
 from streamcache.measure.timing import time_tokens
+from streamcache.policy import evictions
 
 _STEP, _EVICTION = "streamcache: step", "streamcache: eviction"
 _LAUNCHES = ("cudaLaunch", "cuLaunch", "cudaGraphLaunch")
@@ -139,7 +140,7 @@ def measure(
             torch.cuda.synchronize(device)
     if trace is not None:
         _write_trace(watched, trace)
-    dropped = islice(cache.policy.drops(cache.seen), seen, None)
+    dropped = islice(evictions(cache.policy, cache.seen), seen, None)
     pruned = Evicted(sum(n > 0 for n in dropped), cache.evicted - evicted)
     return _taken_apart(watched.events(), n_tokens, laps.wall_ms / n_tokens, pruned)
 

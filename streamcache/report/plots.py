@@ -12,7 +12,7 @@ import numpy
 
 from streamcache.measure.diagnose import Diagnosis
 from streamcache.measure.records import Record
-from streamcache.policy import EvictionPolicy
+from streamcache.policy import EvictionPolicy, evictions
 from streamcache.report import published
 from streamcache.report.collect import Group, Measured
 from streamcache.report.tables import METHODS
@@ -248,7 +248,7 @@ def _prunes(record: Record) -> list[tuple[int, int]]:
     """Position and entries evicted of every prune of a stream."""
     p = record.policy
     policy = EvictionPolicy(p.n_sink, p.window_size, p.cache_slack, p.max_drop, p.compress_every)
-    drops = policy.drops(record.subject.n_tokens - 1)
+    drops = evictions(policy, record.subject.n_tokens - 1)
     return [(t, dropped) for t, dropped in enumerate(drops) if dropped]
 
 

@@ -125,7 +125,7 @@ LAZY = ("test_quality[lazy-R32]",)
 TIMED = tuple(f"test_speed[{name}]" for name in ("mit", "ours", "fast", "lazy"))
 
 PHASE = "phase = self.rotation.phase(offset)"
-PREPARE = "dropped = self.policy.drop_for(self.seen, self.size, n_tokens)"
+PREPARE = "dropped = evicted_by_chunk(self.policy, self.seen, self.size, n_tokens)"
 NOTHING_DUE = "if need <= 0 or not ("
 DROPPED = "return need if self.max_drop is None else min(need, self.max_drop)"
 SHIFTED_BY_ONE = patch(ARENA, PHASE, "phase = self.rotation.phase(offset + 1)")

@@ -106,13 +106,14 @@ def test_embeddings_instead_of_ids(model: PreTrainedModel, cache_type: type[Boun
 
 def test_two_caches_on_one_model_do_not_mix(model: PreTrainedModel) -> None:
     one, two = text(70), text(70, seed=1)
-    caches = StreamingCache(model, POLICY), StreamingCache(model, EvictionPolicy(2, 9))
+    policies = POLICY, EvictionPolicy(2, 9)
+    caches = [StreamingCache(model, policy) for policy in policies]
     pairs = [
         (stream(model, caches[0], a), stream(model, caches[1], b))
         for a, b in zip(one.split(1, dim=1), two.split(1, dim=1))
     ]
-    for cache, ids, logits in zip(caches, (one, two), zip(*pairs)):
-        assert error(torch.cat(logits, dim=1), expected(model, cache.policy, ids)) < TIGHT
+    for policy, ids, logits in zip(policies, (one, two), zip(*pairs)):
+        assert error(torch.cat(logits, dim=1), expected(model, policy, ids)) < TIGHT
 
 
 @each_cache

@@ -16,7 +16,7 @@ from streamcache.cli import paper as cli_paper
 from streamcache.measure import baseline, evaluate, records
 from streamcache.measure.configurations import NAMED, Configuration
 from streamcache.measure.paper import configurations
-from streamcache.policy import PolicyError
+from streamcache.policy import PolicyError, evictions
 from tests.shell import Run
 
 # A budget of 256 and a text of 600 tokens: 19 configurations in seconds.
@@ -66,7 +66,7 @@ def test_max_drop_alone_never_binds() -> None:
     """As docs/audit.md says: a prune of R = 32 has no more than 32 entries to drop."""
     chosen = {c.name: c.policy for c in configurations(2048, on_gpu=False)}
     none, capped = chosen["softlite-none@2048"], chosen["softlite-maxdrop@2048"]
-    assert list(none.drops(20_000)) == list(capped.drops(20_000))
+    assert list(evictions(none, 20_000)) == list(evictions(capped, 20_000))
 
 
 def test_a_budget_without_room_is_refused_at_once(run: Run) -> None:

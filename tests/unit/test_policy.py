@@ -1,13 +1,26 @@
 """EvictionPolicy: the eviction rule, over all its parameters, against a simulation in lists."""
 
-from dataclasses import FrozenInstanceError, replace
+from dataclasses import FrozenInstanceError, dataclass, field, make_dataclass, replace
 from itertools import accumulate, pairwise
+from typing import Any
 
+import numpy
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from streamcache.policy import EvictionPolicy, PolicyError, Prunes
+from streamcache import policy as policy_module
+from streamcache.policy import (
+    EvictionPolicy,
+    Evictions,
+    Policy,
+    PolicyError,
+    count_evictions,
+    evicted_by_chunk,
+    evictions,
+    fields_that_are_set,
+    window_size,
+)
 from tests.oracle import kept_after_each
 from tests.tiny import rule
 
@@ -30,7 +43,7 @@ def feed(policy: EvictionPolicy, chunks: list[int]) -> list[list[int]]:
     held: list[int] = []
     history, seen = [], 0
     for n in chunks:
-        dropped = policy.drop_for(seen, len(held), n)
+        dropped = evicted_by_chunk(policy, seen, len(held), n)
         rest = held[policy.n_sink :]
         assert dropped <= len(rest), "a sink was evicted"
         held = held[: policy.n_sink] + rest[dropped:] + list(range(seen, seen + n))
@@ -73,7 +86,7 @@ def test_in_chunks(policy: EvictionPolicy, data: st.DataObject) -> None:
 def test_no_eviction_exceeds_max_drop(policy: EvictionPolicy, n: int) -> None:
     assume(policy.max_drop is not None and n <= policy.window_size)
     limit = policy.max_drop or 0
-    assert max(policy.drops(N_TOKENS)) <= limit
+    assert max(evictions(policy, N_TOKENS)) <= limit
     sizes = [0, *map(len, feed(policy, [n] * (N_TOKENS // n)))]
     assert all(n - (after - before) <= n * limit for before, after in pairwise(sizes))
 
@@ -82,7 +95,7 @@ def test_no_eviction_exceeds_max_drop(policy: EvictionPolicy, n: int) -> None:
 @given(policies())
 def test_evictions_happen_when_scheduled_or_when_full(policy: EvictionPolicy) -> None:
     sizes = [0, *map(len, feed(policy, [1] * N_TOKENS))]
-    for t, (size, dropped) in enumerate(zip(sizes, policy.drops(N_TOKENS)), start=1):
+    for t, (size, dropped) in enumerate(zip(sizes, evictions(policy, N_TOKENS)), start=1):
         on_schedule = t % policy.compress_every == 0
         assert policy.scheduled(t - 1) == on_schedule
         if dropped:
@@ -95,48 +108,50 @@ def test_evictions_happen_when_scheduled_or_when_full(policy: EvictionPolicy) ->
 @settings(deadline=None)
 @given(policies(), st.integers(0, N_TOKENS))
 def test_count_is_the_sum_of_the_drops(policy: EvictionPolicy, n_tokens: int) -> None:
-    drops = list(enumerate(policy.drops(n_tokens), start=1))
+    drops = list(enumerate(evictions(policy, n_tokens), start=1))
     on_schedule = [t % policy.compress_every == 0 for t, dropped in drops if dropped]
     evicted = n_tokens - (len(feed(policy, [1] * n_tokens)[-1]) if n_tokens else 0)
-    expected = Prunes(sum(on_schedule), len(on_schedule) - sum(on_schedule), evicted)
-    assert policy.count(n_tokens) == expected
+    expected = Evictions(sum(on_schedule), len(on_schedule) - sum(on_schedule), evicted)
+    assert count_evictions(policy, n_tokens) == expected
 
 
 def test_vanilla_drops_one_per_token_once_full() -> None:
-    drops = list(EvictionPolicy(4, 16).drops(100))
+    drops = list(evictions(EvictionPolicy(4, 16), 100))
     assert drops == [0] * 20 + [1] * 80
-    assert EvictionPolicy(4, 16).count(100) == Prunes(scheduled=80, forced=0, evicted=80)
+    assert count_evictions(EvictionPolicy(4, 16), 100) == Evictions(
+        scheduled=80, forced=0, entries=80
+    )
 
 
 def test_lazy_pruning_grows_by_31_and_prunes_each_32nd_token() -> None:
     policy = EvictionPolicy(4, 60, compress_every=32)  # floor 64
     assert (policy.floor, policy.slack, policy.capacity) == (64, 31, 95)
-    drops = {t: d for t, d in enumerate(policy.drops(300), start=1) if d}
+    drops = {t: d for t, d in enumerate(evictions(policy, 300), start=1) if d}
     assert drops == {t: 32 for t in range(96, 300, 32)}
     assert max(map(len, feed(policy, [1] * 300))) == 95
-    assert policy.count(300).forced == 0
+    assert count_evictions(policy, 300).forced == 0
 
 
 def test_lazy_pruning_off_phase_first_drops_what_is_there() -> None:
     """Where the floor is no multiple of R the first prune is smaller, the others are of R."""
     policy = EvictionPolicy(4, 58, compress_every=32)
-    drops = {t: d for t, d in enumerate(policy.drops(200), start=1) if d}
+    drops = {t: d for t, d in enumerate(evictions(policy, 200), start=1) if d}
     assert drops == {64: 2, 96: 32, 128: 32, 160: 32, 192: 32}
 
 
 def test_an_explicit_zero_slack_prunes_every_token_whatever_the_schedule() -> None:
     policy = EvictionPolicy(4, 16, cache_slack=0, compress_every=64)
     assert policy.capacity == policy.floor
-    assert list(policy.drops(200)) == [0] * 20 + [1] * 180
-    assert policy.count(200) == Prunes(scheduled=3, forced=177, evicted=180)
+    assert list(evictions(policy, 200)) == [0] * 20 + [1] * 180
+    assert count_evictions(policy, 200) == Evictions(scheduled=3, forced=177, entries=180)
 
 
 def test_best_prunes_at_the_latest_every_17_tokens() -> None:
     policy = EvictionPolicy(32, 2000, cache_slack=16, max_drop=32, compress_every=64)
-    pruned = [t for t, dropped in enumerate(policy.drops(4000), start=1) if dropped]
+    pruned = [t for t, dropped in enumerate(evictions(policy, 4000), start=1) if dropped]
     gaps = [later - earlier for earlier, later in pairwise(pruned)]
     assert max(gaps) == 17
-    assert policy.count(4000).forced > policy.count(4000).scheduled > 0
+    assert count_evictions(policy, 4000).forced > count_evictions(policy, 4000).scheduled > 0
 
 
 def test_without_sinks_the_window_slides() -> None:
@@ -150,15 +165,15 @@ def test_a_window_of_one() -> None:
 def test_max_drop_spreads_a_scheduled_prune_over_later_evictions() -> None:
     policy = EvictionPolicy(0, 4, cache_slack=8, max_drop=3, compress_every=8)
     # Token 8: need 4, drops 3. Token 16: held 12, need 9, drops 3. 19 and on: full.
-    drops = {t: d for t, d in enumerate(policy.drops(24), start=1) if d}
+    drops = {t: d for t, d in enumerate(evictions(policy, 24), start=1) if d}
     assert drops == {8: 3, 16: 3, 19: 3, 22: 3, 24: 3}
 
 
 def test_a_chunk_longer_than_the_window_is_refused() -> None:
     policy = EvictionPolicy(4, 16)
-    assert policy.drop_for(100, 20, 16) == 16
-    with pytest.raises(PolicyError, match=r"17 tokens does not fit window_size=16"):
-        policy.drop_for(100, 20, 17)
+    assert evicted_by_chunk(policy, 100, 20, 16) == 16
+    with pytest.raises(PolicyError, match=r"17 tokens does not fit the window of 16 tokens"):
+        evicted_by_chunk(policy, 100, 20, 17)
 
 
 def test_a_policy_is_a_value() -> None:
@@ -168,3 +183,110 @@ def test_a_policy_is_a_value() -> None:
         policy.n_sink = 5  # type: ignore[misc]
     with pytest.raises(PolicyError, match="window_size"):
         replace(policy, window_size=0)
+
+
+class EverySecond:
+    """A rule of one's own, without a base class: every second token evicts two."""
+
+    n_sink, floor, capacity = 1, 5, 6
+
+    def drop(self, seen: int, size: int) -> int:
+        return 2 if size == self.capacity else 0
+
+    def scheduled(self, seen: int) -> bool:
+        return True
+
+
+@dataclass(frozen=True)
+class Halving(Policy):
+    """A rule with the protocol as its base: when full it evicts all but the floor."""
+
+    n_sink: int
+    floor: int
+    capacity: int = 32
+
+    def drop(self, seen: int, size: int) -> int:
+        return size + 1 - self.floor if size == self.capacity else 0
+
+
+@dataclass(frozen=True)
+class Setting:
+    name: str
+    policy: Policy
+    batch: int = 1
+    notes: tuple[str, ...] = field(default_factory=tuple)
+
+
+def test_any_class_with_the_members_of_a_policy_is_a_policy() -> None:
+    rule: Policy = EverySecond()
+    assert window_size(rule) == 4
+    assert list(evictions(rule, 10)) == [0, 0, 0, 0, 0, 0, 2, 0, 2, 0]
+    assert count_evictions(rule, 10) == Evictions(scheduled=2, forced=0, entries=4)
+    assert evicted_by_chunk(rule, 6, 6, 4) == 4
+
+
+def test_a_rule_based_on_the_protocol_has_planned_no_eviction_unless_it_says_so() -> None:
+    rule = Halving(2, 16)
+    assert count_evictions(rule, 100) == Evictions(scheduled=0, forced=4, entries=68)
+
+
+@pytest.mark.parametrize("drop", [-1, 3, 6, 0])
+def test_a_cache_is_not_given_an_eviction_outside_what_the_rule_declares(drop: int) -> None:
+    class Wrong(EverySecond):
+        def drop(self, seen: int, size: int) -> int:
+            return drop
+
+    with pytest.raises(PolicyError, match=r"Wrong.drop\(seen=9, size=6\) gave .* 5 to 6 entries"):
+        evicted_by_chunk(Wrong(), 9, 6, 1)
+
+
+def test_the_identity_of_a_policy_is_its_fields_that_are_set() -> None:
+    assert fields_that_are_set(EvictionPolicy(4, 16)) == {"n_sink": 4, "window_size": 16}
+    assert fields_that_are_set(EvictionPolicy(4, 16, cache_slack=0, compress_every=2)) == {
+        "n_sink": 4,
+        "window_size": 16,
+        "cache_slack": 0,
+        "compress_every": 2,
+    }
+
+
+def test_a_new_field_with_a_neutral_default_changes_no_identity(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    later = make_dataclass(
+        "EvictionPolicy", [("priority", int, 0)], bases=(EvictionPolicy,), frozen=True
+    )
+    before = fields_that_are_set(EvictionPolicy(4, 16, max_drop=3))
+    monkeypatch.setattr(policy_module, "EvictionPolicy", later)
+    assert fields_that_are_set(later(4, 16, max_drop=3)) == before
+    assert fields_that_are_set(later(4, 16, max_drop=3, priority=1)) == {**before, "priority": 1}
+
+
+def test_the_identity_of_another_rule_names_its_class() -> None:
+    assert fields_that_are_set(Halving(2, 16)) == {"rule": "Halving", "n_sink": 2, "floor": 16}
+    assert fields_that_are_set(EverySecond()) == {
+        "rule": "EverySecond",
+        "n_sink": 1,
+        "floor": 5,
+        "capacity": 6,
+    }
+
+
+def test_the_identity_of_a_nested_dataclass_is_flat() -> None:
+    setting = Setting("lazy", EvictionPolicy(4, 16))
+    assert fields_that_are_set(setting) == {"name": "lazy", "n_sink": 4, "window_size": 16}
+    assert fields_that_are_set(Setting("mine", EverySecond(), batch=2))["rule"] == "EverySecond"
+
+
+def test_an_identity_holds_strings_and_integers_only() -> None:
+    with pytest.raises(TypeError, match=r"notes is \('x',\)"):
+        fields_that_are_set(Setting("lazy", EvictionPolicy(4, 16), notes=("x",)))
+    with pytest.raises(TypeError, match="neither a dataclass nor a policy"):
+        fields_that_are_set("S=4")
+
+
+def test_integers_of_numpy_are_integers() -> None:
+    numbers: tuple[Any, ...] = (numpy.int64(4), numpy.int32(16), None, numpy.uint8(3))
+    policy = EvictionPolicy(*numbers)
+    assert policy == EvictionPolicy(4, 16, max_drop=3)
+    assert all(type(value) is int for value in fields_that_are_set(policy).values())
