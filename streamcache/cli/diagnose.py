@@ -13,6 +13,7 @@ from streamcache.cli.common import load, no_quality, progress, subject_options
 from streamcache.cli.console import err, show
 from streamcache.cli.policies import file_name, policy_options
 from streamcache.decoding.nll import finite
+from streamcache.extras import require
 from streamcache.files import write_bytes
 from streamcache.inputs.corpora import TokenStream
 from streamcache.inputs.models import LoadedModel
@@ -54,7 +55,7 @@ def diagnose(
 ) -> None:
     """Compare the NLL after prunes with that before, and with shuffled boundaries."""
     if plot:
-        _require_matplotlib()
+        require("plots", "the plot", "--no-plot")
     other, other_name = _other(policy, against)
     loaded, text = load(**where)
     if reason := no_quality(loaded, text):
@@ -93,15 +94,6 @@ def diagnose(
     path = output_dir / "diagnose" / made.subject.file_name / file_name(f"{name} vs {other_name}")
     _write(path, made, text, loaded, states, nll, nll_other, plot)
     show(_table(made))
-
-
-def _require_matplotlib() -> None:
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise click.UsageError(
-            f"the plot needs matplotlib ({error}): pip install 'streamcache[plots]', or --no-plot"
-        ) from error
 
 
 def _other(policy: EvictionPolicy, against: str | None) -> tuple[EvictionPolicy, str]:

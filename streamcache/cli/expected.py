@@ -4,6 +4,7 @@ from streamcache.caches.hooks import PaddingError
 from streamcache.caches.probe import UnsupportedModelError
 from streamcache.decoding.nll import NotFiniteError
 from streamcache.decoding.onepass import OnePassUnsupported
+from streamcache.extras import MissingExtra
 from streamcache.inputs.corpora import CorpusError
 from streamcache.inputs.models import ModelError
 from streamcache.inputs.quantize import QuantizationError
@@ -11,17 +12,16 @@ from streamcache.measure.baseline import BaselineMismatch
 from streamcache.measure.diagnose import DiagnosisError
 from streamcache.measure.records import RecordError
 from streamcache.policy import PolicyError
-from streamcache.report.plots import PlotsMissing
 
 EXPECTED = (
     BaselineMismatch,
     CorpusError,
     DiagnosisError,
+    MissingExtra,
     ModelError,
     NotFiniteError,
     OnePassUnsupported,
     PaddingError,
-    PlotsMissing,
     PolicyError,
     QuantizationError,
     RecordError,

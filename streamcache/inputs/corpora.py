@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING
 import safetensors.numpy
 import torch
 
+from streamcache.extras import require
+
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
@@ -81,6 +83,7 @@ def load_tokens(
             where that is not set either, the hub. A folder that is given is never bypassed.
 
     Raises:
+        MissingExtra: the text is on the hub only, and `datasets` is not installed.
         CorpusError: an unknown name or config, a missing or unreadable text, an unreachable hub,
             or a text shorter than `max_tokens`.
     """
@@ -185,6 +188,11 @@ def _read_file(path: Path) -> str:
 
 def _hub_rows(hub: str, test_files: str, local: str) -> "Dataset":
     repository, _, revision = hub.partition("@")
+    remedy = (
+        f"set --data-dir or STREAMCACHE_DATA to a folder that has {local}, "
+        "or use --dataset-name stream"
+    )
+    require("datasets", f"loading {repository} from the hub", remedy)
     try:
         from datasets import load_dataset
 
@@ -193,7 +201,4 @@ def _hub_rows(hub: str, test_files: str, local: str) -> "Dataset":
         return load_dataset(repository, data_files=only, split="test", revision=revision)
     except Exception as error:  # datasets, hub client and HTTP client share no class of errors
         reason = str(error).partition("\n")[0] or type(error).__name__
-        raise CorpusError(
-            f"cannot load {repository} from the hub ({reason}): set --data-dir or "
-            f"STREAMCACHE_DATA to a folder that has {local}, or use --dataset-name stream"
-        ) from error
+        raise CorpusError(f"cannot load {repository} from the hub ({reason}): {remedy}") from error

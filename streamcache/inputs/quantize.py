@@ -9,6 +9,8 @@ from typing import Any, Literal, get_args
 import torch
 from transformers import PreTrainedModel
 
+from streamcache.extras import require
+
 Quantization = Literal["int8", "int4"]
 _GROUP = 128  # columns that share a scale, of int4; a row has one of int8
 
@@ -24,16 +26,17 @@ def quantize(model: PreTrainedModel, how: Quantization) -> None:
     bfloat16, is packed for PyTorch's own kernel; elsewhere it is held in bytes, for its PPL.
 
     Raises:
-        QuantizationError: torchao is missing, or there is no such quantisation of this model.
+        MissingExtra: torchao is not installed.
+        QuantizationError: there is no such quantisation, or not of this model.
     """
     if how not in get_args(Quantization):
         raise QuantizationError(f"no quantization {how!r}: give one of int8, int4")
+    require("quantization", "quantization")
     try:
         from torchao import quantization as ao
-    except ImportError as error:
-        raise QuantizationError(
-            f"quantization needs torchao ({error}): pip install 'streamcache[quantization]'"
-        ) from error
+    except ImportError as error:  # a torchao that was built for another torch
+        raise QuantizationError(f"torchao cannot be imported: {error}") from error
+
     if how == "int8":
         config: Any = ao.Int8WeightOnlyConfig(version=2)
     elif model.device.type == "cuda" and model.dtype == torch.bfloat16:

@@ -50,7 +50,7 @@ def page(found: Found, audit: Table, ladder: Path | None) -> str:
         ladder: a ladder.json of `tests.bench.ladder`, where there is one.
 
     Raises:
-        PlotsMissing: there is no matplotlib.
+        MissingExtra: matplotlib is not installed.
     """
     sections = [("Published and measured", _table(audit, heading=False))]
     with plots.style():

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy
 
+from streamcache.extras import require
 from streamcache.measure.diagnose import Diagnosis
 from streamcache.measure.records import Record
 from streamcache.policy import EvictionPolicy, evictions
@@ -58,23 +59,16 @@ _STYLE: Any = {
 WIDTH = 10.0  # inches: 1000 px on the page
 
 
-class PlotsMissing(RuntimeError):
-    """matplotlib is not installed; the message says how to get it."""
-
-
 @contextmanager
 def style() -> Iterator[None]:
     """The page's style, for the plots that are made within.
 
     Raises:
-        PlotsMissing: there is no matplotlib.
+        MissingExtra: matplotlib is not installed.
     """
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise PlotsMissing(
-            "the page's plots need matplotlib: pip install 'streamcache[plots]'"
-        ) from error
+    require("plots", "the plots of the page")
+    import matplotlib
+
     with matplotlib.rc_context(_STYLE):
         yield
 

@@ -1,6 +1,5 @@
 """Diagnosis: the statistic finds a planted spike, and nothing where nothing is planted."""
 
-import builtins
 import csv
 import sys
 from pathlib import Path
@@ -192,14 +191,6 @@ def test_bad_input_gets_one_line(run: Run, arguments: list[str], words: list[str
 def test_without_matplotlib_one_line_says_what_to_install(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = builtins.__import__
-
-    def missing(name: str, *arguments: Any) -> Any:
-        if name.partition(".")[0] == "matplotlib":
-            raise ImportError("No module named 'matplotlib'")
-        return real(name, *arguments)
-
-    monkeypatch.delitem(sys.modules, "matplotlib", raising=False)
-    monkeypatch.setattr(builtins, "__import__", missing)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
     ran = run("diagnose")
     assert ran.status == 2 and "streamcache[plots]" in ran.err and ran.err.count("\n") == 1

@@ -10,6 +10,7 @@ from torch import nn
 from streamcache import EvictionPolicy, StreamingCache, streaming_nll
 from streamcache.decoding.captured import CapturedDecoder
 from streamcache.decoding.kernels.int8 import Int8Linear, by_kernels
+from streamcache.extras import MissingExtra
 from streamcache.inputs.corpora import load_tokens
 from streamcache.inputs.models import load_model
 from streamcache.inputs.quantize import Quantization, QuantizationError, quantize
@@ -59,7 +60,7 @@ def test_what_is_wrong_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(QuantizationError, match="int8, int4"):
         quantize(neox(), "int2")  # type: ignore[arg-type]
     monkeypatch.setitem(sys.modules, "torchao", None)
-    with pytest.raises(QuantizationError, match=r"streamcache\[quantization\]"):
+    with pytest.raises(MissingExtra, match=r"streamcache\[quantization\]"):
         quantize(neox(), "int8")
 
 
