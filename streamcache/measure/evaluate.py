@@ -1,7 +1,6 @@
 """From a configuration to a record: perplexity, speed, prunes, memory."""
 
 import math
-import resource
 from collections.abc import Iterable
 from typing import Literal
 
@@ -16,6 +15,7 @@ from streamcache.inputs.models import LoadedModel
 from streamcache.measure import records
 from streamcache.measure.baseline import Baseline, Fingerprint
 from streamcache.measure.configurations import Configuration
+from streamcache.measure.memory import peak_memory_bytes
 from streamcache.measure.records import Quality, Record, Speed
 from streamcache.measure.timing import Laps, time_tokens
 from streamcache.policy import EvictionPolicy, count_evictions
@@ -242,8 +242,8 @@ def record(
     )
 
 
-def peak_memory(device: torch.device) -> int:
+def peak_memory(device: torch.device) -> int | None:
     """The high-water mark so far, bytes: of the device, or of the process on the CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return peak_memory_bytes()

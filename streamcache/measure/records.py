@@ -116,7 +116,8 @@ class Record(msgspec.Struct, frozen=True, tag="streamcache-eval", tag_field="sch
     quality: Quality | None
     speed: Speed | None
     prunes: Prunes
-    peak_memory_bytes: int  # high-water mark so far, of the device, or of the process on a CPU
+    # The peak so far, of the device, or of the process on a CPU; None where Windows runs it there.
+    peak_memory_bytes: int | None
     notes: tuple[str, ...] = ()
     version: int = SCHEMA_VERSION
 
