@@ -1,63 +1,31 @@
 """Stream language models over endless text with a KV cache of fixed size.
 
-What is named here is imported when it is first used: the golden gate, in the same package, must not
-cost every pytest run the import of torch.
+The public names stand in `__init__.pyi`, once. Each is imported when it is first used: the gate, in
+the same package, must not cost every pytest run the import of torch.
 """
 
+import ast
 from importlib import import_module
-from typing import TYPE_CHECKING
+from importlib.resources import files
 
 from streamcache.version import VERSION
 
-if TYPE_CHECKING:
-    from streamcache.caches.base import BoundedCache
-    from streamcache.caches.probe import UnsupportedModelError
-    from streamcache.caches.reference import ReferenceCache
-    from streamcache.caches.ring import RingCache
-    from streamcache.caches.streaming import RerotatingCache, StreamingCache
-    from streamcache.decoding.captured import CapturedDecoder, EagerWarning
-    from streamcache.decoding.onepass import OnePassUnsupported, streaming_nll
-    from streamcache.decoding.recompute import recompute_nll
-    from streamcache.policy import EvictionPolicy, PolicyError, PolicyWarning
-
 __version__ = VERSION
 
-_HOMES = {
-    "BoundedCache": "streamcache.caches.base",
-    "CapturedDecoder": "streamcache.decoding.captured",
-    "EagerWarning": "streamcache.decoding.captured",
-    "EvictionPolicy": "streamcache.policy",
-    "OnePassUnsupported": "streamcache.decoding.onepass",
-    "PolicyError": "streamcache.policy",
-    "PolicyWarning": "streamcache.policy",
-    "ReferenceCache": "streamcache.caches.reference",
-    "RerotatingCache": "streamcache.caches.streaming",
-    "RingCache": "streamcache.caches.ring",
-    "StreamingCache": "streamcache.caches.streaming",
-    "UnsupportedModelError": "streamcache.caches.probe",
-    "recompute_nll": "streamcache.decoding.recompute",
-    "streaming_nll": "streamcache.decoding.onepass",
+_MODULES = {
+    alias.name: str(statement.module)
+    for statement in ast.parse(files(__name__).joinpath("__init__.pyi").read_text()).body
+    if isinstance(statement, ast.ImportFrom)
+    for alias in statement.names
 }
-
-__all__ = [
-    "BoundedCache",
-    "CapturedDecoder",
-    "EagerWarning",
-    "EvictionPolicy",
-    "OnePassUnsupported",
-    "PolicyError",
-    "PolicyWarning",
-    "ReferenceCache",
-    "RerotatingCache",
-    "RingCache",
-    "StreamingCache",
-    "UnsupportedModelError",
-    "recompute_nll",
-    "streaming_nll",
-]
+__all__ = sorted(_MODULES)
 
 
 def __getattr__(name: str) -> object:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    return getattr(import_module(_MODULES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]
