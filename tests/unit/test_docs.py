@@ -126,7 +126,7 @@ def test_other_commands_are_those_of_ci_and_tox() -> None:
             environments = words[2].split(",")
             for name in environments:
                 assert any(name in re.split(r"[:{},]", section) for section in tox.sections())
-        elif words[0] in ("ruff", "mypy"):
+        elif words[0] in ("ruff", "mypy", "lint-imports"):
             assert command in CI and command in tox["testenv:lint"]["commands"]
         elif words[0] == "pytest" and "gpu tests/bench" not in command:
             prefix = command.split(" --benchmark-json")[0]
@@ -138,7 +138,7 @@ def test_other_commands_are_those_of_ci_and_tox() -> None:
             prefix = command.split(" --benchmark-json")[0]
             assert prefix in on_gpus.replace("{envname}", "h100")
         else:
-            assert words[0] == "pip" or "streamcache" in words[:2], command
+            assert words[0] in ("pip", "python") or "streamcache" in words[:2], command
 
 
 def test_ci_runs_the_readmes_test_command() -> None:
