@@ -19,8 +19,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache
 
-from streamcache.caches.evaluation import evaluating
 from streamcache.caches.rope import Rotation
+from streamcache.caches.shared_copy import shared_copy
 
 _BATCH = 8  # tokens probed at once: one may have small keys in a plane, eight have not
 
@@ -79,8 +79,8 @@ def probe_rope(model_or_config: PreTrainedModel | PreTrainedConfig) -> ModelGeom
     found, geometry = _measured.get(model, (None, None))
     if geometry is None or found != state:
         _refuse_by_config(model.config)
-        with evaluating(model):
-            geometry = _measure(model)
+        with torch.no_grad():
+            geometry = _measure(shared_copy(model))
         _measured[model] = state, geometry
     return geometry
 

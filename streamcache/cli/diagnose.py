@@ -12,7 +12,7 @@ from rich.table import Table
 from streamcache.cli.common import load, no_quality, progress, subject_options
 from streamcache.cli.console import err, show
 from streamcache.cli.policies import file_name, policy_options
-from streamcache.decoding.nll import finite
+from streamcache.decoding.nll import require_finite
 from streamcache.extras import require
 from streamcache.files import write_bytes
 from streamcache.inputs.corpora import TokenStream
@@ -108,7 +108,7 @@ def _other(policy: EvictionPolicy, against: str | None) -> tuple[EvictionPolicy,
 def _nll(loaded: LoadedModel, text: TokenStream, configuration: Configuration) -> Floats:
     with progress(configuration.name, len(text.input_ids) - 1) as advance:
         nll = evaluate.stream_nll(loaded, text, configuration, "one-pass", advance)
-    return finite(nll).double().numpy()
+    return require_finite(nll).double().numpy()
 
 
 def _write(

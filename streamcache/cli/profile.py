@@ -10,7 +10,7 @@ from rich.table import Table
 from streamcache.cli.common import OutputFile, load, progress, subject_options
 from streamcache.cli.console import err, out, show
 from streamcache.cli.policies import file_name, name_of, policy_options
-from streamcache.decoding.loop import Stream
+from streamcache.decoding.loop import SteadyDecode
 from streamcache.measure import evaluate, records
 from streamcache.measure.configurations import Configuration, Mode
 from streamcache.measure.profiling import Profile, measure
@@ -39,7 +39,7 @@ def profile(
     ids = text.input_ids.to(loaded.model.device)
     ids = ids.repeat(policy.floor // ids.shape[0] + 1)
     stream = configuration.step(loaded.model, ids)
-    assert isinstance(stream, Stream)
+    assert isinstance(stream, SteadyDecode)
     with progress("profile", 2 * tokens) as advance:
         measured = measure(stream, tokens, trace, advance)
     made = Profile(

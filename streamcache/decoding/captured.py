@@ -14,8 +14,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from streamcache.caches.attention_override import (
+    AttentionOverrideError,
+    Scores,
+    use_attention,
+    with_override,
+)
 from streamcache.caches.ring import RingCache, Step
-from streamcache.decoding.attention_override import Handover, attention_by
+from streamcache.caches.shared_copy import shared_copy
 from streamcache.decoding.kernels.attention import attend
 from streamcache.decoding.kernels.fusion import fused
 from streamcache.decoding.kernels.int8 import by_kernels
@@ -33,8 +39,8 @@ class CapturedDecoder:
     """A model that decodes streams under a policy, one token a call.
 
     Args:
-        model: in evaluation mode, where it shall run. Of one with int8 weights (`quantize`), a copy
-            that shares them is decoded, whose layers read them by kernels.
+        model: where it shall run. What is decoded is a copy that shares its weights, is in
+            evaluation mode and reads int8 weights (`quantize`) by kernels.
         policy: what to evict and when.
         batch: streams decoded side by side, all of the same length.
         compile: fuse the operations of a step with torch.compile. 10 to 20 seconds, once per model,
@@ -54,7 +60,7 @@ class CapturedDecoder:
     def __init__(
         self, model: PreTrainedModel, policy: Policy, batch: int = 1, compile: bool = True
     ):
-        self.model, self.batch = by_kernels(model), batch
+        self.model, self.batch = shared_copy(by_kernels(model)), batch
         device = model.device
         self.cache = RingCache(self.model, policy)
         self.cache.allocate(batch, model.dtype, device)
@@ -65,13 +71,13 @@ class CapturedDecoder:
         self._steps: Iterator[Step] = iter(())
         self._graph: torch.cuda.CUDAGraph | None = None
         self._logits = torch.empty(0)
-        self._served: list[int] | None = None  # layers that attended, while it is tried
+        self._copy: PreTrainedModel | None = None  # attends to the ring, if the model can
         self._forward: Callable[[Tensor], Tensor] = self._model
         self.eager_because: str | None = None
-        self._attends = self._try_attention()
+        self._try_attention()
         if device.type != "cuda":
             self.eager_because = self.eager_because or f"CUDA graphs do not run on {device}"
-        elif self._attends:
+        elif self._copy:
             self._try_capture(compile)
         if device.type == "cuda" and self.eager_because:
             message = f"{model.config.model_type} decodes eagerly: {self.eager_because}"
@@ -109,7 +115,7 @@ class CapturedDecoder:
         if token.numel() != self.batch:
             raise ValueError(f"a step takes {self.batch} tokens, one a stream, not {token.numel()}")
         self._token.copy_(token.view(self.batch, 1))
-        if not self._attends:
+        if self._copy is None:
             return self.model(input_ids=self._token, past_key_values=self.cache).logits[:, -1]
         step = next(self._steps, None) or self._replan()
         if self._graph is None:
@@ -135,16 +141,16 @@ class CapturedDecoder:
     def _decode(self) -> Tensor:
         torch.index_select(self._plan, 0, self._row, out=self._step[None])
         self._row.add_(1)
-        with attention_by(self._attend, self.model):
+        with use_attention(self._attend):
             return self._forward(self._token)
 
     def _model(self, token: Tensor) -> Tensor:
         """The model's forward with every token at position 0, where nothing is turned."""
-        output = self.model.forward(
+        assert self._copy is not None
+        output = self._copy.forward(
             input_ids=token,
             position_ids=torch.zeros((1, 1), dtype=torch.long, device=token.device),
-            past_key_values=Handover(),
-            use_cache=True,
+            use_cache=False,
         )
         return output.logits[:, -1]
 
@@ -153,39 +159,29 @@ class CapturedDecoder:
             return self._model(token)
 
     def _attend(
-        self,
-        layer: int,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        scaling: float,
-        softcap: float,
-        reach: int,
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scores: Scores
     ) -> Tensor:
         """Of one layer, over what the cache holds of it: see `kernels.attention.attend`."""
-        if self._served is not None:
-            self._served.append(layer)
         cache = self.cache
         held = cache.keys[layer], cache.values[layer]
         turn, n_sink = cache.turns[layer], cache.policy.n_sink
-        return attend(query, key, value, *held, self._step, turn, n_sink, scaling, softcap, reach)
+        scaling, softcap, sliding_window, sinks = scores
+        if sinks is not None:
+            raise AttentionOverrideError("its attention takes 's_aux'")
+        return attend(
+            query, key, value, *held, self._step, turn, n_sink, scaling, softcap, sliding_window
+        )
 
     @torch.inference_mode()
-    def _try_attention(self) -> bool:
-        """Whether the model's layers attend through the registry; if not, `eager_because`."""
-        self._served = served = list[int]()
+    def _try_attention(self) -> None:
+        """Have the layers attend to the ring; where they cannot, `eager_because` says why."""
         try:
+            self._copy = with_override(self.model)
             self._replan()
             self._decode()
         except Exception as error:
+            self._copy = None
             self.eager_because = f"its attention cannot be replaced: {error}"
-            return False
-        finally:
-            self._served = None
-        if sorted(served) != list(range(len(self.cache.keys))):
-            self.eager_because = "its layers do not call the registered attention once each"
-            return False
-        return True
 
     @torch.inference_mode()
     def _try_capture(self, compile: bool) -> None:

@@ -15,7 +15,7 @@ _FILL = 512  # tokens a forward while the cache fills up
 
 
 @torch.inference_mode()
-def fill(
+def prefill(
     model: PreTrainedModel, input_ids: Tensor, cache: BoundedCache, advance: Advance | None = None
 ) -> Tensor:
     """Feed the first tokens of a stream [T] until the cache holds S + W; their NLL.
@@ -56,7 +56,7 @@ def sequential_nll(
     def step(token: Tensor) -> Tensor:
         return model(input_ids=token[None], past_key_values=cache).logits[0]
 
-    return _nll_by(step, fill(model, input_ids, cache, advance), input_ids, advance)
+    return _nll_by(step, prefill(model, input_ids, cache, advance), input_ids, advance)
 
 
 @torch.inference_mode()
@@ -65,7 +65,7 @@ def captured_nll(
 ) -> Tensor:
     """`sequential_nll` by a decoder, which starts a new stream."""
     decoder.reset()
-    head = fill(decoder.model, input_ids, decoder.cache, advance)
+    head = prefill(decoder.model, input_ids, decoder.cache, advance)
     return _nll_by(decoder.step, head, input_ids, advance)
 
 
@@ -88,7 +88,7 @@ def nll_between_prunes(
     model: PreTrainedModel, input_ids: Tensor, cache: BoundedCache, advance: Advance | None = None
 ) -> Tensor:
     """`sequential_nll`, from prune to prune in one forward: nothing goes inside of it."""
-    head = fill(model, input_ids, cache, advance)
+    head = prefill(model, input_ids, cache, advance)
     rows = [head]
     begin, last = len(head), len(input_ids) - 1
     prunes = [t for t, dropped in enumerate(evictions(cache.policy, last)) if dropped and t > begin]
@@ -102,7 +102,7 @@ def nll_between_prunes(
     return torch.cat(rows)
 
 
-class Stream:
+class SteadyDecode:
     """A batch-1 teacher-forced decode in the steady state; each call decodes one token.
 
     The text [T] is gone through again when it ends: what a token costs does not depend on which
@@ -111,7 +111,7 @@ class Stream:
 
     def __init__(self, model: PreTrainedModel, input_ids: Tensor, cache: BoundedCache):
         self.model, self.input_ids, self.cache = model, input_ids, cache
-        fill(model, input_ids, cache)
+        prefill(model, input_ids, cache)
 
     @torch.inference_mode()
     def __call__(self) -> Tensor:
@@ -122,7 +122,7 @@ class Stream:
         return self.model(input_ids=token[None], past_key_values=self.cache).logits
 
 
-class CapturedStream(Stream):
+class CapturedSteadyDecode(SteadyDecode):
     """The same by a decoder, which starts a new stream."""
 
     def __init__(self, decoder: CapturedDecoder, input_ids: Tensor):

@@ -17,7 +17,7 @@ class NotFiniteError(ValueError):
     """A model predicts something that is no number; the message says where."""
 
 
-def finite(nll: Tensor) -> Tensor:
+def require_finite(nll: Tensor) -> Tensor:
     """The NLLs [n] as they are.
 
     Raises:

@@ -9,22 +9,22 @@ The model is told that every token is at position 0 and so hands out unrotated q
 They are turned here, by angles taken in float64: as exact at token 10^7 as at the first.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
-from inspect import signature
+from collections.abc import Callable
 from itertools import accumulate
-from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy, pad, scaled_dot_product_attention
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import PreTrainedModel
 
-from streamcache.caches.evaluation import evaluating
+from streamcache.caches.attention_override import (
+    AttentionOverrideError,
+    Scores,
+    use_attention,
+    with_override,
+)
 from streamcache.caches.probe import ModelGeometry, probe_rope
 from streamcache.caches.rope import Rotation, turn
-from streamcache.decoding.attention_override import attention_named
 from streamcache.policy import Policy, evictions, warn_beyond
 
 # Tokens a block, by device: short ones look at fewer keys in vain, long ones keep a GPU busy.
@@ -38,6 +38,7 @@ class OnePassUnsupported(ValueError):
     """
 
 
+@torch.no_grad()
 def streaming_nll(
     model: PreTrainedModel,
     input_ids: Tensor,
@@ -71,48 +72,39 @@ def streaming_nll(
     n_queries = len(text) - 1  # the last token predicts nothing
     config = model.config.get_text_config(decoder=True)
     warn_beyond(policy, getattr(config, "max_position_embeddings", None))
-    stream = _Stream(_admit(model, policy, n_queries), policy, n_queries)
     block = _BLOCK.get(text.device.type, 1024)
     nll = torch.empty(n_queries, device=text.device)
-    with _attention_by(stream, model):
+    try:
+        copy, geometry = _admit(model, policy, n_queries)
+        stream = _Stream(geometry, policy, n_queries)
         for begin in range(0, n_queries, block):
             end = min(begin + block, n_queries)
-            logits = stream.feed(model, text, begin, end).float()
+            logits = stream.feed(copy, text, begin, end).float()
             nll[begin:end] = cross_entropy(logits, text[begin + 1 : end + 1], reduction="none")
             if advance:
                 advance(end - begin)
+    except AttentionOverrideError as error:
+        reason = f"cannot run {model.config.model_type} in one pass: {error}"
+        raise OnePassUnsupported(reason) from error
     return nll
 
 
-def _admit(model: PreTrainedModel, policy: Policy, n_tokens: int) -> ModelGeometry:
-    """The model's geometry, once a trial over two tokens has shown all to be as assumed."""
+def _admit(
+    model: PreTrainedModel, policy: Policy, n_tokens: int
+) -> tuple[PreTrainedModel, ModelGeometry]:
+    """The copy of the model that is run, and how it turns its keys."""
 
-    def refusal(reason: object) -> OnePassUnsupported:
-        return OnePassUnsupported(f"cannot run {model.config.model_type} in one pass: {reason}")
-
-    if "position_ids" not in signature(model.forward).parameters:
-        raise refusal("it takes no position_ids")
     geometry = probe_rope(model)
     limit = geometry.max_position
     if limit is not None and min(policy.capacity, n_tokens) > limit:
-        raise refusal(f"its table of angles holds for {limit} positions")
-    unregistered = "its layers do not each call transformers' registered attention once"
-    trial = _Stream(geometry, policy, 2)
-    with _attention_by(trial, model):
-        try:
-            trial.feed(model, torch.zeros(2, dtype=torch.long, device=model.device), 0, 2)
-        except Exception as error:
-            raise refusal(error if trial.served else unregistered) from error
-    if sorted(trial.served) != list(range(len(geometry.layers))):
-        raise refusal(unregistered)
-    return geometry
+        raise AttentionOverrideError(f"its table of angles holds for {limit} positions")
+    return with_override(model), geometry
 
 
 class _Stream:
     """A text on its way through a model, block by block.
 
     Attributes:
-        served: the layers that have attended in this block.
         states: by layer, keys and values [1, Hkv, n, D] of the sinks and of one run of tokens.
     """
 
@@ -121,7 +113,6 @@ class _Stream:
         self.n_sink = policy.n_sink
         self.evicted = list(accumulate(evictions(policy, n_tokens)))  # before token t is appended
         self.begin = 0
-        self.served: list[int] = []
         self.states: dict[int, tuple[Tensor, ...]] = {}
 
     def feed(self, model: PreTrainedModel, text: Tensor, begin: int, end: int) -> Tensor:
@@ -129,47 +120,35 @@ class _Stream:
         n_stale = self.evicted[begin] - self.evicted[self.begin]  # no query sees them any longer
         self.kept = slice(self.n_sink), slice(self.n_sink + n_stale, None)
         self.block = _Block(self.n_sink, begin, self.evicted[begin:end], text.device)
-        self.begin, self.served = begin, []
+        self.begin = begin
         ids = text[None, begin:end]
-        return model(input_ids=ids, position_ids=torch.zeros_like(ids), use_cache=False).logits[0]
+        with use_attention(self.attend):
+            out = model(input_ids=ids, position_ids=torch.zeros_like(ids), use_cache=False)
+        return out.logits[0]
 
     def attend(
-        self,
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attention_mask: Any,
-        scaling: float | None = None,
-        softcap: float | None = None,
-        s_aux: Tensor | None = None,
-        **others: object,
-    ) -> tuple[Tensor, None]:
-        """An attention function of transformers: unrotated states [1, H, n, D] to [1, n, H, D]."""
-        layer: Any = module.layer_idx
-        if layer in self.served:
-            raise ValueError("a layer attends more than once")
-        self.served.append(layer)
-        _refuse_unknown(attention_mask, others)
-        (n_heads, n_queries, width), n_kv_heads = query.shape[1:], key.shape[1]
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scores: Scores
+    ) -> Tensor:
+        """Unrotated states [1, H, n, D] to [1, n, H, Dv]: see `attention_override.Attention`."""
+        scaling, softcap, sliding_window, sinks = scores
+        (n_heads, n_queries), n_kv_heads = query.shape[1:3], key.shape[1]
         if rotation := self.layers[layer].rotation:
             query_phase, key_phase = self.block.phases(rotation)
             query, key = _spread(query, rotation, query_phase), _spread(key, rotation, key_phase)
         key, value = self._append(layer, key, value)
         # The query heads that share a key head become further queries of that head.
         query = query.reshape(1, n_kv_heads, -1, query.shape[-1])
-        mask = self.block.mask(attention_mask.reach, n_heads // n_kv_heads, query.dtype)
-        scaling = width**-0.5 if scaling is None else scaling
-        if softcap is None and s_aux is None:
+        mask = self.block.mask(sliding_window, n_heads // n_kv_heads, query.dtype)
+        if not softcap and sinks is None:
             out = _fused(query, key, value, mask, scaling)
         else:  # Gemma 2 caps its scores, gpt-oss has a further score without a value
-            scores = _capped_scores(query, key, scaling, softcap) + mask
-            if s_aux is not None:
-                s_aux = s_aux.repeat_interleave(n_queries).reshape(1, n_kv_heads, -1, 1)
-                scores = torch.cat([scores, s_aux.to(scores.dtype)], dim=-1)
-            weights = scores.softmax(dim=-1)[..., : key.shape[2]]
+            logits = _capped_scores(query, key, scaling, softcap) + mask
+            if sinks is not None:
+                sinks = sinks.repeat_interleave(n_queries).reshape(1, n_kv_heads, -1, 1)
+                logits = torch.cat([logits, sinks.to(logits.dtype)], dim=-1)
+            weights = logits.softmax(dim=-1)[..., : key.shape[2]]
             out = weights.to(value.dtype) @ value
-        return out.reshape(1, n_heads, n_queries, -1).transpose(1, 2).contiguous(), None
+        return out.reshape(1, n_heads, n_queries, -1).transpose(1, 2).contiguous()
 
     def _append(self, layer: int, *new: Tensor) -> tuple[Tensor, ...]:
         if held := self.states.get(layer):
@@ -199,7 +178,7 @@ class _Block:
         self.key = torch.cat([sinks, run])
         self.evicted = torch.tensor(evicted, device=device)
         self._phases: dict[int, tuple[Tensor, Tensor]] = {}
-        self._masks: dict[tuple[int | None, int], Tensor] = {}
+        self._masks: dict[tuple[int, int], Tensor] = {}
 
     def phases(self, rotation: Rotation) -> tuple[Tensor, Tensor]:
         """Phases [n, 2, planes] of the block's queries and of its keys, for `_spread`.
@@ -215,17 +194,18 @@ class _Block:
             self._phases[id(rotation)] = query, phase[:, None] * parts[..., None]
         return self._phases[id(rotation)]
 
-    def mask(self, reach: int | None, groups: int, dtype: torch.dtype) -> Tensor:
-        """Additive mask [groups * queries, keys]: what the cache holds, `reach` places back."""
-        if (reach, groups) not in self._masks:
+    def mask(self, sliding_window: int, groups: int, dtype: torch.dtype) -> Tensor:
+        """Additive mask [groups * queries, keys]: what the cache holds of the sliding window."""
+        if (sliding_window, groups) not in self._masks:
             query, evicted = self.query[:, None], self.evicted[:, None]
             is_sink = self.key < self.n_sink
             seen = (self.key <= query) & (is_sink | (self.key >= self.n_sink + evicted))
-            if reach is not None:
-                seen &= query - self.key - is_sink * evicted < reach
+            if sliding_window:
+                seen &= query - self.key - is_sink * evicted < sliding_window
             mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
-            self._masks[reach, groups] = mask.masked_fill_(~seen, -torch.inf).repeat(groups, 1)
-        return self._masks[reach, groups]
+            filled = mask.masked_fill_(~seen, -torch.inf)
+            self._masks[sliding_window, groups] = filled.repeat(groups, 1)
+        return self._masks[sliding_window, groups]
 
 
 def _spread(states: Tensor, rotation: Rotation, phase: Tensor) -> Tensor:
@@ -248,46 +228,7 @@ def _fused(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: flo
     return out[..., : value.shape[-1]]
 
 
-def _capped_scores(query: Tensor, key: Tensor, scaling: float, softcap: float | None) -> Tensor:
+def _capped_scores(query: Tensor, key: Tensor, scaling: float, softcap: float) -> Tensor:
     wide = torch.promote_types(query.dtype, torch.float32)
     scores = query.to(wide) @ key.to(wide).mT * scaling
-    return scores if softcap is None else (scores / softcap).tanh_() * softcap
-
-
-class _ModelMask(NamedTuple):
-    """What a layer gets for a mask: it sees `reach` places back, itself included; None: all."""
-
-    reach: int | None
-
-
-def _make_mask(
-    *, local_size: int | None = None, use_vmap: bool = False, **_: object
-) -> _ModelMask | None:
-    """A mask function of transformers; None where the model adds to the mask (`use_vmap`)."""
-    return None if use_vmap else _ModelMask(local_size)
-
-
-def _refuse_unknown(attention_mask: object, others: dict[str, object]) -> None:
-    if not isinstance(attention_mask, _ModelMask):
-        raise ValueError("it makes its attention mask by itself")
-    harmless = ("dropout", "position_ids", "sliding_window")  # the last is in the mask already
-    for name, value in others.items():
-        if name not in harmless and value is not None and value is not False:
-            raise ValueError(f"its attention takes {name!r}")
-
-
-_NAME = "streamcache_onepass"
-_stream: ContextVar[_Stream] = ContextVar("stream")
-AttentionInterface.register(_NAME, lambda *args, **kwargs: _stream.get().attend(*args, **kwargs))
-AttentionMaskInterface.register(_NAME, _make_mask)
-
-
-@contextmanager
-def _attention_by(stream: _Stream, model: PreTrainedModel) -> Iterator[None]:
-    """Have the model attend by `stream`, for inference; afterwards it is as it was."""
-    token = _stream.set(stream)
-    try:
-        with attention_named(model, _NAME), evaluating(model):
-            yield
-    finally:
-        _stream.reset(token)
+    return scores if not softcap else (scores / softcap).tanh_() * softcap

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from streamcache.decoding.nll import finite
+from streamcache.decoding.nll import require_finite
 from streamcache.decoding.recompute import recompute_nll
 from streamcache.measure import records
 from streamcache.measure.records import Environment, RecordError, Subject
@@ -134,7 +134,7 @@ def obtain(
             rows = recompute_nll(
                 model, input_ids, wanted.n_sink, wanted.window_size, part, advance=advance
             )
-            nll += finite(rows).tolist()
+            nll += require_finite(rows).tolist()
             if time.monotonic() - saved > _SAVE_EVERY_S:
                 records.write(path, Baseline(wanted, nll))
                 saved, n_saved = time.monotonic(), len(nll)

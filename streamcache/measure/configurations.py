@@ -14,8 +14,8 @@ from streamcache.caches.refresh import RefreshCache, RefreshPolicy
 from streamcache.caches.streaming import RerotatingCache, StreamingCache
 from streamcache.decoding.captured import CapturedDecoder
 from streamcache.decoding.loop import (
-    CapturedStream,
-    Stream,
+    CapturedSteadyDecode,
+    SteadyDecode,
     captured_nll,
     nll_between_prunes,
     sequential_nll,
@@ -51,8 +51,8 @@ class Configuration:
         if self.mode is None:
             return recompute_step(model, input_ids, policy.n_sink, policy.window_size)
         if self.mode == "captured":
-            return CapturedStream(CapturedDecoder(model, policy), input_ids)
-        return Stream(model, input_ids, _CACHES[self.mode](model, policy))
+            return CapturedSteadyDecode(CapturedDecoder(model, policy), input_ids)
+        return SteadyDecode(model, input_ids, _CACHES[self.mode](model, policy))
 
     def sequential_nll(
         self, model: PreTrainedModel, input_ids: Tensor, advance: Advance | None = None
@@ -89,8 +89,8 @@ class RefreshConfiguration(Configuration):
     def cache(self, model: PreTrainedModel) -> RefreshCache:
         return RefreshCache(model, self.policy, self.budget, self.where)
 
-    def step(self, model: PreTrainedModel, input_ids: Tensor) -> Stream:
-        return Stream(model, input_ids, self.cache(model))
+    def step(self, model: PreTrainedModel, input_ids: Tensor) -> SteadyDecode:
+        return SteadyDecode(model, input_ids, self.cache(model))
 
     def sequential_nll(
         self, model: PreTrainedModel, input_ids: Tensor, advance: Advance | None = None

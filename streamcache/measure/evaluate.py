@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from streamcache.decoding.nll import Advance, finite
+from streamcache.decoding.nll import Advance, require_finite
 from streamcache.decoding.onepass import streaming_nll
 from streamcache.decoding.recompute import recompute_step
 from streamcache.inputs.corpora import TokenStream
@@ -66,7 +66,7 @@ def quality(
             mine = nll[baseline.fingerprint.positions()[full]].double()
             more = mine - torch.tensor(baseline.nll, dtype=torch.float64)[full]
             compared = ppl(mine)
-            increase = math.exp(finite(more).mean()) - 1
+            increase = math.exp(require_finite(more).mean()) - 1
             if n_compared > 1:
                 error = float(math.exp(more.mean()) * more.std() / math.sqrt(n_compared))
     return Quality(
@@ -111,7 +111,7 @@ def ppl(nll: Tensor) -> float:
     Raises:
         NotFiniteError: an NLL is no number.
     """
-    return math.exp(finite(nll).double().mean())
+    return math.exp(require_finite(nll).double().mean())
 
 
 def lap_times(

@@ -18,7 +18,7 @@ from torch.autograd import DeviceType  # type: ignore[attr-defined]
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from streamcache.caches.base import BoundedCache
-from streamcache.decoding.loop import Stream
+from streamcache.decoding.loop import SteadyDecode
 from streamcache.decoding.nll import Advance
 from streamcache.measure.records import SCHEMA_VERSION, Environment, Policy, Subject
 from streamcache.measure.timing import time_tokens
@@ -112,7 +112,7 @@ def evictions_marked() -> Iterator[None]:
 
 
 def measure(
-    stream: Stream, n_tokens: int, trace: Path | None = None, advance: Advance | None = None
+    stream: SteadyDecode, n_tokens: int, trace: Path | None = None, advance: Advance | None = None
 ) -> Measured:
     """Take the next steps of a stream apart.
 

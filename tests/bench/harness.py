@@ -11,7 +11,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from torch.autograd import DeviceType  # type: ignore[attr-defined]
 from torch.profiler import ProfilerActivity, profile
 
-from streamcache.decoding.loop import Stream
+from streamcache.decoding.loop import SteadyDecode
 from streamcache.decoding.onepass import streaming_nll
 from streamcache.decoding.recompute import recompute_nll, recompute_step
 from streamcache.gate.recorder import Recorder
@@ -195,7 +195,7 @@ def gate_speed(
         golden.time(benchmark, own, beside, bench.pairs, (at_work, Busy(copy_like(model), 4)))
         if isinstance(at_work, Busy):
             golden.number("kernels a token", median(at_work.kernels), drift=0.02)
-    if isinstance(own.step, Stream):  # what was timed decoded, and evicted
+    if isinstance(own.step, SteadyDecode):  # what was timed decoded, and evicted
         golden.exactly(timed=own.step.cache.seen, held=own.step.cache.size)
     return evaluate.speed(bench.timed.name, own.laps, beside.laps)
 

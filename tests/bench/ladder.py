@@ -26,7 +26,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from streamcache.caches.ring import RingCache
 from streamcache.caches.streaming import RerotatingCache, StreamingCache
 from streamcache.decoding.captured import CapturedDecoder
-from streamcache.decoding.loop import Stream
+from streamcache.decoding.loop import SteadyDecode
 from streamcache.decoding.onepass import streaming_nll
 from streamcache.decoding.recompute import recompute_step
 from streamcache.inputs.models import load_model
@@ -367,7 +367,7 @@ def slow_ones(ladder: Ladder, model: Any, ids: Tensor) -> None:
     step()
     laps = time_tokens(step, 8, DEVICE)
     ladder.note("recompute baseline", ms=statistics.median(laps.token_ms))
-    stream = Stream(model, ids[0], RerotatingCache(model, POLICY))
+    stream = SteadyDecode(model, ids[0], RerotatingCache(model, POLICY))
     for _ in range(3):
         stream()
     laps = time_tokens(stream, 24, DEVICE)
@@ -419,7 +419,7 @@ def quantised(ladder: Ladder, name: str, how: Quantization, dtype: str, n: int) 
     """Integer weights: eagerly, as torchao computes with them, and captured."""
     model: Any = load_model(name, device=DEVICE, dtype=dtype, quantization=how).model
     ids = torch.randint(0, model.config.vocab_size, (1, 3 * POLICY.capacity), device=DEVICE)
-    stream = Stream(model, ids[0], StreamingCache(model, POLICY))
+    stream = SteadyDecode(model, ids[0], StreamingCache(model, POLICY))
     for _ in range(3):
         stream()
     laps = time_tokens(stream, 16, DEVICE)

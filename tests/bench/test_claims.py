@@ -9,7 +9,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from transformers import DynamicCache
 
 from streamcache import EvictionPolicy, ReferenceCache, RerotatingCache, StreamingCache
-from streamcache.decoding.loop import Stream
+from streamcache.decoding.loop import SteadyDecode
 from streamcache.measure.timing import time_tokens
 from tests.bench.harness import Bench
 
@@ -37,11 +37,11 @@ def steps(cpu_bench: Bench) -> dict[str, Callable[[], object]]:
     model, ids = cpu_bench.read.model, cpu_bench.text.input_ids
     vanilla, lazy = EvictionPolicy(4, 2044), EvictionPolicy(4, 1981, compress_every=64)
     return {
-        "fast": Stream(model, ids, StreamingCache(model, vanilla)),
-        "fast-R64": Stream(model, ids, StreamingCache(model, lazy)),
+        "fast": SteadyDecode(model, ids, StreamingCache(model, vanilla)),
+        "fast-R64": SteadyDecode(model, ids, StreamingCache(model, lazy)),
         "dynamic": without_eviction(cpu_bench, 2048),
-        "ours": Stream(model, ids, RerotatingCache(model, vanilla)),
-        "mit": Stream(model, ids, ReferenceCache(model, vanilla)),
+        "ours": SteadyDecode(model, ids, RerotatingCache(model, vanilla)),
+        "mit": SteadyDecode(model, ids, ReferenceCache(model, vanilla)),
     }
 
 

@@ -85,7 +85,7 @@ def slower_on_device(share: float) -> Edit:
     def _decode(self, token: Tensor) -> Tensor:
         return self.decoder.step(token)
 """,
-        f"""        fill(decoder.model, input_ids, decoder.cache)
+        f"""        prefill(decoder.model, input_ids, decoder.cache)
         device = input_ids.device
         step = time_tokens(lambda: decoder.step(input_ids[:1]), 64, device).token_ms
         wait = time_tokens(lambda: torch.cuda._sleep(10**6), 64, device).token_ms
@@ -475,8 +475,8 @@ DEFECTS = [
         "held",
         patch(
             CONFIGURATIONS,
-            "return Stream(model, input_ids, _CACHES[self.mode](model, policy))",
-            "return Stream(model, input_ids, _CACHES[self.mode](model, EvictionPolicy(4, 124)))",
+            "_CACHES[self.mode](model, policy))",
+            "_CACHES[self.mode](model, EvictionPolicy(4, 124)))",
         ),
     ),
     Defect("decoding slower by 20 %", (slower(0.20),), "FAIL", "speed", TIMED),

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from streamcache import EvictionPolicy, ReferenceCache, RerotatingCache, StreamingCache
-from streamcache.decoding.loop import Stream, sequential_nll
+from streamcache.decoding.loop import SteadyDecode, sequential_nll
 from streamcache.decoding.nll import token_nll
 from streamcache.measure.timing import Laps, time_tokens
 from tests import tiny
@@ -56,7 +56,7 @@ def test_progress_counts_every_token_once() -> None:
 def test_a_stream_starts_full_and_goes_on_past_the_end_of_its_text() -> None:
     model, ids = tiny.neox(), tiny.text(40)
     cache = StreamingCache(model, EvictionPolicy(4, 20))
-    stream = Stream(model, ids[0], cache)
+    stream = SteadyDecode(model, ids[0], cache)
     assert cache.size == cache.policy.floor
     for _ in range(50):
         logits = stream()

@@ -11,7 +11,7 @@ import pytest
 from torch.autograd import DeviceType  # type: ignore[attr-defined]
 
 from streamcache.caches.base import BoundedCache
-from streamcache.decoding.loop import Stream
+from streamcache.decoding.loop import SteadyDecode
 from streamcache.measure.configurations import Configuration, Mode
 from streamcache.measure.profiling import (
     _EVICTION,
@@ -29,7 +29,7 @@ from tests.tiny import neox, text
 
 def measured(mode: Mode, policy: EvictionPolicy, n_tokens: int = 16) -> Any:
     stream = Configuration("", policy, mode).step(neox(), text(40)[0])
-    assert isinstance(stream, Stream)
+    assert isinstance(stream, SteadyDecode)
     return measure(stream, n_tokens)
 
 

@@ -1,0 +1,186 @@
+"""Running a model with an attention function of ours, without changing anything about the model.
+
+transformers looks its attention up by a name in the model's config. A copy that shares the model's
+weights (`shared_copy`) has the name that is registered here; what it attends by is the function
+in use in the thread that runs it (`use_attention`).
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from inspect import signature
+from threading import Lock
+from typing import NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+
+from streamcache.caches.shared_copy import fingerprint, shared_copy
+
+
+class Scores(NamedTuple):
+    """How a layer makes its attention weights.
+
+    Attributes:
+        scaling: of the products of queries and keys.
+        softcap: c > 0 caps scores to c tanh(score / c) (Gemma 2); 0, not.
+        sliding_window: places back that a token sees, itself included; 0, all.
+        learned_sinks: [H], a further score of each head, without a value (gpt-oss); or None.
+    """
+
+    scaling: float
+    softcap: float = 0.0
+    sliding_window: int = 0
+    learned_sinks: Tensor | None = None
+
+
+# layer, query [B, H, n, D], key [B, Hkv, n, D], value [B, Hkv, n, Dv], scores -> [B, n, H, Dv]
+Attention = Callable[[int, Tensor, Tensor, Tensor, Scores], Tensor]
+
+
+class AttentionOverrideError(ValueError):
+    """A model's attention cannot be replaced; the message says why."""
+
+
+_NAME = "streamcache"
+_active_attention: ContextVar[Attention] = ContextVar("active_attention")
+_overridden: WeakKeyDictionary[PreTrainedModel, tuple[object, PreTrainedModel]]
+_overridden = WeakKeyDictionary()
+_building = Lock()
+
+
+@contextmanager
+def use_attention(attention: Attention) -> Iterator[None]:
+    """In this thread, have every model of `with_override` attend by a function."""
+    token = _active_attention.set(attention)
+    try:
+        yield
+    finally:
+        _active_attention.reset(token)
+
+
+def with_override(model: PreTrainedModel) -> PreTrainedModel:
+    """A copy that shares the model's weights, is in evaluation mode and attends as we say.
+
+    Made once, and anew when the model has changed. It is to be run without a cache, within
+    `use_attention`, and with every token at position 0: so it hands out unrotated queries and keys.
+
+    Raises:
+        AttentionOverrideError: the model's attention cannot be replaced.
+    """
+    with _building:
+        state, copy = _overridden.get(model, (None, None))
+        if copy is None or state != fingerprint(model):
+            state, copy = fingerprint(model), shared_copy(model)
+            # Not by transformers' setter, which sets configs that belong to no module as well.
+            for module in copy.modules():
+                if isinstance(config := getattr(module, "config", None), PreTrainedConfig):
+                    config._attn_implementation_internal = _NAME
+            _require_registered_attention(copy)
+            _overridden[model] = state, copy
+    return copy
+
+
+def _require_registered_attention(copy: PreTrainedModel) -> None:
+    """Try two tokens: every layer must ask for its attention by name, and once."""
+    if "position_ids" not in signature(copy.forward).parameters:
+        raise AttentionOverrideError("it takes no position_ids")
+    served: list[int] = []
+
+    def attention(layer: int, query: Tensor, key: Tensor, value: Tensor, scores: Scores) -> Tensor:
+        if layer in served:
+            raise AttentionOverrideError("a layer attends more than once")
+        served.append(layer)
+        return query.new_zeros(query.shape[0], query.shape[2], query.shape[1], value.shape[-1])
+
+    unregistered = "its layers do not each call transformers' registered attention once"
+    ids = torch.zeros(1, 2, dtype=torch.long, device=copy.device)
+    with use_attention(attention), torch.no_grad():
+        try:
+            copy(input_ids=ids, position_ids=torch.zeros_like(ids), use_cache=False)
+        except Exception as error:
+            raise AttentionOverrideError(str(error) if served else unregistered) from error
+    n_layers = copy.config.get_text_config(decoder=True).num_hidden_layers
+    if sorted(served) != list(range(n_layers)):
+        raise AttentionOverrideError(unregistered)
+
+
+@torch.library.custom_op("streamcache::attend", mutates_args=())
+def _attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    learned_sinks: Tensor | None,
+    layer: int,
+    scaling: float,
+    softcap: float,
+    sliding_window: int,
+) -> Tensor:
+    """The active function, over states that a compiler does not see.
+
+    If it saw them it would have to prove that it need not copy them. A layer's query depends on the
+    layer before, which keeps what is written in order.
+    """
+    scores = Scores(scaling, softcap, sliding_window, learned_sinks)
+    return _active_attention.get()(layer, query, key, value, scores)
+
+
+@_attend.register_fake
+def _(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    learned_sinks: Tensor | None,
+    layer: int,
+    scaling: float,
+    softcap: float,
+    sliding_window: int,
+) -> Tensor:
+    return query.new_empty(query.shape[0], query.shape[2], query.shape[1], value.shape[-1])
+
+
+_IGNORED = {"dropout", "position_ids", "use_cache", "sliding_window"}  # the last is in the mask
+
+
+def _attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: object,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **others: object,
+) -> tuple[Tensor, None]:
+    """An attention function of transformers: states [B, H, n, D] to [B, n, H, D]."""
+    if not isinstance(attention_mask, int):
+        raise AttentionOverrideError("it makes its attention mask by itself")
+    for name, given in others.items():
+        if name not in _IGNORED and given is not None and given is not False:
+            raise AttentionOverrideError(f"its attention takes {name!r}")
+    scaling = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
+    layer: int = module.layer_idx  # type: ignore[assignment]
+    cap = softcap or 0.0
+    return _attend(query, key, value, s_aux, layer, scaling, cap, attention_mask), None
+
+
+def _sliding_window(
+    *, local_size: int | None = None, use_vmap: bool = False, **_: object
+) -> int | None:
+    """A mask function of transformers: how many places back a layer sees; 0, all.
+
+    None where the model lays a mask of its own over the causal one.
+    """
+    return None if use_vmap else (local_size or 0)
+
+
+AttentionInterface.register(_NAME, _attention)
+AttentionMaskInterface.register(_NAME, _sliding_window)

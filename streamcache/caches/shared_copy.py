@@ -1,0 +1,71 @@
+"""A second model object over the same weights, to run a model without changing anything about it.
+
+Attention implementation, training mode and rotary tables are state of the model object, which
+every thread that calls the model shares. What is measured or decoded therefore runs on a copy.
+"""
+
+import copy
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def shared_copy(model: Model) -> Model:
+    """A copy in evaluation mode that shares every tensor with the model.
+
+    Modules and configs are the copy's own; hooks are those that the model has at the time.
+    """
+    modules = list(model.modules())
+    memo: dict[int, Any] = {id(module): _empty(module) for module in modules}
+    for module in modules:
+        loose = (value for value in _state(module).values() if isinstance(value, Tensor))
+        memo.update((id(x), x) for x in (*_tensors(module), *_hooks(module), *loose))
+    for module in modules:
+        vars(memo[id(module)]).update(copy.deepcopy(_state(module), memo))
+    shared: Model = memo[id(model)]
+    return shared.eval()
+
+
+def fingerprint(model: nn.Module) -> object:
+    """Equal as long as a `shared_copy` made earlier is still a copy of the model.
+
+    It is what the copy took over: which modules, tensors and hooks there are, and the numbers,
+    flags and names that modules and their configs hold. The mode is left out.
+    """
+    configs = {id(c): c for m in model.modules() if (c := getattr(m, "config", None)) is not None}
+    modules = [
+        (type(m), [id(x) for x in (*_tensors(m), *_hooks(m))], _settings(m))
+        for m in model.modules()
+    ]
+    return modules, [_settings(config) for config in configs.values()]
+
+
+def _empty(module: nn.Module) -> nn.Module:
+    kind = type(module)
+    return kind.__new__(kind)
+
+
+def _state(module: nn.Module) -> dict[str, Any]:
+    """A module's attributes. Copied at once: another thread may add to a dictionary meanwhile."""
+    return {k: v.copy() if type(v) is dict else v for k, v in vars(module).copy().items()}
+
+
+def _tensors(module: nn.Module) -> list[Tensor | None]:
+    return [*module._parameters.copy().values(), *module._buffers.copy().values()]
+
+
+def _hooks(module: nn.Module) -> list[object]:
+    """Its own, and what accelerate puts on a module that it moves between devices."""
+    hooks: list[object] = []
+    for name, value in _state(module).items():
+        if "hook" in name:
+            hooks += value.copy().values() if isinstance(value, dict) else [value]
+    return hooks
+
+
+def _settings(holder: object) -> dict[str, object]:
+    plain = str | int | float | None
+    values = vars(holder).copy().items()
+    return {k: v for k, v in values if isinstance(v, plain) and k != "training"}
