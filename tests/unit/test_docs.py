@@ -1,5 +1,5 @@
-"""Every command in the docs runs: `streamcache` ones here with small settings, `pytest` and `tox`
-ones by CI, where their place is checked here."""
+"""Every command in the docs runs: `streamcache` ones here with small settings, the others by CI,
+whose commands are those of tox.ini."""
 
 import os
 import re
@@ -28,7 +28,6 @@ GUIDE_FLAGS = (
     *("--refresh-budget", "--refresh-policy tail", "--refresh-policy middle"),
     *("--baseline-file", "--output-file", "--trace", "diagnose", "profile"),
 )
-CI = (ROOT / ".ci" / "run").read_text()
 
 
 def blocks(language: str) -> list[str]:
@@ -117,36 +116,44 @@ def test_every_command_of_the_guide_has_its_counterpart() -> None:
     assert all(flag in table for flag in GUIDE_FLAGS)
 
 
-def test_other_commands_are_those_of_ci_and_tox() -> None:
+def test_other_commands_are_those_of_tox() -> None:
     tox = ConfigParser()
     tox.read(ROOT / "tox.ini")
+    run_by_tox = " ".join(
+        " ".join(tox[section].get("commands", "").replace("\\", "").split()) + ";"
+        for section in tox.sections()
+    ).replace("{envname}", "h100")
     for command in COMMANDS:
         words = shlex.split(command)
         if words[0] == "tox":
-            environments = words[2].split(",")
-            for name in environments:
+            for name in words[2].split(","):
                 assert any(name in re.split(r"[:{},]", section) for section in tox.sections())
-        elif words[0] in ("ruff", "mypy", "lint-imports"):
-            assert command in CI and command in tox["testenv:lint"]["commands"]
-        elif words[0] == "pytest" and "gpu tests/bench" not in command:
-            prefix = command.split(" --benchmark-json")[0]
-            assert prefix in CI or command == "pytest tests/unit"
-        elif words[0] == "pytest":
-            on_gpus = " ".join(
-                tox["testenv:{a800,h200,h100}"]["commands"].replace("\\", "").split()
-            )
-            prefix = command.split(" --benchmark-json")[0]
-            assert prefix in on_gpus.replace("{envname}", "h100")
+        elif words[0] in ("ruff", "mypy", "lint-imports", "pytest"):
+            assert command.split(" --benchmark-json")[0] in run_by_tox
         else:
             assert words[0] in ("pip", "python") or "streamcache" in words[:2], command
 
 
-def test_ci_runs_the_readmes_test_command() -> None:
+def test_ci_runs_the_readmes_test_command_and_every_environment_of_tox() -> None:
     found = re.findall(r"^pip install.*pytest tests/unit$", (ROOT / "README.md").read_text(), re.M)
     assert len(found) == 1
+    ci = (ROOT / ".ci" / "run").read_text()
+    tox = ConfigParser()
+    tox.read(ROOT / "tox.ini")
+    run = {
+        name
+        for names in re.findall(r"tox run -e (\S+?);?(?:\s|$)", ci)
+        for name in names.split(",")
+    }
+    assert run == set(tox["tox"]["env_list"].split(", ")) - {"unit"}  # the README's command
 
 
-def test_workflows_run_what_is_there() -> None:
+def test_files_named_by_tox_exist() -> None:
+    for path in re.findall(r"tests/\w+/\w+\.py", (ROOT / "tox.ini").read_text()):
+        assert (ROOT / path).exists(), path
+
+
+def test_workflows_run_ci_and_tox() -> None:
     workflows = ROOT / ".github" / "workflows"
     cpu, gpu = ((workflows / f"{name}.yml").read_text() for name in ("cpu", "gpu"))
     assert "run: .ci/run" in cpu and os.access(ROOT / ".ci" / "run", os.X_OK)
@@ -156,9 +163,13 @@ def test_workflows_run_what_is_there() -> None:
     assert 'tox -e "$DEVICE"' in gpu
 
 
-def test_the_cpu_gate_of_ci_and_of_tox_is_one() -> None:
-    gate = "pytest tests/bench/test_cpu.py --golden=cpu --golden-required"
-    assert gate in CI and gate in (ROOT / "tox.ini").read_text()
+@pytest.mark.parametrize("name", ["cpu", "gpu"])
+def test_workflows_pin_their_actions_and_keep_no_credentials(name: str) -> None:
+    text = (ROOT / ".github" / "workflows" / f"{name}.yml").read_text()
+    actions = re.findall(r"uses: (\S+)", text)
+    assert actions and all(re.fullmatch(r"[\w/-]+@[0-9a-f]{40}", action) for action in actions)
+    assert text.count("actions/checkout@") == text.count("persist-credentials: false") == 1
+    assert "permissions:\n  contents: read\n" in text
 
 
 # The example of docs/gate.md is a file of tests: test_golden_plugin.py runs it.
