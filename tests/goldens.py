@@ -6,9 +6,10 @@ from typing import Any
 
 import msgspec
 
-from streamcache.gate import goldens as store
+from streamcache.gate.environment import Environment
 from streamcache.gate.goldens import Golden, Provenance
-from streamcache.gate.samples import Environment, Number, Process, Sample
+from streamcache.gate.samples import Metric, Process, Sample
+from streamcache.gate.updates import updated
 
 NAME = "tests/bench/test_toy.py::test_speed"
 RATIOS = (-1.002, -1.001, -1.0, -0.999, -0.998)  # of five processes; e times as fast
@@ -29,8 +30,8 @@ def sample(log_ratio: float = -1.0, baseline_s: float = 0.1, **more: Any) -> Sam
         "name": NAME,
         "identity": {"model": "toy"},
         "pairs": pairs,
-        "numbers": {"ppl": Number(20.0, drift=1e-3, at_most=20.5)},
-        "exact": {"positions": 100},
+        "metrics": {"ppl": Metric(20.0, rel_tol=1e-3, max_value=20.5)},
+        "equal": {"positions": 100},
     }
     return Sample(**{**fields, **more})
 
@@ -47,7 +48,7 @@ def processes(
 
 def golden(ratios: Sequence[float] = RATIOS, where: Environment = HERE, **more: Any) -> Golden:
     """As recorded from processes."""
-    return store.updated(None, processes(ratios, where, **more), PROVENANCE)[0]
+    return updated(None, processes(ratios, where, **more), PROVENANCE)[0]
 
 
 def altered(golden: Golden, **fields: Any) -> Golden:

@@ -1,12 +1,53 @@
-"""Goldens: what a benchmark was, what it is now, and whether that is a regression.
+"""A regression gate for benchmarks: what one was, what it is now, and whether that is a loss.
 
-Data flows one way: a process takes `samples`, a `store` keeps those of several processes, `gate`
-compares and gives verdicts, `render` shows them. Nothing here knows pytest or torch, and nothing
-here is about KV caches.
+Data flows one way: a process takes `samples`, an update makes a `golden` of those of several
+processes, `judge` compares and gives verdicts, `render` shows them. Nothing here knows pytest (but
+`plugin`) or torch (but `torch_environment`), and nothing here is about KV caches.
 """
 
-from streamcache.gate.goldens import Golden, GoldenError
-from streamcache.gate.samples import Environment, Sample
-from streamcache.gate.verdicts import Status, Verdict
+from importlib import import_module
+from typing import TYPE_CHECKING
 
-__all__ = ["Environment", "Golden", "GoldenError", "Sample", "Status", "Verdict"]
+if TYPE_CHECKING:
+    from streamcache.gate.environment import Environment, EnvironmentProbe
+    from streamcache.gate.goldens import Golden, GoldenError
+    from streamcache.gate.recorder import Recorder
+    from streamcache.gate.samples import Metric, Sample
+    from streamcache.gate.stopwatch import Stopwatch
+    from streamcache.gate.verdicts import Status, Verdict
+
+_HOMES = {
+    "Environment": "environment",
+    "EnvironmentProbe": "environment",
+    "Golden": "goldens",
+    "GoldenError": "goldens",
+    "Metric": "samples",
+    "Recorder": "recorder",
+    "Sample": "samples",
+    "Status": "verdicts",
+    "Stopwatch": "stopwatch",
+    "Verdict": "verdicts",
+}
+
+__all__ = [
+    "Environment",
+    "EnvironmentProbe",
+    "Golden",
+    "GoldenError",
+    "Metric",
+    "Recorder",
+    "Sample",
+    "Status",
+    "Stopwatch",
+    "Verdict",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

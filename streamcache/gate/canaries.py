@@ -1,8 +1,8 @@
-"""Canaries: fixed pieces of work that say whether a machine is itself, and how fast it is today."""
+"""Canaries: fixed pieces of work whose times tell the state and the speed of a machine."""
 
 import math
 
-NOISE = 0.05  # log; single looks at a host may be off by 15 %, their medians by 1
+NOISE = 0.05  # log; single snapshots of a host may be off by 15 %, their medians by 1
 BAND = {"host": 1.0, "device": 0.10}  # log; by what a canary is about
 
 
@@ -26,7 +26,7 @@ def paces(now: dict[str, float], golden: dict[str, float]) -> list[float]:
 def slower_host(now: dict[str, float], golden: dict[str, float]) -> float:
     """How much slower the host is than the golden's, as a log-ratio, where that is a loss of speed.
 
-    A host-bound contestant beside a baseline that a GPU is bound by loses what the host loses: on
+    A host-bound candidate beside a baseline that a GPU is bound by loses what the host loses: on
     one kind of GPU, eager decoding was measured to take a third more from host to host. Where both
     are on the host, it is what small operations lose and products do not.
     """
@@ -38,14 +38,16 @@ def slower_host(now: dict[str, float], golden: dict[str, float]) -> float:
     return change if change > NOISE else 0.0
 
 
-def off(now: dict[str, float], golden: dict[str, float], host_bound: bool) -> str:
+def out_of_band(now: dict[str, float], golden: dict[str, float], host_bound: bool) -> str:
     """Canaries out of their band, in words; those of the host matter to what is host-bound."""
     found = []
     for name in sorted(golden):
         if kind(name) == "host" and not host_bound:
             continue
         change = pace(now.get(name), golden[name])
-        if not abs(change) <= BAND.get(kind(name), BAND["host"]):
-            times = f"takes {math.exp(min(change, 700.0)):.2f} of its golden time"
-            found.append(f"canary {name!r} {times if math.isfinite(change) else 'has no time'}")
+        if not math.isfinite(change):
+            found.append(f"canary {name!r} has no time")
+        elif abs(change) > BAND.get(kind(name), BAND["host"]):
+            took = math.exp(min(change, 700.0))
+            found.append(f"canary {name!r} took {took:.2f} x its reference")
     return "; ".join(found)

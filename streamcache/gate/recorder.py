@@ -1,16 +1,15 @@
 """What a benchmark calls to say what it measured, and the clock its times are read from."""
 
 import contextlib
-import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from streamcache.gate.samples import Environment, Number, Sample, Value
-from streamcache.gate.stats import LEAST_PAIRS
+from streamcache.gate.environment import Environment, EnvironmentProbe, Value
+from streamcache.gate.samples import Metric, Pairs, Sample
+from streamcache.gate.stats import MIN_PAIRS
 from streamcache.gate.stopwatch import Stopwatch
-
-PARENT = "STREAMCACHE_GOLDEN_PARENT"  # set where a process that measures waits for this one
+from streamcache.gate.validation import limits_error
 
 Seconds = Callable[[], float]  # runs a block and returns seconds per unit of work
 
@@ -25,7 +24,7 @@ class Clock:
         return self.now
 
 
-class Rounds(Protocol):
+class Benchmark(Protocol):
     """The part of pytest-benchmark's fixture that is used."""
 
     extra_info: dict[str, object]
@@ -33,116 +32,155 @@ class Rounds(Protocol):
     def pedantic(self, target: Callable[[], None], *, rounds: int) -> object: ...
 
 
-class Surroundings(Protocol):
-    """A look at the machine; taken before, during and after each benchmark."""
-
-    def sample(self) -> Environment: ...
-
-
 class Recorder:
-    """The fixture `golden`: one benchmark's sample, in the making."""
+    """The fixture `golden`: collects one benchmark's sample."""
 
-    def __init__(self, name: str, clock: Clock, surroundings: Surroundings):
-        self.name, self.clock, self._surroundings = name, clock, surroundings
-        self.looks = [surroundings.sample()]
+    def __init__(self, name: str, clock: Clock, probe: EnvironmentProbe):
+        self.name, self.clock, self._probe = name, clock, probe
+        self.snapshots: list[Environment] = [probe.sample()]
         self._identity: dict[str, Value] = {}
-        self._exact: dict[str, Value] = {}
-        self._numbers: dict[str, Number] = {}
-        self._pairs: list[tuple[float, float]] = []
-        self._busy: list[tuple[float, float]] = []
-        self._host_bound = True
-        self._waited = 0.0
+        self._equal: dict[str, Value] = {}
+        self._metrics: dict[str, Metric] = {}
+        self._pairs: Pairs = []
+        self._device_pairs: Pairs = []
+        self._wait_share = 0.0
 
     def identity(self, **what: Value) -> None:
-        """What is measured; figures compare only where all of it is the same."""
+        """What is measured; figures compare only where all of it is the same. Leave defaults out,
+        so that a new field with a neutral default does not make it another benchmark."""
         for key, value in what.items():
             value = _value(key, value)
             if self._identity.setdefault(key, value) != value:
                 raise ValueError(f"{key} is {self._identity[key]!r} already, not {value!r}")
 
-    def exactly(self, **values: Value) -> None:
+    def equal(self, **values: Value) -> None:
         """Counts and digests that must equal the golden's."""
         for key, value in values.items():
-            self._is_new(key)
-            self._exact[key] = _value(key, value)
+            self._require_new(key)
+            self._equal[key] = _value(key, value)
+
+    def metric(
+        self,
+        name: str,
+        value: float,
+        *,
+        rel_tol: float,
+        max_value: float | None = None,
+        min_value: float | None = None,
+        abs_tol: float = 0.0,
+        better: str = "",
+    ) -> None:
+        """A figure that must not move: see `samples.Metric` for its limits."""
+        self._require_new(name)
+        if better not in ("", "lower", "higher"):
+            raise ValueError(f"{name}: better is {better!r}: it must be 'lower' or 'higher'")
+        fields = {"max_value": max_value, "min_value": min_value, "abs_tol": float(abs_tol)}
+        metric = Metric(float(value), float(rel_tol), **fields, better=better)  # type: ignore[arg-type]
+        if wrong := limits_error(metric):
+            raise ValueError(f"{name}: {wrong}")
+        self._metrics[name] = metric
+
+    def exactly(self, **values: Value) -> None:
+        """The former name of `equal`."""
+        self.equal(**values)
 
     def number(
         self, name: str, value: float, *, drift: float, at_most: float | None = None
     ) -> None:
-        """A figure: `drift` is the largest relative change either way, `at_most` a budget."""
-        self._is_new(name)
-        if not 0 <= drift < math.inf:
-            raise ValueError(f"{name} may drift by {drift}: it must be a number, and not below 0")
-        if at_most is not None and not math.isfinite(at_most):
-            raise ValueError(f"{name} has a budget of {at_most}: it must be a number, or None")
-        self._numbers[name] = Number(float(value), float(drift), at_most)
+        """The former name of `metric`."""
+        self.metric(name, value, rel_tol=drift, max_value=at_most)
 
-    def _is_new(self, name: str) -> None:
-        if name in self._numbers or name in self._exact:
-            raise ValueError(f"{name} is said twice: the golden has room for one")
+    def _require_new(self, name: str) -> None:
+        if name in self._metrics or name in self._equal:
+            raise ValueError(f"metric {name!r} was recorded twice in one benchmark")
 
     def time(
         self,
-        benchmark: Rounds,
-        contestant: Seconds,
+        benchmark: Benchmark,
+        candidate: Seconds,
         baseline: Seconds,
         pairs: int = 12,
+        device_time: tuple[Seconds, Seconds] | None = None,
         busy: tuple[Seconds, Seconds] | None = None,
     ) -> None:
-        """Time a contestant beside a baseline, in turns that alternate: ABBA.
+        """Time a candidate beside a baseline, in turns that alternate: ABBA.
 
-        Each call runs a block and returns seconds per unit of work. The contestant's seconds are a
-        round of pytest-benchmark, so its median is the time per unit and `ops` the rate.
+        Each call runs a block and returns seconds per unit of work.
 
         Args:
-            busy: blocks of the contestant and of what it is held against that return the seconds
-                that a device was at work, per unit: given where the device waits for its host, and
-                judged in place of the times, which are reported, and held against published bands
-                only. Otherwise times are the host's. Where both are bound by the same, by memory
-                say, the ratio is the same from card to card.
+            device_time: blocks of the candidate and of its reference that return device seconds per
+                unit: given where the device waits for its host, and judged in place of the times,
+                which are reported, and compared with published ranges only. Where both blocks are
+                bound by the same, by memory say, the ratio is the same from card to card.
+            busy: the former name of `device_time`.
         """
-        contestant(), baseline()
-        self._host_bound = busy is None
-
-        def pair() -> None:
-            if len(self._pairs) == pairs // 2:
-                self.look()
-            self._pairs.append(in_turn(len(self._pairs), contestant, baseline))
-            self.clock.now += self._pairs[-1][0]
-
+        candidate(), baseline()
         with Stopwatch() as watch:
-            benchmark.pedantic(pair, rounds=pairs)
-        if watch.seconds > 0.5:  # of less, what share was waited for is luck
-            self._waited = watch.waited
-        benchmark.extra_info["pairs_s"] = list(self._pairs)
-        if busy is not None:
-            busy[0](), busy[1]()
-            few = max(LEAST_PAIRS, pairs // 2)  # a device at work scatters little
-            self._busy = [in_turn(turn, *busy) for turn in range(few)]
-            benchmark.extra_info["busy_s"] = list(self._busy)
+            timed = [in_turn(turn, candidate, baseline) for turn in range(pairs // 2)]
+            self.probe()
+            timed += [in_turn(turn, candidate, baseline) for turn in range(pairs // 2, pairs)]
+        device_pairs = None
+        if blocks := device_time or busy:
+            blocks[0](), blocks[1]()
+            few = max(MIN_PAIRS, pairs // 2)  # device time scatters little
+            device_pairs = [in_turn(turn, *blocks) for turn in range(few)]
+        wait_share = watch.wait_share if watch.seconds > 0.5 else 0.0  # of less it is luck
+        self.record(benchmark, pairs=timed, device_pairs=device_pairs, wait_share=wait_share)
 
-    def look(self) -> None:
-        self.looks.append(self._surroundings.sample())
+    def record(
+        self,
+        benchmark: Benchmark,
+        *,
+        pairs: Sequence[tuple[float, float]],
+        device_pairs: Sequence[tuple[float, float]] | None = None,
+        wait_share: float = 0.0,
+    ) -> None:
+        """Times measured elsewhere. Each pair is a round of pytest-benchmark, whose median is then
+        the candidate's time per unit and `ops` its rate.
+
+        Args:
+            pairs: seconds per unit of the candidate and of the baseline measured in turns with it.
+            device_pairs: the same in device time, judged in place of the pairs: see `time`.
+            wait_share: share of the time that the thread waited for a core: see `Stopwatch`.
+        """
+        if self._pairs:
+            raise ValueError("times were recorded twice in one benchmark")
+        self._pairs = [(float(a), float(b)) for a, b in pairs]
+        self._device_pairs = [(float(a), float(b)) for a, b in device_pairs or []]
+        self._wait_share = wait_share
+        seconds = iter([a for a, _ in self._pairs])
+
+        def replay() -> None:
+            self.clock.now += next(seconds)
+
+        benchmark.pedantic(replay, rounds=len(self._pairs))
+        benchmark.extra_info["pairs_s"] = self._pairs
+        if self._device_pairs:
+            benchmark.extra_info["device_pairs_s"] = self._device_pairs
+
+    def probe(self) -> None:
+        """Take a snapshot of the machine: before, during and after each benchmark."""
+        self.snapshots.append(self._probe.sample())
 
     def sample(self) -> Sample:
         return Sample(
             name=self.name,
             identity=self._identity,
             pairs=self._pairs,
-            busy=self._busy,
-            host_bound=self._host_bound,
-            waited=self._waited,
-            numbers=self._numbers,
-            exact=self._exact,
+            device_pairs=self._device_pairs,
+            host_bound=not self._device_pairs,
+            wait_share=self._wait_share,
+            metrics=self._metrics,
+            equal=self._equal,
         )
 
 
-def in_turn(turn: int, contestant: Seconds, baseline: Seconds) -> tuple[float, float]:
-    """Seconds of both; who comes first alternates."""
+def in_turn(turn: int, candidate: Seconds, baseline: Seconds) -> tuple[float, float]:
+    """Seconds of both; which comes first alternates."""
     if turn % 2:
         b = baseline()
-        return contestant(), b
-    return contestant(), baseline()
+        return candidate(), b
+    return candidate(), baseline()
 
 
 def _value(key: str, value: object) -> Value:
@@ -152,4 +190,4 @@ def _value(key: str, value: object) -> Value:
     if not isinstance(value, bool):
         with contextlib.suppress(TypeError):
             return operator.index(value)  # type: ignore[arg-type]
-    raise TypeError(f"{key} is {value!r}: it must be text or a whole number, figures have `number`")
+    raise TypeError(f"{key} is {value!r}: it must be text or a whole number, figures have `metric`")

@@ -32,7 +32,7 @@ def rows(verdicts: Sequence[Verdict]) -> list[tuple[str, ...]]:
     What passed and reads as the golden does is left out, but for times.
     """
     kept = [v for v in verdicts if v.status is not Status.PASS or v.now != v.golden or v.tau]
-    kept.sort(key=lambda v: (-v.status.gravity, v.name, v.check))
+    kept.sort(key=lambda v: (-v.status.severity, v.name, v.check))
     files = Counter(_short(name) for name in {v.name for v in verdicts})
     found = [
         (
@@ -78,6 +78,6 @@ def markdown(verdicts: Sequence[Verdict], notes: Sequence[str] = ()) -> str:
     lines = [f"### {headline(verdicts)}", ""]
     lines += ["| " + " | ".join(HEADER) + " |", "|" + " --- |" * len(HEADER)]
     for row in rows(verdicts):
-        cells = [cell.replace("|", "&#124;") for cell in row]
+        cells = [cell.replace("|", "\\|") for cell in row]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join([*lines, "", *notes, ""])

@@ -1,38 +1,63 @@
-"""What one process measured: a sample of each benchmark, and where it was taken."""
+"""What one process measured: a sample of each benchmark, and the environment it was taken in."""
 
 import math
 import statistics
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
+from streamcache.gate.environment import Environment, Value
+
 PROTOCOL = 1  # how samples are taken; samples of different protocols do not compare
+VERSION = 2  # of the files that hold samples
 
-Value = str | int
+# A thread that waits for a core this often finds its caches emptied when it gets one. On two cores
+# with five busy threads, steps of 5 ms took 25 to 45 % longer, the waiting not counted.
+MAX_WAIT_SHARE = 0.15
 
-
-# Share of the time: who waits for a core so often finds its caches emptied when it has one. On two
-# cores with five busy threads, steps of 5 ms took 25 to 45 % longer, waiting not counted.
-BUSY = 0.15
+Pairs = list[tuple[float, float]]
 
 
 class SampleError(ValueError):
     """A file holds no samples; the message says why."""
 
 
-class Number(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A figure that must not drift.
+class Metric(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """A figure that must not move.
 
     Attributes:
         value: what was measured; NaN is legal here and fails in the gate.
-        drift: the largest relative difference from the golden, either way.
-        at_most: the largest value allowed, whatever the golden says; None for any.
+        rel_tol: the largest relative difference from the golden.
+        max_value, min_value: bounds whatever the golden says; None for none.
+        abs_tol: a difference of this size is allowed, however small the golden's value is.
+        better: "lower" or "higher" where a change that way is no error; "" where any change is.
     """
 
     value: float
-    drift: float
-    at_most: float | None = None
+    rel_tol: float
+    max_value: float | None = None
+    min_value: float | None = None
+    abs_tol: float = 0.0
+    better: Literal["", "lower", "higher"] = ""
+
+    def allows(self, value: float) -> bool:
+        """Whether another measurement is close enough to this one."""
+        change = value - self.value
+        if (self.better == "lower" and change < 0) or (self.better == "higher" and change > 0):
+            return True
+        return abs(change) <= max(self.rel_tol * abs(self.value), self.abs_tol)
+
+    def within_bounds(self, value: float) -> bool:
+        """Whether a value is a number between `min_value` and `max_value`."""
+        low = -math.inf if self.min_value is None else self.min_value
+        high = math.inf if self.max_value is None else self.max_value
+        return math.isfinite(value) and low <= value <= high
+
+    @property
+    def limits(self) -> tuple[object, ...]:
+        """All but the value: what is allowed."""
+        return msgspec.structs.astuple(self)[1:]
 
 
 class Sample(msgspec.Struct, frozen=True):
@@ -40,83 +65,64 @@ class Sample(msgspec.Struct, frozen=True):
 
     Attributes:
         name: the node id of the test.
-        identity: what was measured; compares only with the same.
-        pairs: seconds of the contestant and of the baseline beside it, in the order taken.
-        busy: the same, of the time that a device was at work, where it waits for a host: judged in
-            place of the pairs, which say more of the host than of the code, but against bands.
-        host_bound: whether the host's speed, and not the device's alone, decides the contestant's.
-        waited: share of the time of the pairs that the thread waited for a core.
-        numbers: figures by name.
-        exact: counts and digests that must be equal.
+        identity: what was measured; compares only with the same. A default is left out.
+        pairs: seconds of the candidate and of the baseline measured in turns with it.
+        device_pairs: the same in device time, where the device waits for its host: judged in place
+            of the pairs, which say more of the host than of the code, but against published ranges.
+        host_bound: whether the host's speed, and not the device's alone, decides the candidate's.
+        wait_share: share of the time of the pairs that the thread waited for a core.
+        metrics: figures by name.
+        equal: counts and digests that must be equal.
     """
 
     name: str
     identity: dict[str, Value] = {}
-    pairs: list[tuple[float, float]] = []
-    busy: list[tuple[float, float]] = []
+    pairs: Pairs = []
+    device_pairs: Pairs = []
     host_bound: bool = True
-    waited: float = 0.0
-    numbers: dict[str, Number] = {}
-    exact: dict[str, Value] = {}
+    wait_share: float = 0.0
+    metrics: dict[str, Metric] = {}
+    equal: dict[str, Value] = {}
 
     @property
     def disturbed(self) -> str:
-        """Why what is judged may be too long, in words; empty where nothing is known against it."""
-        return self.crowded if self.host_bound else ""
+        """Why the gated pairs may be too long, in words; empty where nothing is known."""
+        return self.cpu_contended if self.host_bound else ""
 
     @property
-    def crowded(self) -> str:
-        """Why its pairs may be."""
-        if self.waited <= BUSY:
+    def cpu_contended(self) -> str:
+        """Why the pairs of the host's clock may be too long."""
+        if self.wait_share <= MAX_WAIT_SHARE:
             return ""
-        return f"the machine is busy: {100 * self.waited:.0f} % of the time no core was free"
+        return f"the CPU is contended: {100 * self.wait_share:.0f} % of the time no core was free"
 
     @property
-    def judged(self) -> list[tuple[float, float]]:
-        """The pairs that the gate goes by."""
-        return self.busy or self.pairs
-
-    @property
-    def log_ratio(self) -> float:
-        """Median of log(contestant / baseline) over the pairs: robust against a disturbed pair."""
-        return statistics.median(self.log_ratios) if self.judged else math.nan
+    def gated_pairs(self) -> Pairs:
+        """The pairs that are judged."""
+        return self.device_pairs or self.pairs
 
     @property
     def log_ratios(self) -> list[float]:
-        return log_ratios(self.judged)
+        """log(candidate / baseline) of each gated pair."""
+        return log_ratios(self.gated_pairs)
+
+    @property
+    def median_log_ratio(self) -> float:
+        """Robust against a disturbed pair; NaN without pairs."""
+        return statistics.median(self.log_ratios) if self.gated_pairs else math.nan
 
     @property
     def baseline_s(self) -> float:
-        """At its quickest: nothing else is there to take the machine's noise out of it."""
-        return min(b for _, b in self.judged)
+        """The quickest baseline: nothing else takes the machine's noise out of it."""
+        return min(b for _, b in self.gated_pairs)
 
     @property
-    def contestant_s(self) -> float:
-        return statistics.median(a for a, _ in self.judged)
+    def candidate_s(self) -> float:
+        return statistics.median(a for a, _ in self.gated_pairs)
 
 
-def log_ratios(pairs: list[tuple[float, float]]) -> list[float]:
+def log_ratios(pairs: Pairs) -> list[float]:
     return [math.log(a) - math.log(b) if a > 0 and b > 0 else math.nan for a, b in pairs]
-
-
-class Environment(msgspec.Struct, frozen=True):
-    """Where samples were taken.
-
-    Attributes:
-        machine: must be the same for anything to compare: device, memory, power limit, threads.
-        host: must be the same for what is host-bound to compare: the CPU's model.
-        context: recorded, and shown where it differs: versions, driver.
-        canaries: seconds of fixed pieces of work; out of band, the machine is not itself.
-        problems: what makes timing invalid: a throttled GPU, a foreign process.
-        readings: what else was seen, one a look: clocks, temperature.
-    """
-
-    machine: dict[str, Value] = {}
-    host: dict[str, Value] = {}
-    context: dict[str, Value] = {}
-    canaries: dict[str, float] = {}
-    problems: list[str] = []
-    readings: list[str] = []
 
 
 class Process(msgspec.Struct, frozen=True, tag="streamcache-samples", tag_field="schema"):
@@ -126,42 +132,34 @@ class Process(msgspec.Struct, frozen=True, tag="streamcache-samples", tag_field=
     samples: list[Sample]
     date: str = ""
     protocol: int = PROTOCOL
-
-
-def merged(environments: list[Environment]) -> Environment:
-    """Of several looks at one machine: canaries at their median, all problems and readings."""
-    first = environments[0]
-    canaries = {
-        name: statistics.median(e.canaries.get(name, math.nan) for e in environments)
-        for name in first.canaries
-    }
-    problems = list(dict.fromkeys(p for e in environments for p in e.problems))
-    readings = [r for e in environments for r in e.readings]
-    return msgspec.structs.replace(first, canaries=canaries, problems=problems, readings=readings)
+    version: int = VERSION
 
 
 def read(path: Path) -> Process:
     """The samples in a file of `--golden-samples` or `--benchmark-json`.
 
     Raises:
-        SampleError: there are none, or of another protocol.
+        SampleError: there are none, or of another protocol or version.
     """
     try:
         found = msgspec.json.decode(path.read_bytes())
         if "streamcache" in found:
             found = found["streamcache"]["process"]
+        version = found.get("version", 1)
         process = msgspec.convert(_with_nan(found), Process)
-    except (OSError, ValueError, RecursionError, KeyError, TypeError) as error:
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
         raise SampleError(f"{path} holds no samples of golden benchmarks: {error}") from error
+    if version != VERSION:
+        raise SampleError(f"{path} has samples of version {version}, not {VERSION}: measure again")
     if process.protocol != PROTOCOL:
         raise SampleError(f"{path} has samples of protocol {process.protocol}, not {PROTOCOL}")
     return process
 
 
 def _with_nan(found: Any) -> Any:
-    """JSON has no NaN, and null stands in its place; but where there is no budget."""
+    """JSON has no NaN, and null stands in its place."""
     if isinstance(found, dict):
-        return {k: None if k == "at_most" and v is None else _with_nan(v) for k, v in found.items()}
+        return {k: _with_nan(v) for k, v in found.items()}
     if isinstance(found, list):
         return [_with_nan(v) for v in found]
     return math.nan if found is None else found

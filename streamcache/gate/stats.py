@@ -8,7 +8,7 @@ import math
 import statistics
 from collections.abc import Sequence
 
-LEAST_PAIRS = 4  # fewer have no quartiles
+MIN_PAIRS = 4  # fewer have no quartiles
 _Z95 = 1.6448536269514722
 
 
@@ -39,22 +39,22 @@ def error_of_median(values: Sequence[float]) -> float:
     For normal values the quartiles are 1.349 deviations apart and a median's error is 1.253 that
     of a mean.
     """
-    if len(values) < LEAST_PAIRS:
+    if len(values) < MIN_PAIRS:
         return math.nan
     quartiles = statistics.quantiles(values, n=4, method="inclusive")
     return 1.253 * (quartiles[2] - quartiles[0]) / 1.349 / math.sqrt(len(values))
 
 
-def threshold(golden: Sequence[float], least: float) -> float:
-    """tau: the change that counts, at least `least` and three deviations between processes."""
-    return max(least, 3 * spread(golden))
+def threshold(golden: Sequence[float], minimum: float) -> float:
+    """tau: the change that counts, at least `minimum` and three deviations between processes."""
+    return max(minimum, 3 * spread(golden))
 
 
 class Loss:
     """How much slower than the golden, as a log-ratio, with a one-sided 95 % bound either way.
 
     The error of one new process is the larger of the spread between the golden's processes and
-    what its own pairs show; the golden's mean has its own error. That `at_least` is below a
+    what its own pairs show; the golden's mean has its own error. That `lower_bound` is below a
     threshold does not mean that nothing was lost: it means that chance explains it.
     """
 
@@ -65,9 +65,9 @@ class Loss:
         self.margin = t95(len(golden) - 1) * math.hypot(own, between / math.sqrt(len(golden)))
 
     @property
-    def at_least(self) -> float:
+    def lower_bound(self) -> float:
         return self.estimate - self.margin
 
     @property
-    def at_most(self) -> float:
+    def upper_bound(self) -> float:
         return self.estimate + self.margin

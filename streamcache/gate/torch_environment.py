@@ -1,4 +1,4 @@
-"""A look at the machine that measures: what it is, whether it is itself, what disturbs it."""
+"""Snapshots of a machine with torch: what it is, its state, what disturbs it."""
 
 import os
 import platform
@@ -11,8 +11,7 @@ from pathlib import Path
 import torch
 import transformers
 
-from streamcache.gate.recorder import PARENT
-from streamcache.gate.samples import Environment
+from streamcache.gate.environment import PARENT, Environment
 from streamcache.version import VERSION
 
 _THROTTLES = {  # bits of NVML's clock event reasons that slow a GPU: nvmlClocksEventReasons*
@@ -24,8 +23,8 @@ _THROTTLES = {  # bits of NVML's clock event reasons that slow a GPU: nvmlClocks
 _QUERY = "power.limit,driver_version,clocks_event_reasons.active,temperature.gpu,clocks.sm"
 
 
-class Surroundings:
-    """What `golden_environment` gives for models on a device: see `samples.Environment`."""
+class TorchEnvironmentProbe:
+    """What `golden_environment` gives for models on a device: see `Environment`."""
 
     def __init__(self, device: torch.device):
         self.device = device
@@ -167,3 +166,6 @@ def _shortest(
         wait()
         times.append(time.perf_counter() - start)
     return min(times)
+
+
+Surroundings = TorchEnvironmentProbe  # its former name

@@ -23,7 +23,7 @@ from streamcache.measure import evaluate
 from streamcache.measure.configurations import BASELINE, NAMED, Configuration
 from streamcache.measure.records import Quality, Record, Speed
 from streamcache.measure.timing import Laps, time_tokens
-from streamcache.policy import EvictionPolicy, count_evictions
+from streamcache.policy import EvictionPolicy, Policy, count_evictions, fields_that_are_set
 
 SMALL = EvictionPolicy(4, 124, cache_slack=5, max_drop=3, compress_every=8)
 SETTLE = 8  # tokens of a block that are not timed
@@ -127,16 +127,16 @@ class Busy:
         return sum(ran) / 1e9 / self.n_tokens
 
 
-def identify(golden: Recorder, loaded: LoadedModel, text: TokenStream, policy: object) -> None:
+def identify(golden: Recorder, loaded: LoadedModel, text: TokenStream, policy: Policy) -> None:
     golden.identity(
         model=loaded.name,
         revision=loaded.revision,
         dtype=evaluate.subject(loaded, text).dtype,
         attention=str(loaded.model.config._attn_implementation),
-        policy=str(policy),
         n_tokens=len(text.input_ids),
+        **fields_that_are_set(policy),
     )
-    golden.exactly(text=text.digest)
+    golden.equal(text=text.digest)
 
 
 def gate_quality(
@@ -145,19 +145,19 @@ def gate_quality(
     """PPL against the golden's and, as a budget, against the baseline's at the same positions."""
     identify(golden, bench.read, bench.text, configuration.policy)
     quality = bench.quality(configuration, folder)
-    golden.number("ppl", quality.ppl, drift=bench.drift)
+    golden.metric("ppl", quality.ppl, rel_tol=bench.drift)
     if quality.ppl_steady is not None:
-        golden.number("ppl steady", quality.ppl_steady, drift=bench.drift)
+        golden.metric("ppl steady", quality.ppl_steady, rel_tol=bench.drift)
     if quality.ppl_increase is not None:
         ratio = 1 + quality.ppl_increase
-        golden.number("ppl / baseline", ratio, drift=bench.drift, at_most=1.01)
-    golden.exactly(
+        golden.metric("ppl / baseline", ratio, rel_tol=bench.drift, max_value=1.01)
+    golden.equal(
         positions=quality.n_positions, steady=quality.n_steady, compared=quality.n_compared
     )
     if configuration.mode is not None:
         fed = len(bench.text.input_ids) - 1
         scheduled, forced, evicted = count_evictions(configuration.policy, fed)
-        golden.exactly(retained=fed - evicted, scheduled=scheduled, forced=forced, evicted=evicted)
+        golden.equal(retained=fed - evicted, scheduled=scheduled, forced=forced, evicted=evicted)
     return quality
 
 
@@ -185,7 +185,8 @@ def gate_speed(
         own.blocks.clear()
     timed = f"{bench.timed.name} {evaluate.subject(bench.timed, bench.text).dtype}"
     if device.type == "cpu":
-        golden.identity(timed=timed, beside=str(bench.window))
+        beside_fields = fields_that_are_set(bench.window)
+        golden.identity(timed=timed, **{f"beside_{k}": v for k, v in beside_fields.items()})
         golden.time(benchmark, own, beside, bench.pairs)
     else:
         golden.identity(timed=f"{timed}, kernels", beside="a copy")
@@ -194,9 +195,9 @@ def gate_speed(
             at_work = Timed(own.step, own.n_tokens, device, SETTLE)
         golden.time(benchmark, own, beside, bench.pairs, (at_work, Busy(copy_like(model), 4)))
         if isinstance(at_work, Busy):
-            golden.number("kernels a token", median(at_work.kernels), drift=0.02)
+            golden.metric("kernels a token", median(at_work.kernels), rel_tol=0.02)
     if isinstance(own.step, SteadyDecode):  # what was timed decoded, and evicted
-        golden.exactly(timed=own.step.cache.seen, held=own.step.cache.size)
+        golden.equal(timed=own.step.cache.seen, held=own.step.cache.size)
     return evaluate.speed(bench.timed.name, own.laps, beside.laps)
 
 
@@ -228,20 +229,20 @@ def gate_decoding(bench: Bench, golden: Recorder, mode: str) -> None:
     ids = bench.text.input_ids[:N_SMALL].to(bench.read.model.device)
     identify(golden, bench.read, bench.text, SMALL)
     nll = configuration.sequential_nll(bench.read.model, ids)
-    golden.number("ppl", float(nll.double().mean().exp()), drift=bench.drift)
+    golden.metric("ppl", float(nll.double().mean().exp()), rel_tol=bench.drift)
     # Sinks one place off hardly move the mean of 400 tokens, but each of them by much more than
     # rounding does, of which the size alone is known.
     apart = (nll - streaming_nll(bench.read.model, ids, SMALL)).double().square().mean().sqrt()
-    golden.number("apart from one pass", float(apart), drift=3.0)
-    golden.exactly(decoded=len(nll))
+    golden.metric("apart from one pass", float(apart), rel_tol=3.0)
+    golden.equal(decoded=len(nll))
 
 
 def gate_baseline(bench: Bench, golden: Recorder) -> None:
     """The recompute baseline with a small window, at every position where it is full."""
     text = bench.text.input_ids[:N_SMALL]
-    identify(golden, bench.read, bench.text, (SMALL.n_sink, SMALL.window_size))
+    identify(golden, bench.read, bench.text, EvictionPolicy(SMALL.n_sink, SMALL.window_size))
     positions = torch.arange(SMALL.floor, N_SMALL - 1)
     ids = text.to(bench.read.model.device)
     nll = recompute_nll(bench.read.model, ids, SMALL.n_sink, SMALL.window_size, positions)
-    golden.number("ppl", float(nll.double().mean().exp()), drift=bench.drift)
-    golden.exactly(evaluated=len(nll))
+    golden.metric("ppl", float(nll.double().mean().exp()), rel_tol=bench.drift)
+    golden.equal(evaluated=len(nll))

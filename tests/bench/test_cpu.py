@@ -11,7 +11,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from streamcache.gate.recorder import Recorder
 from streamcache.gate.torch_environment import Surroundings
 from streamcache.measure.configurations import NAMED, Configuration
-from streamcache.policy import EvictionPolicy
+from streamcache.policy import EvictionPolicy, fields_that_are_set
 from tests.bench.harness import (
     Bench,
     gate_baseline,
@@ -55,7 +55,7 @@ def test_quality(name: str, cpu_bench: Bench, baseline_folder: Path, golden: Rec
 def test_speed(
     configuration: Configuration, cpu_bench: Bench, golden: Recorder, benchmark: BenchmarkFixture
 ) -> None:
-    golden.identity(policy=str(configuration.policy), mode=str(configuration.mode))
+    golden.identity(mode=str(configuration.mode), **fields_that_are_set(configuration.policy))
     speed = gate_speed(cpu_bench, golden, benchmark, configuration)
     benchmark.extra_info.update(msgspec.to_builtins(speed))
     assert speed.speedup is not None and speed.speedup > 1

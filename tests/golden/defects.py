@@ -19,7 +19,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from tests.golden.planted import DEFECTS, Defect  # noqa: E402
+from tests.golden.mutations import DEFECTS, Defect  # noqa: E402
 
 TREE = ("pyproject.toml", "conftest.py", "streamcache", "tests")
 

@@ -8,7 +8,7 @@ import pytest
 from streamcache.gate.render import markdown
 from streamcache.gate.verdicts import Status, Verdict
 from tests.golden.defects import copied, judged, parsed, planted
-from tests.golden.planted import DEFECTS, Defect
+from tests.golden.mutations import DEFECTS, Defect
 
 FILE = "tests/bench/test_cpu.py::"
 BROKEN = Defect("broken", (lambda root: None,), "FAIL", "ppl", ("test_a", "test_b"))

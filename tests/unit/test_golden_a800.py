@@ -8,15 +8,17 @@ from typing import Any
 import msgspec
 import pytest
 
-from streamcache.gate import goldens as store
+from streamcache.gate import goldens, storage
 from streamcache.gate.goldens import Entry
 from streamcache.measure.configurations import NAMED
+from streamcache.policy import fields_that_are_set
 from tests.bench.test_gpu import TIMED
 
 ROOT = Path(__file__).parents[2]
-PUBLISHED = store.read(ROOT / "tests" / "golden" / "a800.json")
+PUBLISHED = storage.read(ROOT / "tests" / "golden" / "a800.json")
 BENCHMARK = "tests/bench/test_gpu.py::test_configuration"
 READ = "tests/bench/test_gpu.py::test_quality"
+POLICY = ("n_sink", "window_size", "cache_slack", "max_drop", "compress_every")
 CARD = "NVIDIA A800-SXM4-80GB"
 # What a run on the card of `DEVICE` would measure: the middle of each band, a PPL below its budget.
 MADE_UP = """
@@ -36,10 +38,10 @@ def golden_environment():
 
 def say(golden, entry):
     golden.identity(**entry["identity"], attention="sdpa")
-    golden.exactly(text="0123")
-    golden.number("ppl", 12.0, drift=1e-3)
+    golden.equal(text="0123")
+    golden.metric("ppl", 12.0, rel_tol=1e-3)
     if entry["ppl"]:
-        golden.number("ppl / baseline", entry["ppl"], drift=1e-3)
+        golden.metric("ppl / baseline", entry["ppl"], rel_tol=1e-3)
 
 @pytest.mark.parametrize("name", [n for n, e in ENTRIES.items() if e["speedup"]])
 def test_configuration(name, benchmark, golden):
@@ -51,7 +53,7 @@ def test_quality(name, golden):
     say(golden, ENTRIES[name])
 
 def test_decoding(golden):
-    golden.exactly(decoded=400)
+    golden.equal(decoded=400)
 """
 
 
@@ -60,8 +62,12 @@ def name_of(key: str) -> str:
 
 
 def made_up(entry: Entry) -> dict[str, Any]:
-    ppl = entry.numbers["ppl / baseline"].value - 0.01 if entry.numbers else None
-    middle = math.sqrt(entry.band.low * entry.band.high) if entry.band else None
+    ppl = entry.metrics["ppl / baseline"].value - 0.01 if entry.metrics else None
+    middle = (
+        math.sqrt(entry.published_range.low * entry.published_range.high)
+        if entry.published_range
+        else None
+    )
     return {"speedup": middle, "ppl": ppl, "identity": entry.identity}
 
 
@@ -75,7 +81,7 @@ def bench(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.
     folder = pytester.path / "tests"
     (folder / "golden").mkdir(parents=True)
     (folder / "bench").mkdir()
-    store.write(folder / "golden" / "a800.json", PUBLISHED)
+    storage.write(folder / "golden" / "a800.json", PUBLISHED)
     (folder / "bench" / "test_gpu.py").write_text(MADE_UP)
     (pytester.path / "pytest.ini").write_text("[pytest]\n")
     return pytester
@@ -101,9 +107,10 @@ def test_every_entry_is_a_benchmark_of_a_configuration_as_it_is_today() -> None:
     for key, entry in PUBLISHED.entries.items():
         configuration = NAMED[name_of(key)]
         assert key.partition("[")[0] == (BENCHMARK if configuration.name in TIMED else READ)
-        assert entry.identity["policy"] == str(configuration.policy)
+        policy = fields_that_are_set(configuration.policy)
+        assert {k: v for k, v in entry.identity.items() if k in POLICY} == policy
         assert entry.identity["dtype"] == "float16" and entry.identity["n_tokens"] == 20_000
-        assert bool(entry.band) == (configuration.name in TIMED) and not entry.log_ratios
+        assert bool(entry.published_range) == (configuration.name in TIMED) and not entry.log_ratios
 
 
 def test_the_card_passes_within_the_bands(bench: pytest.Pytester) -> None:
@@ -152,7 +159,7 @@ def test_below_the_band_or_over_the_budget_fails(
 
 
 def test_the_file_is_in_the_order_that_an_update_would_write(tmp_path: Path) -> None:
-    store.write(tmp_path / "again.json", PUBLISHED)
+    storage.write(tmp_path / "again.json", PUBLISHED)
     written = (ROOT / "tests" / "golden" / "a800.json").read_bytes()
     assert (tmp_path / "again.json").read_bytes() == written
-    assert msgspec.json.decode(written)["version"] == store.VERSION
+    assert msgspec.json.decode(written)["version"] == goldens.VERSION

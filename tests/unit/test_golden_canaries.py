@@ -1,4 +1,4 @@
-"""Canaries: whether a machine is itself, and how fast it is as a whole."""
+"""Canaries: the state of a machine, and how fast it is as a whole."""
 
 import math
 
@@ -23,9 +23,9 @@ def test_pace_without_a_time_is_none(now: float | None) -> None:
 
 def test_what_is_out_of_its_band_is_named() -> None:
     golden = {"device copy": 1.0, "host product": 1.0}
-    assert canaries.off({"device copy": 1.09, "host product": 2.5}, golden, True) == ""
-    off = canaries.off({"device copy": 1.2}, golden, True)
-    assert off == "canary 'device copy' takes 1.20 of its golden time; " + (
+    assert canaries.out_of_band({"device copy": 1.09, "host product": 2.5}, golden, True) == ""
+    off = canaries.out_of_band({"device copy": 1.2}, golden, True)
+    assert off == "canary 'device copy' took 1.20 x its reference; " + (
         "canary 'host product' has no time"
     )
 

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from streamcache.gate import goldens as store
-from streamcache.gate import samples
+from streamcache.gate import samples, storage
+from streamcache.gate.goldens import Entry, Golden, Provenance, PublishedRange
 
 SUITE = """
 import time
 from streamcache.gate.stopwatch import Stopwatch
+from streamcache.gate.goldens import Entry, Golden, Provenance
+from streamcache.gate.goldens import Entry, Golden, Provenance, PublishedRange
 def block():
     with Stopwatch() as host:
         sum(range(20_000))
@@ -20,7 +22,7 @@ def block():
 def test_kept(golden, benchmark):
     golden.time(benchmark, block, lambda: 10 * block())
 def test_lost(golden):
-    golden.number("two", 2.0, drift=0.0)
+    golden.metric("two", 2.0, rel_tol=0.0)
 """
 
 
@@ -37,7 +39,7 @@ def rewrite(folder: Path, old: str, new: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def recorded(tmp_path_factory: pytest.TempPathFactory) -> store.Golden:
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Golden:
     """A golden of the suite; times are not the matter here, so any speedup is right."""
     folder = tmp_path_factory.mktemp("recorded")
     (folder / "test_it.py").write_text(SUITE)
@@ -45,24 +47,24 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> store.Golden:
     assert ran.returncode == 0, ran.stdout
     process = samples.read(folder / "one.json")
     entries = {
-        s.name: store.Entry(
+        s.name: Entry(
             identity=s.identity,
-            numbers=s.numbers,
-            exact=s.exact,
-            band=store.Band(0.01, 1e4) if s.pairs else None,
+            metrics=s.metrics,
+            equal=s.equal,
+            published_range=PublishedRange(0.01, 1e4) if s.pairs else None,
         )
         for s in process.samples
     }
     place = process.environment
-    made = store.Provenance("a test", "2026-01-01", "unknown", 1)
-    return store.Golden(made, place.machine, place.host, place.canaries, entries)
+    made = Provenance("a test", "2026-01-01", "unknown", 1)
+    return Golden(made, place.machine, place.host, place.canaries, entries)
 
 
 @pytest.fixture
-def suite(recorded: store.Golden, tmp_path: Path) -> Path:
+def suite(recorded: Golden, tmp_path: Path) -> Path:
     (tmp_path / "test_it.py").write_text(SUITE)
     (tmp_path / "pytest.ini").write_text("[pytest]\ngolden_dir = .\n")
-    store.write(tmp_path / "own.json", recorded)
+    storage.write(tmp_path / "own.json", recorded)
     return tmp_path
 
 
@@ -106,12 +108,11 @@ def test_benchmarks_disabled_are_refused(suite: Path, option: str) -> None:
 
 
 def test_the_process_that_confirms_knows_that_another_waits_for_it(suite: Path) -> None:
-    (suite / "test_it.py").write_text(
-        SUITE.replace(
-            "    return host.seconds\n", "    return 1.0 if PARENT in os.environ else 1e9\n"
-        )
-        .replace("import time\n", "import os\nfrom streamcache.gate.recorder import PARENT\n")
-        .replace("10 * block()", "1.0")
+    parent = "import os\nfrom streamcache.gate.environment import PARENT\n"
+    text = SUITE.replace("import time\n", parent).replace("10 * block()", "1.0")
+    text = text.replace(
+        "    return host.seconds\n", "    return 1.0 if PARENT in os.environ else 1e9\n"
     )
+    (suite / "test_it.py").write_text(text)
     ran = run(suite, "--golden=own")
     assert ran.returncode == 0 and "does not agree" in ran.stdout

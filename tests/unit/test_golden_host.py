@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 from streamcache.gate import recorder as record
 from streamcache.gate import stopwatch as host
-from streamcache.gate import verdicts as gate
+from streamcache.gate.judge import judge
 from streamcache.gate.recorder import Clock, Recorder
 from streamcache.gate.stopwatch import Stopwatch
-from streamcache.gate.verdicts import Status
+from streamcache.gate.verdicts import Status, worst
 from tests.goldens import HERE, golden, process, sample, slowed
 
 
@@ -60,9 +60,12 @@ def test_what_is_taken_off_is_part_of_what_it_is_taken_from(delays: list[float])
         return clock[name]
 
     wall = SimpleNamespace(perf_counter=lambda: look("wall"))
-    with mock.patch.multiple(host, time=wall, waited=lambda: look("waited")), Stopwatch() as watch:
+    with (
+        mock.patch.multiple(host, time=wall, run_queue_wait_s=lambda: look("waited")),
+        Stopwatch() as watch,
+    ):
         look("wall")
-    assert 0.9e-6 < watch.seconds < 2 + 5e-6 and 0 <= watch.waited < 1
+    assert 0.9e-6 < watch.seconds < 2 + 5e-6 and 0 <= watch.wait_share < 1
 
 
 def test_sleeping_is() -> None:
@@ -75,7 +78,7 @@ def test_where_the_kernel_says_nothing_it_is_the_wall_clock(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(host, "_SCHEDSTAT", tmp_path / "none")
-    assert host.waited() == 0.0
+    assert host.run_queue_wait_s() == 0.0
 
 
 @pytest.mark.parametrize(("seconds", "waited"), [(0.6, 0.3), (0.4, 0.0)])
@@ -84,29 +87,29 @@ def test_the_share_that_was_waited_is_that_of_the_pairs_if_they_took_long(
 ) -> None:
     class Busy(Stopwatch):
         def __exit__(self, *_: object) -> None:
-            self.seconds, self.waited = seconds, 0.3
+            self.seconds, self.wait_share = seconds, 0.3
 
     monkeypatch.setattr(record, "Stopwatch", Busy)
     recorder = Recorder("a", Clock(), mock.Mock())
     recorder.time(mock.MagicMock(), lambda: 1.0, lambda: 1.0)
-    assert recorder.sample().waited == waited
+    assert recorder.sample().wait_share == waited
 
 
 # A fresh process that had to wait confirms nothing
 
-BUSY = msgspec.structs.replace(slowed(sample(), 1.3), waited=0.3)
+BUSY = msgspec.structs.replace(slowed(sample(), 1.3), wait_share=0.3)
 
 
 def test_a_loss_that_only_a_busy_machine_confirms_is_invalid() -> None:
-    found = {v.check: v for v in gate.judge(BUSY, golden(), HERE, process(BUSY))}
+    found = {v.check: v for v in judge(BUSY, golden(), HERE, process(BUSY))}
     assert found["speed"].status is Status.INVALID and "30 % of the time" in found["speed"].cause
 
 
 def test_one_that_is_confirmed_in_peace_is_a_failure() -> None:
-    found = gate.judge(BUSY, golden(), HERE, process(slowed(sample(), 1.3)))
-    assert gate.worst(found) is Status.FAIL
+    found = judge(BUSY, golden(), HERE, process(slowed(sample(), 1.3)))
+    assert worst(found) is Status.FAIL
 
 
 def test_what_is_as_fast_as_ever_on_a_busy_machine_passes() -> None:
-    quick = msgspec.structs.replace(sample(), waited=0.3)
-    assert gate.worst(gate.judge(quick, golden(), HERE)) is Status.PASS
+    quick = msgspec.structs.replace(sample(), wait_share=0.3)
+    assert worst(judge(quick, golden(), HERE)) is Status.PASS

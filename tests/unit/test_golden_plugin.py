@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from streamcache.gate import goldens as store
+from streamcache.gate import goldens, storage
+from streamcache.gate.environment import PARENT
 from streamcache.gate.plugin import recording
-from streamcache.gate.recorder import PARENT
 
 ROOT = Path(__file__).parents[2]
 DOCS = (ROOT / "docs" / "gate.md").read_text()
@@ -29,14 +29,16 @@ import itertools, os, time
 from pathlib import Path
 import pytest
 from streamcache.gate import Environment
+from streamcache.gate.environment import PARENT
+from streamcache.gate.environment import PARENT
 
 class Toy:
-    looks = 0
+    snapshots = 0
 
     def sample(self):
-        self.looks += 1
+        self.snapshots += 1
         problems = [os.environ["TOY_PROBLEM"]] if "TOY_PROBLEM" in os.environ else []
-        if os.environ.get("TOY_PROBLEM_AT", str(self.looks)) != str(self.looks):
+        if os.environ.get("TOY_PROBLEM_AT", str(self.snapshots)) != str(self.snapshots):
             problems = []
         machine = {"device": os.environ.get("TOY_DEVICE", "toy")}
         host = {"cpu": os.environ.get("TOY_HOST", "abacus")}
@@ -62,7 +64,8 @@ def clock(request, monkeypatch):
         took = {"sort": 0.002 * factor, "merge": 0.004}[work.__name__]
         return took * next(wiggle)
     monkeypatch.setattr(request.module, "seconds", seconds, raising=False)
-    monkeypatch.setattr("streamcache.gate.stopwatch.waited", lambda: 0.0)  # nor is anything busy
+    # Nor is anything busy.
+    monkeypatch.setattr("streamcache.gate.stopwatch.run_queue_wait_s", lambda: 0.0)
 """
 
 
@@ -275,14 +278,14 @@ def test_a_figure_that_drifted_is_red_at_once(toy: Toy) -> None:
     toy.edit("statistics.fmean(found)", "statistics.fmean(found) * (1 + 1e-6)")
     ran = toy()
     assert ran.ret == 1
-    said(ran, "FAIL mean: mean drifted by +0.0001 %")
+    said(ran, "FAIL mean: mean moved by +0.0001 %")
 
 
 def test_no_number_is_red(toy: Toy) -> None:
     toy.edit("statistics.fmean(found)", "float('nan')")
     ran = toy()
     assert ran.ret == 1
-    said(ran, "FAIL mean: mean is nan: no number")
+    said(ran, "FAIL mean: mean is nan: not a number")
 
 
 def test_something_else_under_the_same_name_is_invalid(toy: Toy) -> None:
@@ -335,7 +338,7 @@ def golden_environment():
     return Abacus()
 
 def test_other(golden):
-    golden.exactly(one=1)
+    golden.equal(one=1)
 """
 
 
@@ -428,7 +431,7 @@ SKIPS = {
         "(benchmark):\n    from unittest.mock import Mock\n\n    golden = Mock()",
     ),
 }
-OTHER = "def test_other(golden):\n    golden.exactly(one=1)\n\n\n"
+OTHER = "def test_other(golden):\n    golden.equal(one=1)\n\n\n"
 AGAIN = """
 from _pytest.runner import runtestprotocol
 
@@ -450,7 +453,7 @@ def test_nothing_measured_is_an_error_required_or_not(how: str, toy: Toy) -> Non
 @pytest.mark.parametrize("how", SKIPS)
 def test_a_golden_that_nothing_answers_to_is_missing(how: str, toy: Toy) -> None:
     """Beside another one that is measured and passes."""
-    toy.adds_entry("test_toy.py::test_other", exact={"one": 1})
+    toy.adds_entry("test_toy.py::test_other", equal={"one": 1})
     toy.edit("def test_sort", OTHER + "def test_sort")
     toy.edit(*SKIPS[how])
     ran = toy("--golden-required")
@@ -470,18 +473,18 @@ class TestCase(unittest.TestCase):
         self.golden = golden
 
     def test_it(self):
-        self.golden.exactly(one=2)
+        self.golden.equal(one=2)
 
 def test_late(request):
-    request.getfixturevalue("golden").exactly(one=2)
+    request.getfixturevalue("golden").equal(one=2)
 """
 
 
 def test_whoever_takes_the_fixture_is_judged(toy: Toy) -> None:
     """A test case of unittest, and a test that asks for it late."""
     toy.add(ODD, "test_odd.py")
-    toy.adds_entry("test_odd.py::TestCase::test_it", exact={"one": 1})
-    toy.adds_entry("test_odd.py::test_late", exact={"one": 1})
+    toy.adds_entry("test_odd.py::TestCase::test_it", equal={"one": 1})
+    toy.adds_entry("test_odd.py::test_late", equal={"one": 1})
     ran = toy()
     ran.assert_outcomes(failed=2, passed=1)
     said(ran, "test_it *one is 2, the golden's is 1", "test_late *one is 2, the golden's is 1")
@@ -490,7 +493,7 @@ def test_whoever_takes_the_fixture_is_judged(toy: Toy) -> None:
 def test_gone_is_what_a_file_lacks_not_what_was_left_out(toy: Toy) -> None:
     other = toy.path / "test_other.py"
     name = "test_other.py::TestIt::test_one[a::b]"
-    toy.adds_entry(name, exact={"one": 1})
+    toy.adds_entry(name, equal={"one": 1})
     skip = "import pytest\n\npytest.skip('no device', allow_module_level=True)\n"
     for left_out in (skip, "import pytest\n\npytest.importorskip('no_such_thing')\n"):
         other.write_text(left_out)
@@ -510,7 +513,7 @@ def test_gone_is_what_a_file_lacks_not_what_was_left_out(toy: Toy) -> None:
 
 def test_one_benchmark_can_be_gated_alone(toy: Toy) -> None:
     """Goldens that nobody asked for are neither measured nor gone."""
-    toy.adds_entry("test_toy.py::test_gone", exact={"one": 1})
+    toy.adds_entry("test_toy.py::test_gone", equal={"one": 1})
     assert toy(NAME).ret == 0
     assert toy("test_toy.py").ret == 1
     assert toy("test_toy.py::test_gone").ret == 4, "pytest finds no such test"
@@ -586,10 +589,10 @@ def test_processes_side_by_side_are_refused(toy: Toy) -> None:
     ("data", "says"),
     [
         (b"", "cut off"),
-        (b'{"schema": "streamcache-golden", "version": 1, "entr', "cut off"),
+        (b'{"schema": "streamcache-golden", "version": 2, "entr', "cut off"),
         (b'{"benchmarks": []}', "not a golden file"),
-        (b'{"schema": "streamcache-golden", "version": 2}', "version 2"),
-        (b'{"schema": "streamcache-golden", "version": 1}', "not a valid golden"),
+        (b'{"schema": "streamcache-golden", "version": 3}', "version 3"),
+        (b'{"schema": "streamcache-golden", "version": 2}', "not a valid golden"),
     ],
 )
 def test_a_corrupt_golden_is_a_line_and_stays(data: bytes, says: str, toy: Toy) -> None:
@@ -698,11 +701,11 @@ def test_an_invalid_environment_is_not_recorded(
 def test_times_of_a_busy_machine_are_not_recorded(toy: Toy, recorded: str) -> None:
     names = five(toy)
     found = json.loads((toy.path / names[4]).read_text())
-    found["samples"][0]["waited"] = 0.5
+    found["samples"][0]["wait_share"] = 0.5
     (toy.path / names[4]).write_text(json.dumps(found))
     ran = toy("--golden-reason", "why", "--golden-from", *names)
     assert ran.ret == 75
-    said(ran, f"{NAME}: the machine is busy: 50 % of the time")
+    said(ran, f"{NAME}: the CPU is contended: 50 % of the time")
     assert toy.unchanged(recorded)
 
 
@@ -727,7 +730,7 @@ def test_recording_from_files(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None
     ran = toy("--golden-reason", "slower", "--golden-from", *names)
     assert ran.ret == 0
     said(ran, f"~ {NAME}: *speedup * -> *speedup 1.33*", "1 of 1 entries written")
-    found = store.read(toy.golden)
+    found = storage.read(toy.golden)
     assert found.provenance.reason == "slower" and found.earlier[0].reason == "first"
     assert found.provenance.context == {"toys": "1"} and len(found.provenance.commit) == 40
     assert found.entries[NAME].anchor == pytest.approx(-0.6931, abs=2e-3)
@@ -757,7 +760,7 @@ def test_benchmark_json_has_the_section_and_the_time_of_the_clock(toy: Toy) -> N
     assert toy("--benchmark-json=out.out").ret == 0
     found = json.loads((toy.path / "out.out").read_text())
     section = found["streamcache"]
-    assert section["version"] == store.VERSION
+    assert section["version"] == goldens.VERSION
     assert [v["status"] for v in section["verdicts"]] == ["pass"] * 5
     (one,) = section["process"]["samples"]
     assert one["name"] == NAME and len(one["pairs"]) == 12
@@ -776,13 +779,13 @@ import pytest
 @pytest.mark.benchmark(group="mine", max_time=0.01)
 def test_own(benchmark, golden):
     benchmark(sum, range(10_000))
-    golden.exactly(one=1)
+    golden.equal(one=1)
 """
 
 
 def test_a_benchmark_may_be_timed_otherwise_and_keeps_its_options(toy: Toy) -> None:
     toy.add(OWN, "test_own.py")
-    toy.adds_entry("test_own.py::test_own", exact={"one": 1})
+    toy.adds_entry("test_own.py::test_own", equal={"one": 1})
     assert toy("--benchmark-json=out.out").ret == 0
     benchmark, _ = json.loads((toy.path / "out.out").read_text())["benchmarks"]
     assert benchmark["group"] == "mine"
@@ -794,14 +797,14 @@ import pytest
 
 @pytest.mark.parametrize("x", ["$HOME"])
 def test_own(x, golden):
-    golden.exactly(one=1)
-    golden.number("benchmark", 1.0, drift=0)
+    golden.equal(one=1)
+    golden.metric("benchmark", 1.0, rel_tol=0)
 """
 
 
 def test_advice_can_be_typed_and_retires_only_what_is_gone(toy: Toy) -> None:
     toy.add(QUOTED, "test_own.py")
-    toy.adds_entry("test_own.py::test_own[$HOME]", exact={"one": 1})
+    toy.adds_entry("test_own.py::test_own[$HOME]", equal={"one": 1})
     ran = toy()
     assert ran.ret == 1
     said(
@@ -855,7 +858,7 @@ def test_the_example_of_the_docs_with_a_real_clock(tmp_path: Path) -> None:
     ran = shell(tmp_path, *judge, "--benchmark-json=a.out")
     section = json.loads((tmp_path / "a.out").read_text())["streamcache"]
     found = {v["check"]: v["status"] for v in section["verdicts"]}
-    assert found["numbers"] == found["mean"] == "pass"
+    assert found["metrics"] == found["mean"] == "pass"
     assert found["speed"] in ("pass", "improved", "inconclusive", "suspect"), ran.stdout
 
 

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from streamcache.gate import goldens as store
-from streamcache.gate import verdicts as gate
+from streamcache.gate.environment import Environment
 from streamcache.gate.goldens import Golden, Provenance
-from streamcache.gate.samples import Environment, Process, Sample
-from streamcache.gate.verdicts import Status
+from streamcache.gate.judge import judge
+from streamcache.gate.samples import Process, Sample
+from streamcache.gate.updates import updated
+from streamcache.gate.verdicts import Status, worst
 
 HERE = Environment(machine={"device": "simulated"})
 SUITE = 25  # timed benchmarks
@@ -59,17 +60,17 @@ class Machine:
     def golden(self) -> Golden:
         n = self.noise.n_processes
         processes = [Process(HERE, [self.sample()]) for _ in range(n)]
-        return store.updated(None, processes, Provenance("", "", "", n))[0]
+        return updated(None, processes, Provenance("", "", "", n))[0]
 
     def gated(self, slowdown: float, times: int) -> Iterator[Status]:
         """What the gate says of a benchmark; every tenth time a golden is recorded anew."""
         golden = self.golden()
         for i in range(1, times + 1):
             first = self.sample(slowdown)
-            status = gate.worst(gate.judge(first, golden, HERE))
+            status = worst(judge(first, golden, HERE))
             if status in (Status.SUSPECT, Status.INCONCLUSIVE):
                 again = Process(HERE, [self.sample(slowdown)])
-                status = gate.worst(gate.judge(first, golden, HERE, again))
+                status = worst(judge(first, golden, HERE, again))
             yield status
             if i % 10 == 0:
                 golden = self.golden()
@@ -88,7 +89,7 @@ def test_an_unchanged_suite_fails_at_most_once_in_a_hundred_runs(noise: Noise) -
     """None of 8,000 benchmarks: with 95 % confidence fewer than 3 in 8,000."""
     found = list(Machine(noise, seed=1).gated(0.0, times=8000))
     assert suites_failing(3 / len(found)) <= 0.01
-    assert not any(status.is_red for status in found)
+    assert not any(status.fails_build for status in found)
     assert found.count(Status.PASS) >= 0.98 * len(found), "nor are they all inconclusive"
 
 

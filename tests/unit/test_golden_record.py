@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamcache.gate.recorder import Clock, Recorder
-from streamcache.gate.samples import Number, Sample
+from streamcache.gate.samples import Metric, Sample
 
 
 @pytest.fixture
@@ -23,16 +23,16 @@ def recorder() -> Recorder:
     return Recorder("a", Clock(), mock.Mock())
 
 
-def test_a_name_is_said_once(golden: Recorder) -> None:
-    golden.number("ppl", 20.0, drift=1e-3)
-    golden.exactly(positions=100)
+def test_a_name_is_recorded_once(golden: Recorder) -> None:
+    golden.metric("ppl", 20.0, rel_tol=1e-3)
+    golden.equal(positions=100)
     for name in ("ppl", "positions"):
-        with pytest.raises(ValueError, match=f"{name} is said twice"):
-            golden.number(name, 20.0, drift=1e-3)
-        with pytest.raises(ValueError, match=f"{name} is said twice"):
-            golden.exactly(**{name: 100})
+        with pytest.raises(ValueError, match=f"metric '{name}' was recorded twice"):
+            golden.metric(name, 20.0, rel_tol=1e-3)
+        with pytest.raises(ValueError, match=f"metric '{name}' was recorded twice"):
+            golden.equal(**{name: 100})
     found = golden.sample()
-    assert found.numbers == {"ppl": Number(20.0, 1e-3)} and found.exact == {"positions": 100}
+    assert found.metrics == {"ppl": Metric(20.0, 1e-3)} and found.equal == {"positions": 100}
 
 
 def test_what_is_measured_does_not_become_something_else(golden: Recorder) -> None:
@@ -46,7 +46,7 @@ def test_what_is_measured_does_not_become_something_else(golden: Recorder) -> No
 @pytest.mark.parametrize("value", [0.5, True, np.True_, None, np.float32(1), [1], b"text"])
 def test_what_cannot_be_recorded_is_refused_where_it_is_said(value: Any, golden: Recorder) -> None:
     with pytest.raises(TypeError, match=r"^digest is .*: it must be text or a whole number"):
-        golden.exactly(digest=value)
+        golden.equal(digest=value)
     with pytest.raises(TypeError, match=r"^digest is .*: it must be text or a whole number"):
         golden.identity(digest=value)
 
@@ -54,24 +54,72 @@ def test_what_cannot_be_recorded_is_refused_where_it_is_said(value: Any, golden:
 @given(st.integers(-(2**63), 2**63 - 1) | st.integers(-9, 9).map(np.int64) | st.text())
 def test_what_is_taken_is_read_as_it_was_said(value: Any) -> None:
     golden = recorder()
-    golden.exactly(digest=value)
+    golden.equal(digest=value)
     golden.identity(what=value)
     found = msgspec.json.decode(msgspec.json.encode(golden.sample()), type=Sample)
-    assert found == golden.sample() and found.exact == {"digest": value}
+    assert found == golden.sample() and found.equal == {"digest": value}
 
 
-@pytest.mark.parametrize("drift", [math.nan, math.inf, -1e-9])
-def test_a_drift_is_a_number_and_not_below_zero(drift: float, golden: Recorder) -> None:
-    with pytest.raises(ValueError, match="ppl may drift by"):
-        golden.number("ppl", 20.0, drift=drift)
+@pytest.mark.parametrize("rel_tol", [math.nan, math.inf, -1e-9])
+def test_a_tolerance_is_a_number_and_not_below_zero(rel_tol: float, golden: Recorder) -> None:
+    with pytest.raises(ValueError, match="ppl: rel_tol is"):
+        golden.metric("ppl", 20.0, rel_tol=rel_tol)
 
 
 @pytest.mark.parametrize("budget", [math.nan, math.inf])
 def test_a_budget_is_a_number_or_none(budget: float, golden: Recorder) -> None:
-    with pytest.raises(ValueError, match="ppl has a budget of"):
-        golden.number("ppl", 20.0, drift=0.0, at_most=budget)
+    with pytest.raises(ValueError, match="ppl: max_value is"):
+        golden.metric("ppl", 20.0, rel_tol=0.0, max_value=budget)
 
 
 def test_a_figure_that_is_no_number_is_for_the_gate_to_judge(golden: Recorder) -> None:
-    golden.number("ppl", math.nan, drift=0.0)
-    assert math.isnan(golden.sample().numbers["ppl"].value)
+    golden.metric("ppl", math.nan, rel_tol=0.0)
+    assert math.isnan(golden.sample().metrics["ppl"].value)
+
+
+def test_the_former_names_record_the_same() -> None:
+    old, new = recorder(), recorder()
+    old.exactly(positions=100)
+    old.number("ppl", 20.0, drift=1e-3, at_most=21.0)
+    new.equal(positions=100)
+    new.metric("ppl", 20.0, rel_tol=1e-3, max_value=21.0)
+    assert old.sample() == new.sample()
+
+
+def test_times_measured_elsewhere_are_rounds_of_the_clock(golden: Recorder) -> None:
+    benchmark, seen = mock.Mock(extra_info={}), []
+
+    def pedantic(target: Any, *, rounds: int) -> None:
+        for _ in range(rounds):
+            before = golden.clock()
+            target()
+            seen.append(golden.clock() - before)
+
+    benchmark.pedantic = pedantic
+    pairs = [(1.0, 2.0), (3.0, 4.0)]
+    golden.record(benchmark, pairs=pairs, device_pairs=[(5.0, 6.0)], wait_share=0.1)
+    found = golden.sample()
+    assert seen == [1.0, 3.0] and found.pairs == pairs and found.device_pairs == [(5.0, 6.0)]
+    assert found.wait_share == 0.1 and not found.host_bound
+    assert benchmark.extra_info == {"pairs_s": pairs, "device_pairs_s": [(5.0, 6.0)]}
+    with pytest.raises(ValueError, match="recorded twice"):
+        golden.record(benchmark, pairs=pairs)
+
+
+@pytest.mark.parametrize(
+    ("limits", "value", "allowed"),
+    [
+        ({"rel_tol": 0.1}, 21.9, True),
+        ({"rel_tol": 0.1}, 22.1, False),
+        ({"rel_tol": 0.0, "abs_tol": 0.5}, 20.4, True),
+        ({"rel_tol": 0.0, "abs_tol": 0.5}, 20.6, False),
+        ({"rel_tol": 0.0, "better": "lower"}, 1.0, True),
+        ({"rel_tol": 0.0, "better": "lower"}, 20.1, False),
+        ({"rel_tol": 0.0, "better": "higher"}, 99.0, True),
+        ({"rel_tol": 0.0, "better": "higher"}, 19.9, False),
+    ],
+)
+def test_a_tolerance_is_relative_or_absolute_and_may_be_one_sided(
+    limits: dict[str, Any], value: float, allowed: bool
+) -> None:
+    assert Metric(20.0, **limits).allows(value) is allowed

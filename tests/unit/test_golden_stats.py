@@ -44,7 +44,7 @@ def test_error_of_the_median_does_not_see_an_outlier() -> None:
 
 
 def test_error_of_the_median_of_too_few_is_none() -> None:
-    assert math.isnan(stats.error_of_median([1.0] * (stats.LEAST_PAIRS - 1)))
+    assert math.isnan(stats.error_of_median([1.0] * (stats.MIN_PAIRS - 1)))
 
 
 @given(SEVERAL, st.floats(0.001, 1))
@@ -57,16 +57,16 @@ def test_loss_grows_with_the_time_and_its_bound_with_the_error(
     values: list[float], now: float, error: float, more: float
 ) -> None:
     loss, later = stats.Loss(now, error, values), stats.Loss(now + more, error, values)
-    assert later.at_least >= loss.at_least and later.at_most >= loss.at_most
+    assert later.lower_bound >= loss.lower_bound and later.upper_bound >= loss.upper_bound
     assert stats.Loss(now, error + more, values).margin >= loss.margin >= 0
-    assert loss.at_least <= loss.estimate <= loss.at_most
+    assert loss.lower_bound <= loss.estimate <= loss.upper_bound
 
 
 def test_bound_of_a_loss_covers_the_truth_19_times_of_20() -> None:
     """One-sided: where nothing was lost, the bound exceeds 0 at most once in twenty."""
     noise = statistics.NormalDist(0, 1).samples(6 * 2000, seed=2)
     groups = [noise[i : i + 6] for i in range(0, len(noise), 6)]
-    false = sum(stats.Loss(now, 0.0, golden).at_least > 0 for now, *golden in groups)
+    false = sum(stats.Loss(now, 0.0, golden).lower_bound > 0 for now, *golden in groups)
     assert 0.03 < false / len(groups) < 0.07
 
 

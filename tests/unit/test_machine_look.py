@@ -9,9 +9,8 @@ import pytest
 import torch
 
 from streamcache.gate import torch_environment as machine
-from streamcache.gate import verdicts as gate
-from streamcache.gate.recorder import PARENT
-from streamcache.gate.torch_environment import Surroundings
+from streamcache.gate.environment import PARENT, differences
+from streamcache.gate.torch_environment import TorchEnvironmentProbe
 
 UUID = "11111111-2222-3333-4444-555555555555"
 IDLE = "0x0000000000000001"
@@ -59,7 +58,7 @@ def a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_gpu_is_its_name_memory_and_power_limit(smi: Smi, a_gpu: None) -> None:
-    look = Surroundings(CUDA).sample()
+    look = TorchEnvironmentProbe(CUDA).sample()
     assert look.machine == {"device": "NVIDIA H200", "memory_gib": 140, "power_limit_w": "700.00"}
     assert look.context["driver"] == "575.57.08"
     assert look.problems == [] and look.canaries == {"device copy": 1e-3}
@@ -67,16 +66,16 @@ def test_a_gpu_is_its_name_memory_and_power_limit(smi: Smi, a_gpu: None) -> None
 
 def test_only_the_gpu_in_use_is_asked_after(smi: Smi, a_gpu: None) -> None:
     """Not the first of those that nvidia-smi counts: CUDA may see only some."""
-    Surroundings(CUDA).sample()
+    TorchEnvironmentProbe(CUDA).sample()
     assert len(smi.asked) == 2
     assert all(f"--id=GPU-{UUID}" in line for line in smi.asked)
 
 
 def test_another_power_limit_is_another_machine(smi: Smi, a_gpu: None) -> None:
-    before = Surroundings(CUDA).sample().machine
+    before = TorchEnvironmentProbe(CUDA).sample().machine
     smi.says(power="500.00")
-    after = Surroundings(CUDA).sample().machine
-    assert gate.differences(after, before) == "power_limit_w is '500.00', not '700.00'"
+    after = TorchEnvironmentProbe(CUDA).sample().machine
+    assert differences(after, before) == "power_limit_w is '500.00', not '700.00'"
 
 
 @pytest.mark.parametrize(
@@ -97,7 +96,7 @@ def test_a_throttled_gpu_is_a_problem(
     reasons: str, names: list[str], smi: Smi, a_gpu: None
 ) -> None:
     smi.says(reasons=reasons)
-    problems = Surroundings(CUDA).sample().problems
+    problems = TorchEnvironmentProbe(CUDA).sample().problems
     assert problems == [f"the GPU is throttled: {name}" for name in names]
 
 
@@ -106,10 +105,10 @@ def test_a_foreign_process_is_a_problem(
 ) -> None:
     monkeypatch.delenv(PARENT, raising=False)
     smi.says(apps=f"{os.getpid()}\n")
-    assert Surroundings(CUDA).sample().problems == []
+    assert TorchEnvironmentProbe(CUDA).sample().problems == []
     smi.says(apps=f"{os.getpid()}\n999999999\n[N/A]\n")
     says = ["a foreign process computes on the GPU: 999999999"]
-    assert Surroundings(CUDA).sample().problems == says
+    assert TorchEnvironmentProbe(CUDA).sample().problems == says
 
 
 def test_a_process_that_waits_for_this_one_is_none(
@@ -117,9 +116,9 @@ def test_a_process_that_waits_for_this_one_is_none(
 ) -> None:
     smi.says(apps=f"{os.getpid()}\n{os.getppid()}\n")
     monkeypatch.delenv(PARENT, raising=False)
-    assert len(Surroundings(CUDA).sample().problems) == 1
+    assert len(TorchEnvironmentProbe(CUDA).sample().problems) == 1
     monkeypatch.setenv(PARENT, "1")
-    assert Surroundings(CUDA).sample().problems == []
+    assert TorchEnvironmentProbe(CUDA).sample().problems == []
 
 
 def test_where_numbers_are_the_hosts_only_their_count_tells(
@@ -128,34 +127,34 @@ def test_where_numbers_are_the_hosts_only_their_count_tells(
     """In a container: this process is not in the list under the number it knows."""
     monkeypatch.delenv(PARENT, raising=False)
     smi.says(apps="999999998\n")
-    assert Surroundings(CUDA).sample().problems == []
+    assert TorchEnvironmentProbe(CUDA).sample().problems == []
     smi.says(apps="999999998\n999999999\n")
     says = ["2 processes compute on the GPU, 1 of them ours"]
-    assert Surroundings(CUDA).sample().problems == says
+    assert TorchEnvironmentProbe(CUDA).sample().problems == says
     monkeypatch.setenv(PARENT, "1")
-    assert Surroundings(CUDA).sample().problems == []
+    assert TorchEnvironmentProbe(CUDA).sample().problems == []
 
 
 def test_clocks_and_temperature_are_read_at_each_look(smi: Smi, a_gpu: None) -> None:
-    assert Surroundings(CUDA).sample().readings == ["1980 MHz, 31 C"]
+    assert TorchEnvironmentProbe(CUDA).sample().readings == ["1980 MHz, 31 C"]
 
 
 def test_without_nvidia_smi_there_is_no_power_limit(
     a_gpu: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    look = Surroundings(CUDA).sample()
+    look = TorchEnvironmentProbe(CUDA).sample()
     assert look.machine["power_limit_w"] == "" and look.problems == []
 
 
 def test_an_nvidia_smi_that_fails_says_nothing(smi: Smi, a_gpu: None) -> None:
     smi.says(apps="123\n", status=9)
-    look = Surroundings(CUDA).sample()
+    look = TorchEnvironmentProbe(CUDA).sample()
     assert look.machine["power_limit_w"] == "" and look.problems == []
 
 
 def test_a_cpu_is_its_kind_and_threads_and_its_model_the_host() -> None:
-    look = Surroundings(torch.device("cpu")).sample()
+    look = TorchEnvironmentProbe(torch.device("cpu")).sample()
     assert set(look.machine) == {"device", "threads"}
     assert look.machine["threads"] == torch.get_num_threads()
     assert look.host == {"cpu": machine.cpu_model()} and machine.cpu_model()
@@ -163,6 +162,6 @@ def test_a_cpu_is_its_kind_and_threads_and_its_model_the_host() -> None:
 
 
 def test_canaries_of_the_host_take_time() -> None:
-    look = Surroundings(torch.device("cpu")).sample()
+    look = TorchEnvironmentProbe(torch.device("cpu")).sample()
     assert set(look.canaries) == {"host operations", "host product"}
     assert all(0 < s < math.inf for s in look.canaries.values())

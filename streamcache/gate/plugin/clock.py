@@ -1,12 +1,12 @@
-"""The clock that pytest-benchmark reads in a test with goldens."""
+"""The clock that pytest-benchmark reads in a test with a golden."""
 
 import time
 
 from streamcache.gate.recorder import Clock
 
 
-class TurnClock(Clock):
-    """A wall clock, but where `golden.time` moved it on it shows these seconds only."""
+class BenchmarkClock(Clock):
+    """A wall clock, but where `golden.record` moved it on it shows these seconds only."""
 
     def __init__(self) -> None:
         super().__init__()

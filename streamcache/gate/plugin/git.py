@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 
-def check_clean(config: pytest.Config, goldens: Path) -> None:
+def require_clean_worktree(config: pytest.Config, goldens: Path) -> None:
     """Refuse changes, but for golden files. Where there is no repository there are none.
 
     Raises:

@@ -5,14 +5,15 @@ from collections.abc import Sequence
 
 import pytest
 
-from streamcache.gate import verdicts as gate
+from streamcache.gate.environment import differences
 from streamcache.gate.goldens import Golden
 from streamcache.gate.plugin.options import golden_path
 from streamcache.gate.samples import Process
+from streamcache.gate.verdicts import Verdict
 
 
-def advice(
-    config: pytest.Config, golden: Golden, process: Process, verdicts: Sequence[gate.Verdict]
+def hints(
+    config: pytest.Config, golden: Golden, process: Process, verdicts: Sequence[Verdict]
 ) -> list[str]:
     lines, measured = [], {sample.name for sample in process.samples}
     if left := golden.entries.keys() - measured:
@@ -21,9 +22,9 @@ def advice(
         lines.append(f"NOT JUDGED: times of {len(unlike)} benchmarks, of another host's golden")
     if process.samples:
         context = process.environment.context
-        if differs := gate.differences(context, golden.provenance.context):
+        if differs := differences(context, golden.provenance.context):
             lines.append(f"differs from when the golden was recorded: {differs}")
-    red = list(dict.fromkeys(v.name for v in verdicts if v.status.is_red))
+    red = list(dict.fromkeys(v.name for v in verdicts if v.status.fails_build))
     option = shlex.quote(f"--golden={config.getoption('golden')}")
     if there := [shlex.quote(name) for name in red if name in measured]:
         lines.append(f"to reproduce: pytest {there[0]} {option}")

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 
-class Present:
+class CollectedTests:
     """The tests that there are, whatever of them is asked for."""
 
     def __init__(self, config: pytest.Config):
@@ -25,17 +25,17 @@ class Present:
             self._seen |= {node.nodeid for node in report.result}
         return report
 
-    def lacks(self, name: str) -> bool:
+    def is_missing(self, name: str) -> bool:
         """Whether a test is gone: its file is, or what it was in was opened and has it not."""
         if name in self._seen:
             return False
         parent = name.partition("[")[0].rpartition("::")[0]
         if not parent:
             return not (self._root / name).exists()
-        return parent in self._opened or self.lacks(parent)
+        return parent in self._opened or self.is_missing(parent)
 
 
-class Gone(pytest.Item):
+class MissingBenchmarkItem(pytest.Item):
     """Stands for a benchmark that has a golden and is no more, so that it fails like others."""
 
     def __init__(self, *, golden: Path, **arguments: Any):

@@ -15,13 +15,14 @@ from pathlib import Path
 import pytest
 
 from streamcache.gate import samples
-from streamcache.gate.recorder import PARENT
-from streamcache.gate.samples import Environment, Process, SampleError
+from streamcache.gate.environment import PARENT, Environment
+from streamcache.gate.plugin.usage import n_processes
+from streamcache.gate.samples import Process, SampleError
 
 _ORDER = "STREAMCACHE_GOLDEN_ORDER"
 _GATES = (
     *("golden", "golden_required", "golden_markdown"),
-    *("golden_update", "golden_update_new_only", "golden_from"),
+    *("golden_update", "golden_update_new_only", "golden_from", "golden_reset_anchors"),
 )
 _WRITES = (
     *("basetemp", "xmlpath", "log_file"),
@@ -43,7 +44,7 @@ def follow_order(config: pytest.Config) -> None:
 
 def measured(config: pytest.Config) -> Iterator[Process]:
     """The same tests in fresh processes, one after the other."""
-    n = config.getoption("golden_processes")
+    n = n_processes(config)
     for i in range(n):
         print(f"golden: process {i + 1} of {n}", flush=True)
         process, said = _fresh(config)

@@ -6,13 +6,15 @@ from datetime import datetime, timezone
 
 import pytest
 
-from streamcache.gate import goldens as store
-from streamcache.gate import samples
+from streamcache.gate import samples, storage
 from streamcache.gate.goldens import Golden, GoldenError, Provenance
 from streamcache.gate.plugin.git import git
-from streamcache.gate.plugin.options import Usage, check_usage, golden_path, updates
+from streamcache.gate.plugin.options import Usage, golden_path, updates
 from streamcache.gate.plugin.processes import follow_order, measured
+from streamcache.gate.plugin.usage import check_usage
 from streamcache.gate.samples import Process, SampleError
+from streamcache.gate.updates import updated
+from streamcache.gate.validation import noise_error
 
 _INVALID = 75
 
@@ -39,7 +41,7 @@ def _old(config: pytest.Config) -> Golden | None:
     path = golden_path(config)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=path.parent):
-        return store.read(path) if path.exists() else None
+        return storage.read(path) if path.exists() else None
 
 
 def _record(config: pytest.Config, old: Golden | None) -> int:
@@ -65,12 +67,13 @@ def _record(config: pytest.Config, old: Golden | None) -> int:
         context=processes[0].environment.context,
     )
     new_only = config.getoption("golden_update_new_only")
-    golden, changes = store.updated(old, processes, provenance, new_only)
-    if noise := store.noisy(golden):
+    reset = config.getoption("golden_reset_anchors")
+    golden, changes = updated(old, processes, provenance, new_only, reset)
+    if noise := noise_error(golden):
         print(f"golden: not recorded, {noise}")
         return _INVALID
     if changes:
-        store.write(path, golden)
+        storage.write(path, golden)
     print("\n".join(changes or ["nothing moved by more than a third of its threshold"]))
     print(f"golden: {path}, {len(changes)} of {len(golden.entries)} entries written")
     return 0

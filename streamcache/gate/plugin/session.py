@@ -1,4 +1,4 @@
-"""A run of benchmarks with goldens: what is measured, the verdicts, the report, the exit status."""
+"""A run of benchmarks with goldens: its samples, the verdicts, the report, the exit status."""
 
 from collections.abc import Generator
 from datetime import datetime, timezone
@@ -7,17 +7,18 @@ from typing import Any
 import msgspec
 import pytest
 
-from streamcache.gate import goldens as store
-from streamcache.gate import render, samples
-from streamcache.gate import verdicts as gate
+from streamcache.gate import goldens, render
+from streamcache.gate.environment import Environment, merged
 from streamcache.gate.goldens import Golden
-from streamcache.gate.plugin import outputs as files
-from streamcache.gate.plugin.hints import advice
-from streamcache.gate.plugin.missing import Gone, Present
+from streamcache.gate.judge import judge, missing, needs_confirmation
+from streamcache.gate.plugin import outputs
+from streamcache.gate.plugin.hints import hints
+from streamcache.gate.plugin.missing import CollectedTests, MissingBenchmarkItem
 from streamcache.gate.plugin.options import golden_path
 from streamcache.gate.plugin.processes import measured_again
 from streamcache.gate.recorder import Recorder
-from streamcache.gate.samples import Environment, Process, Sample
+from streamcache.gate.samples import Process, Sample
+from streamcache.gate.verdicts import Status, Verdict, exit_status
 
 RECORDER = pytest.StashKey[Recorder]()
 
@@ -29,13 +30,13 @@ class Session:
         self.config, self.golden = config, golden
         self.date = datetime.now(timezone.utc).isoformat()  # to tell processes apart
         self.samples: list[Sample] = []
-        self.looks: list[Environment] = []
+        self.environments: list[Environment] = []
         self.benchmarks: list[str] = []  # that use the fixture
-        self.verdicts: list[gate.Verdict] = []
+        self.verdicts: list[Verdict] = []
         self.red: list[pytest.TestReport] = []  # failures by verdict
         self.failed: set[str] = set()
         self.notes: list[str] = []
-        self.present = Present(config)
+        self.present = CollectedTests(config)
         config.pluginmanager.register(self.present)
 
     @pytest.hookimpl(trylast=True)
@@ -48,8 +49,9 @@ class Session:
         if self.golden is None or any("::" in argument for argument in self.config.args):
             return
         where = golden_path(self.config)
-        for name in filter(self.present.lacks, self.golden.entries):
-            items.append(Gone.from_parent(session, name=name, nodeid=name, golden=where))
+        for name in filter(self.present.is_missing, self.golden.entries):
+            gone = MissingBenchmarkItem.from_parent(session, name=name, nodeid=name, golden=where)
+            items.append(gone)
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_makereport(
@@ -73,30 +75,29 @@ class Session:
 
     def _judge(self, item: pytest.Item) -> None:
         """Fails where a verdict is red."""
-        if isinstance(item, Gone):
+        if isinstance(item, MissingBenchmarkItem):
             cause = "it has a golden, and its benchmark is gone"
-            missing = gate.Status.MISSING
-            verdicts = [gate.Verdict(item.nodeid, "benchmark", missing, cause=cause)]
+            verdicts = [Verdict(item.nodeid, "benchmark", Status.MISSING, cause=cause)]
         elif recorder := item.stash.get(RECORDER, None):
             verdicts = self._taken(recorder)
         else:
             return
         self.verdicts += verdicts
-        if red := [v for v in verdicts if v.status.is_red]:
+        if red := [v for v in verdicts if v.status.fails_build]:
             lines = [f"{v.status.name} {v.check}: {v.cause}" for v in red]
             pytest.fail("\n".join(lines), pytrace=False)
 
-    def _taken(self, recorder: Recorder) -> list[gate.Verdict]:
-        recorder.look()
-        sample, environment = recorder.sample(), _merged(recorder.looks)
+    def _taken(self, recorder: Recorder) -> list[Verdict]:
+        recorder.probe()
+        sample, environment = recorder.sample(), merged(recorder.snapshots)
         self.samples.append(sample)
-        self.looks.append(environment)
+        self.environments.append(environment)
         if self.golden is None:
             return []
         again = None
-        if gate.needs_confirmation(sample, self.golden, environment):
+        if needs_confirmation(sample, self.golden, environment):
             again = measured_again(self.config, sample.name)
-        return gate.judge(sample, self.golden, environment, again)
+        return judge(sample, self.golden, environment, again)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.failed:
@@ -113,18 +114,18 @@ class Session:
         )
 
     def process(self) -> Process:
-        environment = _merged(self.looks) if self.looks else Environment()
+        environment = merged(self.environments) if self.environments else Environment()
         return Process(environment, self.samples, self.date)
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_benchmark_update_machine_info(self, machine_info: dict[str, Any]) -> None:
-        if self.looks:
+        if self.environments:
             machine_info["streamcache"] = msgspec.to_builtins(self.process().environment)
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_benchmark_update_json(self, output_json: dict[str, Any]) -> None:
         output_json["streamcache"] = {
-            "version": store.VERSION,
+            "version": goldens.VERSION,
             "process": msgspec.to_builtins(self.process()),
             "verdicts": msgspec.to_builtins(self.verdicts),
         }
@@ -137,8 +138,8 @@ class Session:
         if self.golden is not None:
             if ended:
                 session.exitstatus = self._status(session, self.golden) or exitstatus
-            self.notes += advice(self.config, self.golden, self.process(), self.verdicts)
-        elif files.samples(self.config):
+            self.notes += hints(self.config, self.golden, self.process(), self.verdicts)
+        elif outputs.samples(self.config):
             if not self.samples:
                 session.exitstatus = exitstatus or pytest.ExitCode.NO_TESTS_COLLECTED
             if left := [name for name in self.benchmarks if name not in self._measured()]:
@@ -151,20 +152,20 @@ class Session:
     def _status(self, session: pytest.Session, golden: Golden) -> int:
         if self.config.getoption("golden_required"):
             known = self._measured() | self.failed | {v.name for v in self.verdicts}
-            self.verdicts += gate.missing(golden, known)
+            self.verdicts += missing(golden, known)
         if session.testsfailed > sum(report.failed for report in self.red):
             return 1
         # Asked to hold benchmarks against goldens, a run that measured none has no success to
         # report, whether or not each of them is required.
-        return gate.exit_status(self.verdicts, len(self.samples))
+        return exit_status(self.verdicts, len(self.samples))
 
     def _written(self) -> list[str]:
         """Write what was asked for; lines that say what could not be."""
         if self.golden is None:
-            return files.leave(files.samples(self.config), msgspec.json.encode(self.process()))
+            return outputs.leave(outputs.samples(self.config), msgspec.json.encode(self.process()))
         text = render.markdown(self.verdicts, [f"- {line}" for line in self.notes]).encode()
-        unwritten = files.leave(files.markdown(self.config), text)
-        return unwritten + files.leave(files.summary(), text, "ab")
+        unwritten = outputs.leave(outputs.markdown(self.config), text)
+        return unwritten + outputs.leave(outputs.summary(), text, "ab")
 
     def _measured(self) -> set[str]:
         return {sample.name for sample in self.samples}
@@ -178,12 +179,3 @@ class Session:
         terminalreporter.section(f"golden {name}", sep="-")
         for line in (*render.text(self.verdicts), *self.notes):
             terminalreporter.line(line)
-
-
-def _merged(looks: list[Environment]) -> Environment:
-    """Of several looks; that they are at several machines is a problem."""
-    merged = samples.merged(looks)
-    place = {**merged.machine, **merged.host}
-    found = (gate.differences({**look.machine, **look.host}, place) for look in looks)
-    problems = [f"one run, two machines: {differs}" for differs in found if differs]
-    return msgspec.structs.replace(merged, problems=[*merged.problems, *problems])

@@ -1,7 +1,7 @@
 """Does the gate stay green on an unchanged tree? It is run again and again, every second time
 beside a process that keeps a core busy.
 
-    python tests/golden/twenty.py [--runs 20] [--golden cpu] [--to runs/twenty.jsonl]
+    python tests/golden/repeat_gate.py [--runs 20] [--golden cpu] [--to runs/repeat_gate.jsonl]
 
 Runs are appended to a file, so that what was interrupted goes on. At the end each entry's figures
 over all runs: from their spread between processes thresholds are calibrated. Exit status 1 if more
@@ -25,10 +25,9 @@ import msgspec
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from streamcache.gate import goldens as store  # noqa: E402
-from streamcache.gate import samples, stats  # noqa: E402
-from streamcache.gate import verdicts as gate  # noqa: E402
-from streamcache.gate.verdicts import Verdict  # noqa: E402
+from streamcache.gate import samples, stats, storage  # noqa: E402
+from streamcache.gate.goldens import MIN_TAU, Golden  # noqa: E402
+from streamcache.gate.verdicts import Status, Verdict, worst  # noqa: E402
 
 
 class Timing(msgspec.Struct, frozen=True):
@@ -88,15 +87,15 @@ def run(golden: str, recorded: str, busy: bool) -> Run:
         golden=recorded,
         busy=busy,
         exit_status=ran.returncode,
-        worst=gate.worst(verdicts).name,
+        worst=worst(verdicts).name,
         seconds=seconds,
         timings={
-            s.name: Timing(s.log_ratio, stats.error_of_median(s.log_ratios), s.baseline_s)
+            s.name: Timing(s.median_log_ratio, stats.error_of_median(s.log_ratios), s.baseline_s)
             for s in process.samples
             if s.pairs
         },
         canaries=process.environment.canaries,
-        verdicts=[v for v in verdicts if v.loss is not None or v.status is not gate.Status.PASS],
+        verdicts=[v for v in verdicts if v.loss is not None or v.status is not Status.PASS],
     )
 
 
@@ -110,7 +109,7 @@ def shown(index: int, run: Run) -> str:
     causes = [
         f"\n      {v.status.name} {_short(v.name)} {v.check}: {v.cause}"
         for v in run.verdicts
-        if v.status is not gate.Status.PASS
+        if v.status is not Status.PASS
     ]
     return (
         f"{index + 1:3}  {'busy' if run.busy else 'quiet':5}  exit {run.exit_status}  "
@@ -122,7 +121,7 @@ def _short(name: str) -> str:
     return name.rpartition("::")[2].removeprefix("test_speed")
 
 
-def summary(runs: list[Run], golden: store.Golden) -> list[dict[str, object]]:
+def summary(runs: list[Run], golden: Golden) -> list[dict[str, object]]:
     """Per entry and kind of run: how far from the golden on average, how far from run to run.
 
     All log-ratios. `sigma` is between processes; `tau` what three of them would make it, and
@@ -150,7 +149,7 @@ def summary(runs: list[Run], golden: store.Golden) -> list[dict[str, object]]:
                     "loss": statistics.fmean(ratios) - statistics.fmean(entry.log_ratios),
                     "sigma": stats.spread(ratios),
                     "own error": statistics.fmean(t.error for t in timings),
-                    "tau": stats.threshold(ratios, store.LEAST_TAU),
+                    "tau": stats.threshold(ratios, MIN_TAU),
                     "golden tau": entry.tau,
                     "baseline": statistics.fmean(baselines) - own,
                     "baseline sigma": stats.spread(baselines),
@@ -169,9 +168,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
     parser.add_argument("--runs", type=int, default=20, help="in all (default: 20)")
     parser.add_argument("--golden", default="cpu", help="the golden (default: cpu)")
-    parser.add_argument("--to", type=Path, default=ROOT / "runs/twenty.jsonl", help="the file")
+    parser.add_argument("--to", type=Path, default=ROOT / "runs/repeat_gate.jsonl", help="the file")
     options = parser.parse_args()
-    golden = store.read(ROOT / f"tests/golden/{options.golden}.json")
+    golden = storage.read(ROOT / f"tests/golden/{options.golden}.json")
     recorded = golden.provenance.date
     lines = options.to.read_bytes().splitlines() if options.to.exists() else []
     runs = [msgspec.json.decode(line, type=Run) for line in lines]

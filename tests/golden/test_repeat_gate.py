@@ -4,16 +4,16 @@ import math
 
 import pytest
 
-from streamcache.gate import goldens as store
-from tests.golden.twenty import Run, Timing, acceptable, shown, summary
+from streamcache.gate.goldens import Entry, Golden, Provenance
+from tests.golden.repeat_gate import Run, Timing, acceptable, shown, summary
 
 NAME = "tests/bench/test_cpu.py::test_speed[fast]"
-GOLDEN = store.Golden(
-    store.Provenance("", "", "", 5),
+GOLDEN = Golden(
+    Provenance("", "", "", 5),
     {},
     {},
     {},
-    {NAME: store.Entry(log_ratios=[-1.0] * 5, baselines_s=[1.0] * 5, contestants_s=[0.4] * 5)},
+    {NAME: Entry(log_ratios=[-1.0] * 5, baselines_s=[1.0] * 5, candidates_s=[0.4] * 5)},
 )
 
 

@@ -305,7 +305,7 @@ DEFECTS = [
         READ,
         "forced",
         patch(
-            POLICY, "forced += dropped > 0 and not self.scheduled(seen)", "forced += dropped > 0"
+            POLICY, "forced += evicted > 0 and not policy.scheduled(seen)", "forced += evicted > 0"
         ),
     ),
     # what is predicted, and compared

@@ -1,0 +1,73 @@
+"""The hooks and fixtures of the plugin, where its dependencies are installed."""
+
+import platform
+from collections.abc import Iterator
+
+import pytest
+
+from streamcache.gate import storage
+from streamcache.gate.environment import Environment, EnvironmentProbe
+from streamcache.gate.goldens import GoldenError
+from streamcache.gate.plugin.clock import BenchmarkClock
+from streamcache.gate.plugin.options import Usage, golden_path
+from streamcache.gate.plugin.recording import pytest_cmdline_main
+from streamcache.gate.plugin.session import RECORDER, Session
+from streamcache.gate.plugin.usage import check_usage
+from streamcache.gate.recorder import Clock, Recorder
+
+__all__ = [
+    "golden",
+    "golden_environment",
+    "pytest_cmdline_main",
+    "pytest_collection_modifyitems",
+    "pytest_configure",
+]
+
+_clock = pytest.StashKey[Clock]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    check_usage(config)
+    golden = None
+    if config.getoption("golden") and not config.getoption("golden_samples"):
+        try:
+            golden = storage.read(golden_path(config))
+        except GoldenError as error:
+            raise Usage(str(error)) from error
+    config.pluginmanager.register(Session(config, golden), "streamcache-golden")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A benchmark with a golden is timed by a clock of its own."""
+    for item in items:
+        if {"golden", "benchmark"} <= set(getattr(item, "fixturenames", ())):
+            marker = item.get_closest_marker("benchmark")
+            clock = item.stash[_clock] = BenchmarkClock()
+            options = {**(marker.kwargs if marker else {}), "timer": clock}
+            item.add_marker(pytest.mark.benchmark(**options), append=False)
+
+
+class _PlainEnvironmentProbe:
+    """Any machine, by what the standard library knows of it."""
+
+    def sample(self) -> Environment:
+        machine: dict[str, str | int] = {"device": f"cpu {platform.machine()}"}
+        return Environment(machine=machine, context={"python": platform.python_version()})
+
+
+@pytest.fixture(scope="session")
+def golden_environment() -> EnvironmentProbe:
+    """Takes snapshots of the machine. Override it to say more: a GPU, canaries, what is wrong."""
+    return _PlainEnvironmentProbe()
+
+
+@pytest.fixture
+def golden(
+    request: pytest.FixtureRequest, golden_environment: EnvironmentProbe
+) -> Iterator[Recorder]:
+    """Records what a benchmark measured; compared with the golden when the test has passed."""
+    item = request.node
+    recorder = Recorder(item.nodeid, item.stash.get(_clock, Clock()), golden_environment)
+    item.stash[RECORDER] = recorder
+    yield recorder
+    del item.stash[RECORDER]  # a test that is run again measures anew

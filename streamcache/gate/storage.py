@@ -1,0 +1,86 @@
+"""Golden files: read as a whole or refused, written all or nothing."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from streamcache.files import write_bytes
+from streamcache.gate.goldens import SCHEMA, VERSION, Golden, GoldenError
+from streamcache.gate.validation import golden_error
+
+
+def read(path: Path) -> Golden:
+    """Read a golden file.
+
+    Raises:
+        GoldenError: it is missing, cut off, no golden, of another version, or could hold nothing.
+    """
+    found = decoded(path)
+    if found.get("version") != VERSION:
+        known = found.get("version") == 1
+        convert = f": python -m streamcache.gate.convert {path}" if known else ""
+        raise GoldenError(
+            f"{path} has version {found.get('version')!r}, this release reads {VERSION}{convert}"
+        )
+    return validated(found, path)
+
+
+def decoded(path: Path) -> dict[str, Any]:
+    """The JSON of a golden file of any version.
+
+    Raises:
+        GoldenError: it is missing, cut off, or no golden.
+    """
+    try:
+        data = path.read_bytes()
+        found: Any = msgspec.json.decode(data)
+        duplicates = duplicate_keys(data)
+    except OSError as error:
+        raise GoldenError(
+            f"no golden {path}: {error.strerror}; record one with --golden-update"
+        ) from error
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise GoldenError(f"{path} is not JSON, or cut off: {error}") from error
+    if duplicates:
+        raise GoldenError(f"{path}: duplicate key {min(duplicates)!r} in one JSON object")
+    if not isinstance(found, dict) or found.get("schema") != SCHEMA:
+        raise GoldenError(f"{path} is not a golden file: it has no schema {SCHEMA!r}")
+    return found
+
+
+def validated(found: dict[str, Any], path: Path) -> Golden:
+    """A golden from its JSON.
+
+    Raises:
+        GoldenError: a field is unknown or of another type, or it could hold nothing.
+    """
+    try:
+        golden = msgspec.convert(found, Golden)
+    except msgspec.ValidationError as error:
+        raise GoldenError(f"{path} is not a valid golden file: {error}") from error
+    if wrong := golden_error(golden):
+        raise GoldenError(f"{path}: {wrong}")
+    return golden
+
+
+def duplicate_keys(data: bytes) -> set[str]:
+    """Keys that one object has twice: readers of JSON keep the last and say nothing."""
+    found: set[str] = set()
+
+    def look(pairs: list[tuple[str, object]]) -> None:
+        counts = Counter(key for key, _ in pairs)
+        found.update(key for key, n in counts.items() if n > 1)
+
+    json.loads(data, object_pairs_hook=look)
+    return found
+
+
+def write(path: Path, golden: Golden) -> None:
+    """Write a golden file, keys in order, all or nothing."""
+    entries = dict(sorted(golden.entries.items()))
+    golden = msgspec.structs.replace(golden, entries=entries)
+    plain = msgspec.json.encode(golden, order="sorted")
+    write_bytes(path, msgspec.json.format(plain, indent=1) + b"\n")
