@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from inspect import signature
 from threading import Lock
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -21,6 +21,7 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
+from transformers.cache_utils import Cache
 
 from streamcache.caches.shared_copy import fingerprint, shared_copy
 
@@ -69,8 +70,7 @@ def use_attention(attention: Attention) -> Iterator[None]:
 def with_override(model: PreTrainedModel) -> PreTrainedModel:
     """A copy that shares the model's weights, is in evaluation mode and attends as we say.
 
-    Made once, and anew when the model has changed. It is to be run without a cache, within
-    `use_attention`, and with every token at position 0: so it hands out unrotated queries and keys.
+    Made once, and anew when the model has changed. It is to be run by `forward_unrotated`.
 
     Raises:
         AttentionOverrideError: the model's attention cannot be replaced.
@@ -86,6 +86,42 @@ def with_override(model: PreTrainedModel) -> PreTrainedModel:
             _require_registered_attention(copy)
             _overridden[model] = state, copy
     return copy
+
+
+class PassthroughCache(Cache):
+    """Gives a layer's new states to its attention, and keeps nothing.
+
+    Without any cache transformers would look for packed sequences in the positions, which makes
+    the host wait for the device.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(layers=[])
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        return key_states, value_states
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return 0
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        return query_length, 0
+
+
+def forward_unrotated(copy: PreTrainedModel, tokens: Tensor, **options: Any) -> Any:
+    """The output of a copy with every token at position 0, where nothing is rotated.
+
+    Args:
+        copy: made by `with_override`, and run within `use_attention`.
+        tokens: ids [B, n] or embeddings [B, n, D].
+        options: further arguments of the model's forward.
+    """
+    name = "inputs_embeds" if tokens.is_floating_point() else "input_ids"
+    positions = torch.zeros((1, tokens.shape[1]), dtype=torch.long, device=tokens.device)
+    inputs = {name: tokens, "position_ids": positions, "past_key_values": PassthroughCache()}
+    return copy.forward(**inputs, use_cache=True, **options)
 
 
 def _require_registered_attention(copy: PreTrainedModel) -> None:
@@ -104,7 +140,7 @@ def _require_registered_attention(copy: PreTrainedModel) -> None:
     ids = torch.zeros(1, 2, dtype=torch.long, device=copy.device)
     with use_attention(attention), torch.no_grad():
         try:
-            copy(input_ids=ids, position_ids=torch.zeros_like(ids), use_cache=False)
+            forward_unrotated(copy, ids)
         except Exception as error:
             raise AttentionOverrideError(str(error) if served else unregistered) from error
     n_layers = copy.config.get_text_config(decoder=True).num_hidden_layers

@@ -15,7 +15,8 @@ Model = TypeVar("Model", bound=nn.Module)
 def shared_copy(model: Model) -> Model:
     """A copy in evaluation mode that shares every tensor with the model.
 
-    Modules and configs are the copy's own; hooks are those that the model has at the time.
+    Modules and configs are the copy's own; hooks are those that the model has at the time, less
+    those that serve its bounded caches.
     """
     modules = list(model.modules())
     memo: dict[int, Any] = {id(module): _empty(module) for module in modules}
@@ -48,8 +49,21 @@ def _empty(module: nn.Module) -> nn.Module:
 
 
 def _state(module: nn.Module) -> dict[str, Any]:
-    """A module's attributes. Copied at once: another thread may add to a dictionary meanwhile."""
-    return {k: v.copy() if type(v) is dict else v for k, v in vars(module).copy().items()}
+    """A module's attributes, less the hooks that serve its bounded caches.
+
+    Dictionaries are copied at once: another thread may add to them meanwhile.
+    """
+    state = vars(module).copy()
+    for name, value in state.items():
+        if isinstance(value, dict):
+            kept = {k: v for k, v in value.copy().items() if not _is_ours(v)}
+            state[name] = type(value)(kept)
+    return state
+
+
+def _is_ours(hook: object) -> bool:
+    function = getattr(hook, "func", hook)  # of a functools.partial
+    return getattr(function, "__module__", None) == "streamcache.caches.hooks"
 
 
 def _tensors(module: nn.Module) -> list[Tensor | None]:
@@ -61,7 +75,7 @@ def _hooks(module: nn.Module) -> list[object]:
     hooks: list[object] = []
     for name, value in _state(module).items():
         if "hook" in name:
-            hooks += value.copy().values() if isinstance(value, dict) else [value]
+            hooks += value.values() if isinstance(value, dict) else [value]
     return hooks
 
 

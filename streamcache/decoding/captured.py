@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from streamcache.caches.attention_override import (
     AttentionOverrideError,
     Scores,
+    forward_unrotated,
     use_attention,
     with_override,
 )
@@ -147,12 +148,8 @@ class CapturedDecoder:
     def _model(self, token: Tensor) -> Tensor:
         """The model's forward with every token at position 0, where nothing is turned."""
         assert self._copy is not None
-        output = self._copy.forward(
-            input_ids=token,
-            position_ids=torch.zeros((1, 1), dtype=torch.long, device=token.device),
-            use_cache=False,
-        )
-        return output.logits[:, -1]
+        logits: Tensor = forward_unrotated(self._copy, token).logits
+        return logits[:, -1]
 
     def _model_by_kernels(self, token: Tensor) -> Tensor:
         with OneByOne():

@@ -1,11 +1,33 @@
 """The negative log-likelihood (NLL) of tokens, and the check that it is a number."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Advance = Callable[[int], None]  # told how many tokens were just finished
+
+
+def token_ids(input_ids: Tensor | Sequence[int], model: nn.Module) -> Tensor:
+    """A text as int64 [T] on the device of the model's embedding.
+
+    Raises:
+        ValueError: it is not one row of at least two integers, or one is not in the vocabulary of
+            the model: no number stands for a token to leave out.
+    """
+    embedding: Any = model.get_input_embeddings()  # type: ignore[operator]
+    ids = torch.as_tensor(input_ids)
+    if ids.ndim != 1 or len(ids) < 2:
+        raise ValueError(f"input_ids must be [T] with T >= 2, got {list(ids.shape)}")
+    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+        raise ValueError(f"input_ids must be integers, got {ids.dtype}")
+    least, most = int(ids.min()), int(ids.max())
+    n_tokens = embedding.weight.shape[0]
+    if least < 0 or most >= n_tokens:
+        wrong = least if least < 0 else most
+        raise ValueError(f"input_ids has {wrong}: the model knows the tokens 0 ... {n_tokens - 1}")
+    return ids.to(embedding.weight.device, torch.long)
 
 
 def token_nll(logits: Tensor, targets: Tensor) -> Tensor:

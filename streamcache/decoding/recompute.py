@@ -4,13 +4,15 @@ For each position the context is the first S tokens and the last W, at positions
 ("sliding window with recomputation", Xiao et al. 2023, figure 1c, with sinks kept).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from streamcache.decoding.nll import Advance, token_nll
+from streamcache.caches.shared_copy import shared_copy
+from streamcache.decoding.nll import Advance, token_ids, token_nll
+from streamcache.policy import EvictionPolicy
 
 _TOKENS_A_BATCH = {"cuda": 16 * 2048, "cpu": 2048}
 
@@ -25,23 +27,33 @@ def context_ids(input_ids: Tensor, n_sink: int, window_size: int, t: int) -> Ten
 @torch.inference_mode()
 def recompute_nll(
     model: PreTrainedModel,
-    input_ids: Tensor,
+    input_ids: Tensor | Sequence[int],
     n_sink: int,
     window_size: int,
-    positions: Tensor,
+    positions: Tensor | Sequence[int],
     advance: Advance | None = None,
 ) -> Tensor:
-    """NLL of token t + 1 for each t in `positions`: float32 [len(positions)].
+    """NLL of token t + 1 for each t in `positions`: float32 [n], on the model's device.
 
     Args:
-        input_ids: the text [T], on the model's device.
-        positions: int64, each 0 <= t <= T - 2, in any order.
+        input_ids: the text, integers [T], on any device.
+        n_sink, window_size: S >= 0 and W >= 1, tokens.
+        positions: integers, each 0 <= t <= T - 2, in any order.
         advance: called with the number of positions just finished.
 
     Raises:
-        ValueError: a position has no next token in the text.
+        PolicyError: n_sink or window_size is out of its range.
+        ValueError: the text is not [T] with ids that the model knows, or a position is no integer
+            or has no next token in the text.
     """
-    last = len(input_ids) - 2
+    EvictionPolicy(n_sink, window_size)
+    input_ids, model = token_ids(input_ids, model), shared_copy(model)
+    positions, last = torch.as_tensor(positions), len(input_ids) - 2
+    if positions.is_floating_point() or positions.ndim != 1:
+        raise ValueError(
+            f"positions must be integers [n], got {positions.dtype} {list(positions.shape)}"
+        )
+    positions = positions.to("cpu", torch.long)
     if ((positions < 0) | (positions > last)).any():
         raise ValueError(f"positions must lie in 0 ... {last} (each needs a next token)")
     floor = n_sink + window_size
@@ -55,7 +67,7 @@ def recompute_nll(
         if advance:
             advance(early.numel())
     late = (positions >= floor).nonzero()[:, 0]
-    batch = max(1, _TOKENS_A_BATCH[input_ids.device.type] // floor)
+    batch = max(1, _TOKENS_A_BATCH.get(input_ids.device.type, 2048) // floor)
     for rows in late.split(batch) if late.numel() else ():
         contexts = [context_ids(input_ids, n_sink, window_size, int(positions[i])) for i in rows]
         logits = model(input_ids=torch.stack(contexts), use_cache=False, logits_to_keep=1).logits
@@ -77,6 +89,7 @@ def recompute_step(
     floor = n_sink + window_size
     if input_ids.shape[0] < floor:
         raise ValueError(f"a steady window of {floor} tokens needs a text as long")
+    model = shared_copy(model)
     ids = context_ids(input_ids, n_sink, window_size, input_ids.shape[0] - 1)[None]
 
     @torch.inference_mode()

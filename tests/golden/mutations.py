@@ -101,8 +101,15 @@ def slower_on_device(share: float) -> Edit:
 
 
 ARENA, BOUNDED, CACHE = (f"streamcache/caches/{n}.py" for n in ("buffer", "base", "streaming"))
-POLICY, RING, ONE_PASS = (
-    f"streamcache/{n}.py" for n in ("policy", "caches/ring", "decoding/onepass")
+POLICY, RING, ONE_PASS, RETAINED, ONE_PASS_NLL = (
+    f"streamcache/{n}.py"
+    for n in (
+        "policy",
+        "caches/ring",
+        "caches/one_pass",
+        "caches/retained_attention",
+        "decoding/onepass",
+    )
 )
 DECODE, RECOMPUTE, MIT = (
     f"streamcache/{n}.py" for n in ("decoding/loop", "decoding/recompute", "caches/reference")
@@ -163,7 +170,7 @@ DEFECTS = [
         "sinks not shifted in the one pass",
         READ,
         "ppl",
-        patch(ONE_PASS, "rotation.phase(self.query - self.evicted)", "rotation.phase(self.query)"),
+        patch(ONE_PASS, "angles(rotation, tokens - evicted)", "angles(rotation, tokens)"),
     ),
     fails(
         "sinks not met by the captured query",
@@ -236,7 +243,11 @@ DEFECTS = [
         "a sink dropped in the one pass",
         DECODED,
         "apart from one pass",
-        patch(ONE_PASS, "self.n_sink = policy.n_sink\n", "self.n_sink = policy.n_sink - 1\n"),
+        patch(
+            RETAINED,
+            "self.n_sink, self.device = first, evicted, n_sink, device",
+            "self.n_sink, self.device = first, evicted, n_sink - 1, device",
+        ),
     ),
     fails(
         "the policy never evicts",
@@ -280,8 +291,8 @@ DEFECTS = [
         "ppl",
         patch(
             ONE_PASS,
-            "self.evicted = torch.tensor(evicted, device=device)",
-            "self.evicted = torch.tensor(evicted[:1] * len(evicted), device=device)",
+            "            counts.append(evicted)",
+            "            counts.append(counts[0] if counts else evicted)",
         ),
     ),
     fails(
@@ -298,7 +309,7 @@ DEFECTS = [
         "mask of the one pass off by one",
         READ,
         "ppl",
-        patch(ONE_PASS, "self.key >= self.n_sink + evicted", "self.key > self.n_sink + evicted"),
+        patch(RETAINED, "key >= self.n_sink + evicted", "key > self.n_sink + evicted"),
     ),
     fails(
         "prunes miscounted",
@@ -323,7 +334,7 @@ DEFECTS = [
         "NLL of the one pass off by one position",
         READ,
         "ppl",
-        patch(ONE_PASS, "text[begin + 1 : end + 1]", "text[begin:end]"),
+        patch(ONE_PASS_NLL, "text[begin + 1 : end + 1]", "text[begin:end]"),
     ),
     fails(
         "steady state begins a position late",

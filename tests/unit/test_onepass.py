@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from streamcache.caches import one_pass, retained_attention
 from streamcache.caches.probe import UnsupportedModelError
 from streamcache.caches.reference import ReferenceCache
+from streamcache.caches.retained_attention import States
 from streamcache.caches.streaming import StreamingCache
 from streamcache.decoding import onepass
 from streamcache.decoding.onepass import OnePassUnsupported, streaming_nll
@@ -35,8 +37,9 @@ POLICIES = {
 
 @pytest.fixture(autouse=True)
 def short_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks of 48 tokens, so that a short text takes several."""
+    """Blocks of 48 tokens in tiles of 20, so that a short text takes several."""
     monkeypatch.setitem(onepass._BLOCK, "cpu", 48)
+    monkeypatch.setattr(retained_attention, "_TILE", 20)
 
 
 def nll(logits: Tensor, ids: Tensor) -> Tensor:
@@ -216,6 +219,28 @@ def test_no_text(shape: tuple[int, ...]) -> None:
         streaming_nll(TINIEST, torch.zeros(shape, dtype=torch.long), EvictionPolicy(4, 12))
 
 
+@pytest.mark.parametrize(
+    ("ids", "reason"),
+    [
+        ([3, -100, 5], r"input_ids has -100: the model knows the tokens 0 \.\.\. 63"),
+        ([3, 64, 5], "input_ids has 64"),
+        ([0.5, 1.0], "input_ids must be integers"),
+        ([True, False], "input_ids must be integers"),
+    ],
+)
+def test_ids_that_are_no_tokens_are_refused(ids: list[Any], reason: str) -> None:
+    """-100 is what a loss leaves out: its NLL would be 0."""
+    with pytest.raises(ValueError, match=reason):
+        streaming_nll(TINIEST, ids, EvictionPolicy(4, 12))
+
+
+@pytest.mark.parametrize("convert", [Tensor.int, Tensor.tolist, Tensor.short])
+def test_ids_of_any_integer_type(convert: Callable[[Tensor], Any]) -> None:
+    ids, policy = text(60)[0], EvictionPolicy(4, 12)
+    expected = streaming_nll(TINIEST, ids, policy)
+    assert torch.equal(streaming_nll(TINIEST, convert(ids), policy), expected)
+
+
 # --- models that one pass cannot run
 
 
@@ -325,13 +350,13 @@ def _configured(model: PreTrainedModel) -> list[Any]:
 def test_memory_does_not_grow_with_the_text(monkeypatch: pytest.MonkeyPatch) -> None:
     """A layer never holds more than the capacity and a block."""
     policy, held = EvictionPolicy(4, 12, 3, 2, 5), []
-    fused = onepass._fused
+    attention = retained_attention.retained_attention
 
-    def watched(query: Tensor, key: Tensor, *args: Any) -> Tensor:
-        held.append(key.shape[2])
-        return fused(query, key, *args)
+    def watched(query: Tensor, to_sinks: Tensor, run: States, *others: Any) -> Tensor:
+        held.append(run.keys.shape[2])
+        return attention(query, to_sinks, run, *others)
 
-    monkeypatch.setattr(onepass, "_fused", watched)
+    monkeypatch.setattr(one_pass, "retained_attention", watched)
     streaming_nll(TINIEST, text(500)[0], policy)
     assert 48 < max(held) <= policy.capacity + 48
 

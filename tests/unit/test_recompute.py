@@ -45,6 +45,45 @@ def test_positions_without_a_next_token_are_refused() -> None:
         recompute_nll(tiny.llama(), tiny.text(10)[0], S, W, torch.tensor([9]))
 
 
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ({"n_sink": -1}, "n_sink must be an integer >= 0"),
+        ({"window_size": 0}, "window_size must be an integer >= 1"),
+        ({"positions": torch.tensor([1.5])}, "positions must be integers"),
+        ({"positions": torch.tensor(3)}, "positions must be integers"),
+        ({"positions": [-1]}, r"positions must lie in 0 \.\.\. 8"),
+        ({"input_ids": torch.zeros(1, 10, dtype=torch.long)}, r"input_ids must be \[T\]"),
+        ({"input_ids": [3, -100, 4]}, "input_ids has -100"),
+        ({"input_ids": [3, 64, 4]}, "input_ids has 64: the model knows the tokens 0 ... 63"),
+        ({"input_ids": torch.ones(10)}, "input_ids must be integers"),
+    ],
+)
+def test_arguments_of_the_recompute_baseline_are_checked(
+    arguments: dict[str, object], reason: str
+) -> None:
+    valid = {"input_ids": tiny.text(10)[0], "n_sink": S, "window_size": W, "positions": [1]}
+    with pytest.raises(ValueError, match=reason):
+        recompute_nll(tiny.llama(), **{**valid, **arguments})  # type: ignore[arg-type]
+
+
+def test_lists_and_int32_are_the_same_text() -> None:
+    model, ids = tiny.llama(), tiny.text(30)[0]
+    expected = recompute_nll(model, ids, S, W, torch.tensor([3, 20]))
+    assert torch.equal(recompute_nll(model, ids.int(), S, W, [3, 20]), expected)
+    assert torch.equal(
+        recompute_nll(model, ids.tolist(), S, W, torch.tensor([3, 20]).int()), expected
+    )
+
+
+def test_a_model_in_training_is_measured_without_dropout() -> None:
+    model, ids = tiny.llama(attention_dropout=0.5), tiny.text(30)[0]
+    expected = recompute_nll(model, ids, S, W, [3, 20])
+    model.train()
+    assert torch.equal(recompute_nll(model, ids, S, W, [3, 20]), expected)
+    assert model.training
+
+
 def test_a_timed_step_needs_a_full_window() -> None:
     model = tiny.llama()
     assert recompute_step(model, tiny.text(40)[0], S, W)().shape == (1, 1, tiny.VOCABULARY)

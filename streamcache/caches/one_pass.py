@@ -1,0 +1,170 @@
+"""Many tokens of a stream in one causal pass, without decoding them one by one.
+
+Of a known input the policy alone tells what a cache holds after every token. So query t can be
+computed beside all the others: it attends to the sinks, as if they stood right before its window,
+and to its window, the tokens S + evicted(t) ... t. A stream of StreamingLLM (Xiao et al. 2023,
+section 3.2) is then a prefill with an unusual mask.
+
+The model is told that every token is at position 0 and so hands out unrotated queries and keys.
+They are rotated here, by angles taken in float64: as exact at token 10^7 as at the first.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from streamcache.caches.attention_override import Scores, forward_unrotated, use_attention
+from streamcache.caches.probe import ModelGeometry
+from streamcache.caches.retained_attention import (
+    Band,
+    States,
+    oldest_in_run,
+    retained_attention,
+)
+from streamcache.caches.rope import Rotation
+from streamcache.policy import Policy, checked_drop
+
+
+class OnePass:
+    """Streams side by side on their way through a model, block by block.
+
+    Beside what the model computes, memory grows with the capacity and a block, not with the text.
+
+    Args:
+        model: a copy made by `with_override`.
+        geometry: how its layers rotate their keys.
+        policy: what to evict and when.
+        seen, evicted: tokens, where the streams are under way.
+        held: then of each layer what is held, in order of the stream, keys as at position 0.
+
+    Attributes:
+        seen, evicted: tokens so far.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        geometry: ModelGeometry,
+        policy: Policy,
+        seen: int = 0,
+        evicted: int = 0,
+        held: list[States] | None = None,
+    ):
+        self.model, self.layers, self.policy = model, geometry.layers, policy
+        self.seen, self.evicted = seen, evicted
+        self._first_key = oldest_in_run(evicted, policy.n_sink)  # of the runs
+        self._runs: dict[int, States] = {}  # by layer; keys rotated to the number of their token
+        self._sinks: dict[int, States] = {}
+        for layer, states in enumerate(held or ()):
+            self._take(layer, states)
+
+    def feed(self, tokens: Tensor, **options: Any) -> Any:
+        """The model's output for the next block.
+
+        Args:
+            tokens: ids [B, n] or embeddings [B, n, D].
+            options: further arguments of the model's forward.
+        """
+        n_tokens, evicted = tokens.shape[1], self.evicted
+        counts: list[int] = []
+        for seen in range(self.seen, self.seen + n_tokens):
+            evicted += checked_drop(self.policy, seen, seen - evicted)
+            counts.append(evicted)
+        self._band = Band(self.seen, counts, self.policy.n_sink, tokens.device)
+        self._angles: dict[int, tuple[Angles, Angles]] = {}
+        with use_attention(self._attend):
+            output = forward_unrotated(self.model, tokens, **options)
+        self.seen, self.evicted, self._first_key = (
+            self.seen + n_tokens,
+            evicted,
+            self._band.first_key,
+        )
+        return output
+
+    def held(self, layer: int) -> States:
+        """What a layer holds [B, Hkv, size, D], in order of the stream.
+
+        Keys are as at position 0, in float32 if the model's are narrower.
+        """
+        oldest = oldest_in_run(self.evicted, self.policy.n_sink)
+        keys, values = (states[:, :, oldest - self._first_key :] for states in self._runs[layer])
+        tokens = torch.arange(oldest, self.seen, device=keys.device)
+        if self.evicted:
+            sinks = self._sinks[layer]
+            tokens = torch.cat([torch.arange(self.policy.n_sink, device=keys.device), tokens])
+            keys, values = (torch.cat(s, dim=2) for s in zip(sinks, (keys, values)))
+        wide = keys.to(torch.promote_types(keys.dtype, torch.float32))
+        return States(rotated(wide, self.layers[layer].rotation, -tokens), values)
+
+    def _take(self, layer: int, held: States) -> None:
+        """Go on from what a layer holds."""
+        n_sink, oldest = self.policy.n_sink, self._first_key
+        tokens = torch.arange(oldest, self.seen, device=held.keys.device)
+        if self.evicted:
+            tokens = torch.cat([torch.arange(n_sink, device=tokens.device), tokens])
+        keys = rotated(held.keys, self.layers[layer].rotation, tokens).to(held.values.dtype)
+        states = States(keys, held.values)
+        self._sinks[layer] = States(*(s[:, :, :n_sink].clone() for s in states))
+        n_apart = n_sink if self.evicted else 0
+        self._runs[layer] = States(*(s[:, :, n_apart:] for s in states))
+
+    def _attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scores: Scores
+    ) -> Tensor:
+        """Unrotated states [B, H, n, D] to [B, n, H, Dv]: see `attention_override.Attention`."""
+        rotation, band = self.layers[layer].rotation, self._band
+        to_sinks = query
+        if rotation is not None:
+            here, in_cache = self._angles_of(rotation)
+            if band.has_evicted and band.n_sink:
+                to_sinks = rotate(query, rotation, in_cache)
+            query, key = rotate(query, rotation, here), rotate(key, rotation, here)
+        run = States(key, value)
+        if before := self._runs.get(layer):
+            stale = band.first_key - self._first_key
+            run = States(*(torch.cat([a[:, :, stale:], b], dim=2) for a, b in zip(before, run)))
+        if band.first_key == 0:
+            self._sinks[layer] = States(*(s[:, :, : band.n_sink].clone() for s in run))
+        self._runs[layer] = run
+        return retained_attention(query, to_sinks, run, self._sinks[layer], band, scores)
+
+    def _angles_of(self, rotation: Rotation) -> tuple["Angles", "Angles"]:
+        """Of the block's tokens: to their numbers, and to their places after all evictions."""
+        if id(rotation) not in self._angles:
+            tokens, evicted = self._band.queries()
+            self._angles[id(rotation)] = (
+                angles(rotation, tokens),
+                angles(rotation, tokens - evicted),
+            )
+        return self._angles[id(rotation)]
+
+
+class Angles(NamedTuple):
+    """Cosines and sines [n, planes] of n tokens, in float64."""
+
+    cos: Tensor
+    sin: Tensor
+
+
+def angles(rotation: Rotation, positions: Tensor) -> Angles:
+    phase = rotation.to(positions.device).phase(positions)
+    return Angles(phase.real, phase.imag)
+
+
+def rotate(states: Tensor, rotation: Rotation, by: Angles) -> Tensor:
+    """States [B, H, n, D] rotated in float32, or float64, and rounded once."""
+    wide = torch.promote_types(states.dtype, torch.float32)
+    cos, sin = by.cos.to(wide), by.sin.to(wide)
+    x, y = rotation.planes(states).to(wide).unbind(dim=-1)
+    out = states.clone()
+    out_x, out_y = rotation.planes(out).unbind(dim=-1)
+    out_x.copy_(x * cos - y * sin)
+    out_y.copy_(x * sin + y * cos)
+    return out
+
+
+def rotated(states: Tensor, rotation: Rotation | None, positions: Tensor) -> Tensor:
+    """States [B, H, n, D] moved by as many positions as their token has: int64 [n]."""
+    return states if rotation is None else rotate(states, rotation, angles(rotation, positions))
