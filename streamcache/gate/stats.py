@@ -8,24 +8,14 @@ import math
 import statistics
 from collections.abc import Sequence
 
+from streamcache.measure.student import student_t
+
 MIN_PAIRS = 4  # fewer have no quartiles
-_Z95 = 1.6448536269514722
 
 
 def percent(log: float) -> float:
     """A log-ratio as the change that it is, in percent; figures beyond any are shown, too."""
     return 100 * math.expm1(min(log, 700.0))
-
-
-def t95(degrees: int) -> float:
-    """One-sided 95 % quantile of Student's t (Cornish-Fisher; within 0.5 % from 3 degrees on)."""
-    z, n = _Z95, degrees
-    return (
-        z
-        + (z**3 + z) / (4 * n)
-        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * n**2)
-        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * n**3)
-    )
 
 
 def spread(values: Sequence[float]) -> float:
@@ -62,7 +52,9 @@ class Loss:
         self.estimate = now - statistics.fmean(golden)
         between = spread(golden)
         own = max(between, 0.0 if math.isnan(error) else error)
-        self.margin = t95(len(golden) - 1) * math.hypot(own, between / math.sqrt(len(golden)))
+        self.margin = student_t(0.95, len(golden) - 1) * math.hypot(
+            own, between / math.sqrt(len(golden))
+        )
 
     @property
     def lower_bound(self) -> float:

@@ -17,13 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamcache.measure.records import SCHEMA_VERSION, Environment, Policy, Prunes, Subject
+from streamcache.measure.student import student_t
 from streamcache.policy import EvictionPolicy, evictions
 
 Floats = NDArray[np.float64]
 
 _LONGEST_SPAN = 64  # tokens before and after a prune that are compared, at most
 _BATCHES = 32
-_STUDENT = 2.040  # the 97.5 % point of Student's t with _BATCHES - 1 degrees of freedom
 
 
 class DiagnosisError(ValueError):
@@ -177,7 +177,7 @@ def difference(series: Floats) -> Difference:
             "gives a longer text, --cap-total a smaller cache"
         )
     means = np.array([batch.mean() for batch in np.array_split(series, _BATCHES)])
-    margin = _STUDENT * means.std(ddof=1) / _BATCHES**0.5
+    margin = student_t(0.975, _BATCHES - 1) * means.std(ddof=1) / _BATCHES**0.5
     mean = float(series.mean())
     return Difference(mean, mean - float(margin), mean + float(margin), len(series))
 

@@ -6,8 +6,8 @@ the command that CI runs must give the verdict that names each.
 """
 
 import argparse
+import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -16,21 +16,15 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
+
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from streamcache.gate.verdicts import Status, Verdict  # noqa: E402
 from tests.golden.mutations import DEFECTS, Defect  # noqa: E402
 
 TREE = ("pyproject.toml", "conftest.py", "streamcache", "tests")
-
-
-class Row(NamedTuple):
-    """A verdict, as the report shows it."""
-
-    status: str
-    benchmark: str
-    check: str
-    cause: str
 
 
 class Outcome(NamedTuple):
@@ -38,13 +32,14 @@ class Outcome(NamedTuple):
 
     caught: bool
     exit_status: int
-    rows: list[Row]
+    verdicts: list[Verdict]
     output: str
 
     @property
-    def shown(self) -> Row:
-        """The verdict asked for if it came, else the first of all."""
-        return self.rows[0] if self.rows else Row("-", "-", "-", self.output.strip()[-200:])
+    def shown(self) -> Verdict:
+        """The verdict asked for if it came, else the most severe of all."""
+        none = Verdict("-", "-", Status.PASS, cause=self.output.strip()[-200:])
+        return self.verdicts[0] if self.verdicts else none
 
 
 def copied(folder: Path) -> Path:
@@ -80,11 +75,11 @@ def planted(defect: Defect, golden: str) -> Outcome:
 
         imported = run("-c", "import streamcache; print(streamcache.__file__)").stdout.strip()
         assert imported == str(root / "streamcache/__init__.py"), f"measures {imported}"
-        report = root / "report.md"
+        results = root / "results.json"
         command = ["-m", "pytest", *_selection(defect), f"--golden={golden}"]
-        ran = run(*command, f"--golden-markdown={report}", "-p", "no:cacheprovider", "-q")
-        text = report.read_text(encoding="utf-8") if report.exists() else ""
-    return judged(defect, ran.returncode, parsed(text), ran.stdout + ran.stderr)
+        ran = run(*command, f"--golden-json={results}", "-p", "no:cacheprovider", "-q")
+        verdicts = read(results) if results.exists() else []
+    return judged(defect, ran.returncode, verdicts, ran.stdout + ran.stderr)
 
 
 def _selection(defect: Defect) -> list[str]:
@@ -95,23 +90,29 @@ def _selection(defect: Defect) -> list[str]:
     return [*marks, *(f"{file}::{name}" for name in defect.benchmarks)]
 
 
-def parsed(report: str) -> list[Row]:
-    """The rows of a report in Markdown, without its header."""
-    lines = [line for line in report.splitlines() if line.startswith("| ")]
-    cells = [[c.strip() for c in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
-    return [Row(c[0], c[1], c[2], c[-1]) for c in cells if c[0] not in ("", "---")]
+def read(path: Path) -> list[Verdict]:
+    """The verdicts in a file of `--golden-json`, the most severe first."""
+    found = json.loads(path.read_bytes())["streamcache"]["verdicts"]
+    verdicts = msgspec.convert(found, list[Verdict])
+    return sorted(verdicts, key=lambda v: -v.status.severity)
 
 
-def judged(defect: Defect, exit_status: int, rows: list[Row], output: str) -> Outcome:
+def judged(defect: Defect, exit_status: int, verdicts: list[Verdict], output: str) -> Outcome:
     """Caught: the status and the check that were asked for, at the benchmarks that must have it."""
-    if not defect.edits:
-        return Outcome(exit_status == 0, exit_status, [r for r in rows if r.status != "ok"], output)
-    names = [row for row in rows if row.status == defect.status and defect.check in ("", row.check)]
-    found = {row.benchmark for row in names} & set(defect.benchmarks)
+    if defect.status is Status.PASS:
+        others = [v for v in verdicts if v.status is not Status.PASS]
+        return Outcome(exit_status == 0, exit_status, others, output)
+    named = [v for v in verdicts if v.status is defect.status and defect.check in ("", v.check)]
+    found = {test_of(v) for v in named} & set(defect.benchmarks)
     enough = bool(found) if defect.any_of else found == set(defect.benchmarks)
-    red = exit_status == (75 if defect.status == "INVALID" else 1)
-    others = [row for row in rows if row not in names]
-    return Outcome(enough and red, exit_status, names + others, output)
+    red = exit_status == (75 if defect.status is Status.INVALID else 1)
+    others = [v for v in verdicts if v not in named]
+    return Outcome(enough and red, exit_status, named + others, output)
+
+
+def test_of(verdict: Verdict) -> str:
+    """The test of a verdict, without its file."""
+    return verdict.name.rpartition("::")[2]
 
 
 def main() -> int:
@@ -132,17 +133,18 @@ def main() -> int:
         parser.error("no such defect: see --list")
     if options.list:
         for d in chosen:
-            print(f"{d.where}  {d.status:7}  {d.check or 'any':14}  {d.name}")
+            print(f"{d.where}  {d.status.name:7}  {d.check or 'any':14}  {d.name}")
         return 0
     missed = 0
     for defect in chosen:
         began = time.monotonic()
         outcome = planted(defect, options.golden)
         missed += not outcome.caught
-        row = outcome.shown
+        shown = outcome.shown
         print(
-            f"{'caught' if outcome.caught else 'MISSED':6}  {defect.name:58}  {row.status:7}  "
-            f"{row.benchmark:28}  {row.check:14}  {time.monotonic() - began:3.0f} s  {row.cause}",
+            f"{'caught' if outcome.caught else 'MISSED':6}  {defect.name:58}  "
+            f"{shown.status.name:7}  {test_of(shown):28}  {shown.check:14}  "
+            f"{time.monotonic() - began:3.0f} s  {shown.cause}",
             flush=True,
         )
         if options.verbose or not outcome.caught:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from streamcache.gate.verdicts import Status
+
 Edit = Callable[[Path], None]  # changes a copy of the tree, given its root
 
 
@@ -24,7 +26,7 @@ class Defect:
 
     name: str
     edits: tuple[Edit, ...]
-    status: Literal["FAIL", "MISSING", "INVALID", "ok"]
+    status: Status
     check: str
     benchmarks: tuple[str, ...]
     whole: bool = False
@@ -139,11 +141,11 @@ SHIFTED_BY_ONE = patch(ARENA, PHASE, "phase = self.rotation.phase(offset + 1)")
 
 
 def fails(name: str, benchmarks: tuple[str, ...], check: str, *edits: Edit) -> Defect:
-    return Defect(name, edits, "FAIL", check, benchmarks)
+    return Defect(name, edits, Status.FAIL, check, benchmarks)
 
 
 DEFECTS = [
-    Defect("unchanged", (), "ok", "", (), whole=True),
+    Defect("unchanged", (), Status.PASS, "", (), whole=True),
     # where the sinks stand
     fails(
         "sinks not shifted",
@@ -395,11 +397,11 @@ DEFECTS = [
                 CONFTEST, 'load_model("reference", device="cpu")', 'load_model("random:reference")'
             ),
         ),
-        "INVALID",
+        Status.INVALID,
         "identity",
         ("test_recompute",),
     ),
-    Defect("another revision of the model", (other_weights,), "INVALID", "identity", LAZY),
+    Defect("another revision of the model", (other_weights,), Status.INVALID, "identity", LAZY),
     fails(
         "weights changed after loading",
         LAZY,
@@ -413,7 +415,7 @@ DEFECTS = [
     Defect(
         "another attention",
         (patch(MODELS, '"attn_implementation": "sdpa", ', '"attn_implementation": "eager", '),),
-        "INVALID",
+        Status.INVALID,
         "identity",
         ("test_decoding[mit]",),
     ),
@@ -426,7 +428,7 @@ DEFECTS = [
                 "EvictionPolicy(32, 2000, 16, 32, 32)",
             ),
         ),
-        "INVALID",
+        Status.INVALID,
         "identity",
         READ,
     ),
@@ -441,7 +443,7 @@ DEFECTS = [
     Defect(
         "a golden deleted",
         (without_golden("test_quality[lazy-R32]"),),
-        "MISSING",
+        Status.MISSING,
         "golden",
         LAZY,
         whole=True,
@@ -449,7 +451,7 @@ DEFECTS = [
     Defect(
         "a benchmark deleted",
         (patch(BENCHMARKS, '*("lazy-R32", "lazy-R128", ', '*("lazy-R128", '),),
-        "MISSING",
+        Status.MISSING,
         "benchmark",
         LAZY,
         whole=True,
@@ -463,7 +465,7 @@ DEFECTS = [
                 '    pytest.skip("later")\n    gate_baseline(cpu_bench, golden)\n',
             ),
         ),
-        "MISSING",
+        Status.MISSING,
         "benchmark",
         ("test_recompute",),
         whole=True,
@@ -490,8 +492,8 @@ DEFECTS = [
             "_CACHES[self.mode](model, EvictionPolicy(4, 124)))",
         ),
     ),
-    Defect("decoding slower by 20 %", (slower(0.20),), "FAIL", "speed", TIMED),
-    Defect("decoding slower by 10 %", (slower(0.10),), "FAIL", "speed", TIMED, any_of=True),
+    Defect("decoding slower by 20 %", (slower(0.20),), Status.FAIL, "speed", TIMED),
+    Defect("decoding slower by 10 %", (slower(0.10),), Status.FAIL, "speed", TIMED, any_of=True),
     Defect(
         "baseline slower by 40 %, so that speedups look better",
         (
@@ -511,7 +513,7 @@ DEFECTS = [
             ),
             patch(RECOMPUTE, "import torch\n", "import time\n\nimport torch\n"),
         ),
-        "FAIL",
+        Status.FAIL,
         "baseline",
         TIMED,
         any_of=True,
@@ -519,7 +521,7 @@ DEFECTS = [
     Defect(  # on a CPU 5 % is near what chance explains
         "decoding slower by 5 %",
         (slower(0.05), slower_on_device(0.05)),
-        "FAIL",
+        Status.FAIL,
         "speed",
         ("test_configuration[captured]", "test_configuration[best-captured]"),
         where="gpu",
@@ -534,7 +536,7 @@ DEFECTS = [
                 "        return self._decode(self.input_ids[t : t + 1])\n",
             ),
         ),
-        "FAIL",
+        Status.FAIL,
         "kernels a token",
         ("test_configuration[fast]",),
         where="gpu",

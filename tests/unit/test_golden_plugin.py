@@ -558,13 +558,13 @@ def test_reports_find_or_make_their_place(toy: Toy, monkeypatch: pytest.MonkeyPa
     """Or the run does not start; what fails all the same hides no verdict."""
     for option in ("--golden-markdown", "--golden-samples"):
         one_line(toy(f"{option}=pytest.ini/x.out"), "pytest.ini/x.out cannot be written")
-    gone = "import shutil\n\n    shutil.rmtree('new')\n    found = sort()"
+    gone = "import shutil\n\n    shutil.rmtree('new')\n    open('new', 'w')\n    found = sort()"
     assert toy("--golden-markdown=new/deep/x.out").ret == 0
     assert (toy.path / "new" / "deep" / "x.out").read_text()
     toy.edit("found = sort()", gone)
     ran = toy("--golden-markdown=new/x.out")
     assert ran.ret == 1
-    said(ran, "golden: PASS (5 pass)", "NOT WRITTEN: *new/x.out: No such file")
+    said(ran, "golden: PASS (5 pass)", "NOT WRITTEN: *new/x.out: ")
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", "pytest.ini/x.out")
     one_line(toy(), "pytest.ini/x.out cannot be written")
 

@@ -8,17 +8,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamcache.gate import stats
+from streamcache.measure.student import student_t
 
 NUMBERS = st.floats(-10, 10)
 SEVERAL = st.lists(NUMBERS, min_size=5, max_size=20)
 
 
 @pytest.mark.parametrize(
-    ("degrees", "quantile"),
-    [(3, 2.3534), (4, 2.1318), (5, 2.0150), (7, 1.8946), (9, 1.8331), (19, 1.7291), (99, 1.6604)],
+    ("share", "degrees", "quantile"),
+    [
+        *((0.95, 3, 2.3534), (0.95, 4, 2.1318), (0.95, 5, 2.0150), (0.95, 7, 1.8946)),
+        *((0.95, 9, 1.8331), (0.95, 19, 1.7291), (0.95, 99, 1.6604)),
+        *((0.975, 9, 2.2622), (0.975, 31, 2.0395)),
+    ],
 )
-def test_t95_is_that_of_the_tables(degrees: int, quantile: float) -> None:
-    assert stats.t95(degrees) == pytest.approx(quantile, rel=5e-3)
+def test_quantiles_of_students_t_are_those_of_the_tables(
+    share: float, degrees: int, quantile: float
+) -> None:
+    assert student_t(share, degrees) == pytest.approx(quantile, rel=5e-3)
 
 
 def test_spread_is_that_between_processes() -> None:

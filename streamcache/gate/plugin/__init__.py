@@ -1,32 +1,71 @@
 """The pytest plugin: options, the fixture `golden`, verdicts as test failures, exit codes.
 
 Exit status: 0 pass, 1 a failure or something missing, 4 usage, 5 nothing was measured, 75 the
-environment is invalid. pytest loads this with every run, whether or not the gate's dependencies are
-there: without them each option of the gate is a usage error that says what to install.
+environment is invalid.
 """
+
+import platform
+from collections.abc import Iterator
 
 import pytest
 
-from streamcache.gate.plugin.options import given, pytest_addoption
+from streamcache.gate import storage
+from streamcache.gate.environment import Environment, EnvironmentProbe
+from streamcache.gate.goldens import GoldenError
+from streamcache.gate.plugin.clock import BenchmarkClock
+from streamcache.gate.plugin.options import Usage, golden_path, pytest_addoption
+from streamcache.gate.plugin.recording import pytest_cmdline_main
+from streamcache.gate.plugin.session import RECORDER, Session
+from streamcache.gate.plugin.usage import check_usage
+from streamcache.gate.recorder import Clock, Recorder
 
-__all__ = ["pytest_addoption"]
+__all__ = ["pytest_addoption", "pytest_cmdline_main"]
 
-try:
-    import msgspec
-    import pytest_benchmark
-except ImportError as error:
-    _missing = error.name
+_clock = pytest.StashKey[Clock]()
 
-    def pytest_configure(config: pytest.Config) -> None:
-        if found := given(config):
-            raise pytest.UsageError(
-                f"{found} needs {_missing}, which is not installed: pip install 'streamcache[gate]'"
-            )
 
-    @pytest.fixture
-    def golden() -> None:
-        pytest.fail(f"needs {_missing}: pip install 'streamcache[gate]'", pytrace=False)
-else:
-    from streamcache.gate.plugin.hooks import *  # noqa: F403
+def pytest_configure(config: pytest.Config) -> None:
+    check_usage(config)
+    golden = None
+    if config.getoption("golden") and not config.getoption("golden_samples"):
+        try:
+            golden = storage.read(golden_path(config))
+        except GoldenError as error:
+            raise Usage(str(error)) from error
+    config.pluginmanager.register(Session(config, golden), "streamcache-golden")
 
-    del msgspec, pytest_benchmark
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A benchmark with a golden is timed by a clock of its own."""
+    for item in items:
+        if {"golden", "benchmark"} <= set(getattr(item, "fixturenames", ())):
+            marker = item.get_closest_marker("benchmark")
+            clock = item.stash[_clock] = BenchmarkClock()
+            options = {**(marker.kwargs if marker else {}), "timer": clock}
+            item.add_marker(pytest.mark.benchmark(**options), append=False)
+
+
+class _PlainEnvironmentProbe:
+    """Any machine, by what the standard library knows of it."""
+
+    def sample(self) -> Environment:
+        machine: dict[str, str | int] = {"device": f"cpu {platform.machine()}"}
+        return Environment(machine=machine, context={"python": platform.python_version()})
+
+
+@pytest.fixture(scope="session")
+def golden_environment() -> EnvironmentProbe:
+    """Takes snapshots of the machine. Override it to say more: a GPU, canaries, what is wrong."""
+    return _PlainEnvironmentProbe()
+
+
+@pytest.fixture
+def golden(
+    request: pytest.FixtureRequest, golden_environment: EnvironmentProbe
+) -> Iterator[Recorder]:
+    """Records what a benchmark measured; compared with the golden when the test has passed."""
+    item = request.node
+    recorder = Recorder(item.nodeid, item.stash.get(_clock, Clock()), golden_environment)
+    item.stash[RECORDER] = recorder
+    yield recorder
+    del item.stash[RECORDER]  # a test that is run again measures anew

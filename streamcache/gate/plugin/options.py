@@ -1,8 +1,10 @@
-"""The options of the gate. Imports nothing that the gate's extra brings."""
+"""The options of the gate."""
 
 from pathlib import Path
 
 import pytest
+
+from streamcache.gate.validation import MIN_PROCESSES
 
 Usage = pytest.UsageError
 
@@ -26,7 +28,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--golden-from", metavar="JSON", nargs="+", type=Path, help="record from these results"
     )
     group.addoption("--golden-reason", metavar="TEXT", help="why goldens are recorded")
-    group.addoption("--golden-processes", metavar="N", type=int, help="to record (default: 5)")
+    group.addoption(
+        "--golden-processes", metavar="N", type=int, default=MIN_PROCESSES, help="to record"
+    )
     group.addoption(
         "--golden-samples",
         metavar="JSON",
@@ -34,15 +38,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="only measure, and write what was measured; compares with no golden",
     )
     group.addoption("--golden-markdown", metavar="FILE", type=Path, help="write the report")
+    group.addoption(
+        "--golden-json", metavar="FILE", type=Path, help="write samples and verdicts, for programs"
+    )
     parser.addini("golden_dir", "folder of the golden files", default="tests/golden")
-
-
-def given(config: pytest.Config) -> str:
-    """The first option of the gate that was given; empty where none was."""
-    options = vars(config.option).items()
-    names = (name for name, value in options if value not in (None, False))
-    found = (name for name in names if name == "golden" or name.startswith("golden_"))
-    return next((f"--{name.replace('_', '-')}" for name in found), "")
 
 
 def golden_path(config: pytest.Config) -> Path:

@@ -1,13 +1,19 @@
-"""The files that a run leaves behind: seen to before minutes of measuring, not after."""
+"""The files that a run leaves behind: tried before minutes of measuring, not after."""
 
 import os
 from pathlib import Path
 
 import pytest
 
+from streamcache.files import require_writable, write_bytes
+
 
 def samples(config: pytest.Config) -> Path | None:
     return _asked(config, "golden_samples")
+
+
+def results(config: pytest.Config) -> Path | None:
+    return _asked(config, "golden_json")
 
 
 def markdown(config: pytest.Config) -> Path | None:
@@ -27,25 +33,36 @@ def summary() -> Path | None:
 
 
 def check(config: pytest.Config) -> None:
-    """Make the folders.
+    """Try whether what was asked for can be written.
 
     Raises:
         pytest.UsageError: a file cannot be written.
     """
-    for path in filter(None, (samples(config), markdown(config), summary())):
+    for path in filter(None, (samples(config), markdown(config), results(config), summary())):
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.open("ab").close()
+            require_writable(path)
         except OSError as error:
             raise pytest.UsageError(f"{path} cannot be written: {error.strerror}") from error
 
 
-def leave(path: Path | None, data: bytes, mode: str = "wb") -> list[str]:
+def write(path: Path | None, data: bytes) -> list[str]:
     """Write a file where one is asked for; lines that say what could not be."""
     if path is None:
         return []
     try:
-        with path.open(mode) as file:
+        write_bytes(path, data)
+    except OSError as error:
+        return [f"NOT WRITTEN: {path}: {error.strerror}"]
+    return []
+
+
+def append(path: Path | None, data: bytes) -> list[str]:
+    """Add to a file that others write to as well; lines that say what could not be."""
+    if path is None:
+        return []
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab") as file:
             file.write(data)
     except OSError as error:
         return [f"NOT WRITTEN: {path}: {error.strerror}"]

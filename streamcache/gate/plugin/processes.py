@@ -16,12 +16,11 @@ import pytest
 
 from streamcache.gate import samples
 from streamcache.gate.environment import PARENT, Environment
-from streamcache.gate.plugin.usage import n_processes
 from streamcache.gate.samples import Process, SampleError
 
 _ORDER = "STREAMCACHE_GOLDEN_ORDER"
 _GATES = (
-    *("golden", "golden_required", "golden_markdown"),
+    *("golden", "golden_required", "golden_markdown", "golden_json"),
     *("golden_update", "golden_update_new_only", "golden_from", "golden_reset_anchors"),
 )
 _WRITES = (
@@ -44,7 +43,7 @@ def follow_order(config: pytest.Config) -> None:
 
 def measured(config: pytest.Config) -> Iterator[Process]:
     """The same tests in fresh processes, one after the other."""
-    n = n_processes(config)
+    n = config.getoption("golden_processes")
     for i in range(n):
         print(f"golden: process {i + 1} of {n}", flush=True)
         process, said = _fresh(config)

@@ -124,7 +124,11 @@ class Session:
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_benchmark_update_json(self, output_json: dict[str, Any]) -> None:
-        output_json["streamcache"] = {
+        output_json["streamcache"] = self._results()
+
+    def _results(self) -> dict[str, Any]:
+        """For programs: the same in every file."""
+        return {
             "version": goldens.VERSION,
             "process": msgspec.to_builtins(self.process()),
             "verdicts": msgspec.to_builtins(self.verdicts),
@@ -162,10 +166,12 @@ class Session:
     def _written(self) -> list[str]:
         """Write what was asked for; lines that say what could not be."""
         if self.golden is None:
-            return outputs.leave(outputs.samples(self.config), msgspec.json.encode(self.process()))
+            return outputs.write(outputs.samples(self.config), msgspec.json.encode(self.process()))
         text = render.markdown(self.verdicts, [f"- {line}" for line in self.notes]).encode()
-        unwritten = outputs.leave(outputs.markdown(self.config), text)
-        return unwritten + outputs.leave(outputs.summary(), text, "ab")
+        unwritten = outputs.write(outputs.markdown(self.config), text)
+        results = msgspec.json.encode({"streamcache": self._results()})
+        unwritten += outputs.write(outputs.results(self.config), results)
+        return unwritten + outputs.append(outputs.summary(), text)
 
     def _measured(self) -> set[str]:
         return {sample.name for sample in self.samples}

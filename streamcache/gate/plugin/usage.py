@@ -34,12 +34,6 @@ def check_usage(config: pytest.Config) -> None:
         outputs.check(config)
 
 
-def n_processes(config: pytest.Config) -> int:
-    """How many fresh processes record a golden."""
-    given: int | None = config.getoption("golden_processes")
-    return MIN_PROCESSES if given is None else given
-
-
 def _check_measures(config: pytest.Config) -> None:
     spread = config.getoption("numprocesses", None) or config.getoption("tx", None)
     if spread or config.getoption("dist", "no") != "no":
@@ -59,7 +53,7 @@ def _check_update(config: pytest.Config) -> None:
         if outside and config.inipath is None:  # pytest's root is what its arguments share
             raise Usage("files from elsewhere hide the project's settings: add -c INI-FILE")
     else:
-        n = n_processes(config)
+        n = config.getoption("golden_processes")
         if n < MIN_PROCESSES:
             raise Usage(f"{n} processes are too few: at least {MIN_PROCESSES}")
     require_clean_worktree(config, golden_path(config).parent)
