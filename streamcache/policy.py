@@ -231,6 +231,7 @@ def fields_that_are_set(settings: object) -> dict[str, str | int]:
     """The identity of a policy, or of any dataclass: its fields that are not at their defaults.
 
     A field that is added later with a default that changes nothing leaves every identity as it was.
+    Fields that are not compared, such as a label, are no part of it.
     Fields without a default are always in it; those of a nested dataclass stand among its own. A
     policy other than an `EvictionPolicy` is named by its class as `rule`; if it is no dataclass,
     its `n_sink`, `floor` and `capacity` are its fields.
@@ -249,7 +250,7 @@ def fields_that_are_set(settings: object) -> dict[str, str | int]:
     if is_rule := hasattr(settings, "drop") and type(settings) is not EvictionPolicy:
         add("rule", type(settings).__name__)
     if is_dataclass(settings):
-        for field in fields(settings):
+        for field in (field for field in fields(settings) if field.compare):
             value = getattr(settings, field.name)
             default = field.default
             if field.default_factory is not MISSING:

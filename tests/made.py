@@ -1,4 +1,4 @@
-"""Records made up for tests of what reads them: no model is run."""
+"""Measurements made up for tests of what reads them: no model is run."""
 
 import json
 from pathlib import Path
@@ -8,16 +8,33 @@ import numpy as np
 import torch
 
 from streamcache.files import write_bytes
-from streamcache.measure import profiling, records
-from streamcache.measure.configurations import NAMED, Configuration
-from streamcache.measure.diagnose import Diagnosis, Difference, spike
-from streamcache.measure.evaluate import as_recorded
+from streamcache.measure.configurations import NAMED, Configuration, identity
+from streamcache.measure.diagnose import Diagnosis, Difference, eviction_effect
+from streamcache.measure.measurement import (
+    Measurement,
+    Quality,
+    Record,
+    Sizes,
+    Speed,
+    WorkloadRecord,
+    environment,
+    write_struct,
+)
+from streamcache.measure.measurement import write as write_measurement
 from streamcache.measure.paper import configurations
-from streamcache.measure.profiling import Evicted, Kernel, Operator, Part, Profile
-from streamcache.measure.records import Prunes, Quality, Record, Speed, Subject
+from streamcache.measure.profile import (
+    EvictedEntries,
+    Kernel,
+    Operator,
+    Part,
+    Profile,
+    StepProfile,
+)
 from streamcache.policy import EvictionPolicy, count_evictions
 
-SUBJECT = Subject("reference", "r", "float32", "pg19/4047", "folder", "d", 3000)
+WORKLOAD = WorkloadRecord(
+    "reference", "r", "float32", "reference", "pg19/4047", "folder", "d", 3000
+)
 
 
 def record(
@@ -25,81 +42,101 @@ def record(
     ppl: float = 20.0,
     increase: float | None = 0.01,
     tpot_ms: float = 5.0,
-    subject: Subject = SUBJECT,
+    workload: WorkloadRecord = WORKLOAD,
     timed: str = "reference",
     device: str | None = None,
+    date: str = "2026-01-31T12:00:00+00:00",
+    scatter: float = 0.0,
 ) -> Record:
-    environment = records.environment(torch.device("cpu"))
+    """A record whose baseline takes 100 ms; its pairs scatter by so much, relative."""
+    where = environment(torch.device("cpu"))
     if device:
-        environment = msgspec.structs.replace(environment, device=device)
-    quality = Quality("one-pass", ppl, ppl, subject.n_tokens - 1, 952, ppl, increase, 64)
-    speed = Speed(timed, tpot_ms, tpot_ms, 2 * tpot_ms, None, 64, 100 / tpot_ms, 100.0)
+        where = msgspec.structs.replace(where, device=device)
+    policy, n = configuration.policy, workload.n_tokens - 1
+    quality = Quality("one-pass", ppl, ppl, n, 952, ppl, increase, 64, None, 64)
+    speedup = 100 / tpot_ms
+    speed = Speed(
+        tpot_mean_ms=tpot_ms,
+        tpot_p50_ms=tpot_ms,
+        tpot_p99_ms=2 * tpot_ms,
+        tpot_device_ms=None,
+        n_tokens=64,
+        baseline_ms=100.0,
+        speedup=speedup,
+        speedup_error=scatter * speedup,
+        pairs=[(tpot_ms / 1e3, 0.1)] * 8,
+    )
     return Record(
-        configuration=configuration.name,
-        mode=configuration.mode or "recompute",
-        policy=as_recorded(configuration.policy),
-        subject=subject,
-        environment=environment,
+        label=configuration.name,
+        configuration=identity(configuration),
+        sizes=Sizes(
+            policy.n_sink,
+            policy.floor,
+            policy.capacity,
+            configuration.overlap,
+            configuration.refresh,
+        ),
+        workload=msgspec.structs.replace(workload, timed=timed),
+        environment=where,
         quality=quality,
         speed=speed,
-        prunes=Prunes(*count_evictions(configuration.policy, subject.n_tokens - 1)),
+        evictions=count_evictions(policy, n),
         peak_memory_bytes=1,
+        date=date,
     )
 
 
-def write(folder: Path, made: Record, nll: float | None = None) -> None:
+def write(folder: Path, made: Record, nll: float | None = 3.0) -> Path:
     """The three files of a measurement, its NLLs around a mean, times with a slow one in 32."""
-    stem, random = folder / made.configuration, np.random.default_rng(0)
-    n = made.subject.n_tokens - 1
-    if nll is not None:
-        noise = random.normal(0, 0.1, n)
-        records.write_array(stem.with_name(f"{stem.name}.nll.npy"), nll + noise - noise.mean())
+    random = np.random.default_rng(0)
+    values = None
+    if nll is not None and made.quality is not None:
+        noise = random.normal(0, 0.1, made.workload.n_tokens - 1)
+        values = nll + noise - noise.mean()
     times = 5 + 0.01 * random.random(64)
     times[::32] = 9
-    records.write_array(stem.with_name(f"{stem.name}.tpot.npy"), times)
-    records.write(stem.with_name(f"{stem.name}.json"), made)
+    path = folder / f"{made.label.replace(' ', '-')}.json"
+    write_measurement(path, Measurement(made, values, times if made.speed else None))
+    return path
 
 
 def diagnosis(folder: Path) -> None:
-    """What `streamcache diagnose` leaves of a policy that spikes after its prunes."""
-    policy, other = EvictionPolicy(4, 125, compress_every=512), EvictionPolicy(4, 636)
+    """What `streamcache diagnose` leaves of a policy with an effect after its evictions."""
+    policy = EvictionPolicy(4, 125, compress_every=512)
     series = np.zeros(2000)
     boundaries = np.arange(200, 2000, 300)
     for boundary in boundaries:
         series[boundary : boundary + 10] = 0.5
-    found = spike(series, boundaries, span=20, shuffles=99, seed=0)
+    found = eviction_effect(series, boundaries, span=20, shuffles=99, seed=0)
     made = Diagnosis(
         configuration="S=4 W=125 R=512",
-        policy=as_recorded(policy),
-        against="S=4 W=636 R=1",
-        against_policy=as_recorded(other),
-        subject=SUBJECT,
-        environment=records.environment(torch.device("cpu")),
-        prunes=Prunes(*count_evictions(policy, 2999)),
+        against="S=4 W=636",
+        workload=WORKLOAD,
+        environment=environment(torch.device("cpu")),
+        evictions=count_evictions(policy, 2999),
         first_position=641,
         difference=Difference(0.0276, 0.0198, 0.0353, 2000),
-        spike=found,
+        effect=found,
         control=found,
         raw=found,
     )
-    records.write(folder / "diagnose" / "one.json", made)
+    write_struct(folder / "diagnose" / "one.json", made)
 
 
 def profile(folder: Path, on_gpu: bool) -> None:
     """What `streamcache profile` leaves."""
     kernels = (Kernel("attention_kernel<128>", 32.0, 0.5, 0.4), Kernel("gemv", 96.0, 0.75, 0.6))
     made = Profile(
-        configuration="ours-standard",
-        mode="ours",
-        policy=as_recorded(EvictionPolicy(4, 2044)),
-        subject=SUBJECT,
-        environment=records.environment(torch.device("cpu")),
-        measured=profiling.Measured(
+        label="ours-standard",
+        configuration=identity(NAMED["ours-standard"]),
+        workload=WORKLOAD,
+        environment=environment(torch.device("cpu")),
+        step=StepProfile(
             n_tokens=16,
-            evicted=Evicted(16, 16),
+            evicted=EvictedEntries(16, 16),
             step_ms=6.25,
             profiled_ms=9.0,
-            outside_ms=2.0,
+            python_ms=2.0,
             operators_per_token=900.0,
             launches_per_token=128.0 * on_gpu,
             kernels_per_token=128.0 * on_gpu,
@@ -111,7 +148,7 @@ def profile(folder: Path, on_gpu: bool) -> None:
             kernels=kernels if on_gpu else (),
         ),
     )
-    records.write(folder / "profile" / f"{'gpu' if on_gpu else 'cpu'}.json", made)
+    write_struct(folder / "profile" / f"{'gpu' if on_gpu else 'cpu'}.json", made)
 
 
 LADDER = {
@@ -126,15 +163,15 @@ LADDER = {
 def paper(folder: Path, *texts: str) -> None:
     """A finished `streamcache paper`."""
     for i, text in enumerate(texts):
-        subject = msgspec.structs.replace(SUBJECT, text=text)
+        workload = msgspec.structs.replace(WORKLOAD, text=text)
         for configuration in configurations(2048, on_gpu=False):
-            write(folder / "paper" / str(i), record(configuration, subject=subject), 3.0)
+            write(folder / str(i), record(configuration, workload=workload))
 
 
 def methods(folder: Path) -> None:
     """The methods alone, on one text."""
     for name in ("baseline", "mit", "ours-standard", "best"):
-        write(folder / "compare", record(NAMED[name]), 3.0)
+        write(folder, record(NAMED[name]))
 
 
 def everything(folder: Path) -> None:

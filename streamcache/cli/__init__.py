@@ -1,47 +1,27 @@
 """The command line. One line says what is wrong and what would be right; exit status 2."""
 
+import ast
 import logging
 import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from pathlib import Path
 
 import click
 
 from streamcache.cli.console import err
 from streamcache.version import VERSION
 
-# Module, name there and help: --help is not worth the import of torch.
-_COMMANDS = {
-    "baseline": (
-        *("measure", "baseline"),
-        "Measure the fixed baseline: a sliding window encoded from scratch for every token.",
-    ),
-    "compare": (
-        *("measure", "compare"),
-        "Measure named configurations side by side, in one run, and print the table.",
-    ),
-    "diagnose": (
-        *("diagnose", "diagnose"),
-        "Compare the NLL after prunes with that before, and with shuffled boundaries.",
-    ),
-    "eval": (
-        *("measure", "evaluate_one"),
-        "Measure one configuration: perplexity, its increase over the baseline, TPOT, speedup.",
-    ),
-    "paper": (
-        *("paper", "paper"),
-        "Measure everything the paper did: baseline, methods and three ablations, on two texts.",
-    ),
-    "profile": (
-        *("profile", "profile"),
-        "Count and time a step's operators and kernels, in evictions and in the forward.",
-    ),
-    "summarize": (
-        *("summarize", "summarize"),
-        "Write summary.md, summary.tex and index.html from the records in a folder.",
-    ),
+_COMMANDS = {  # the module and the name of the function in it
+    "baseline": ("measure", "baseline"),
+    "compare": ("measure", "compare"),
+    "diagnose": ("diagnose", "diagnose"),
+    "eval": ("measure", "evaluate_one"),
+    "paper": ("paper", "paper"),
+    "profile": ("profile", "profile"),
+    "summarize": ("summarize", "summarize"),
 }
 _GO_ON = ("baseline", "compare", "eval", "paper")  # keep what an interrupted run has finished
 
@@ -55,13 +35,21 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _COMMANDS:
             return None
-        module, name, _ = _COMMANDS[cmd_name]
+        module, name = _COMMANDS[cmd_name]
         command: click.Command = getattr(import_module(f"streamcache.cli.{module}"), name)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
-            formatter.write_dl([(name, line) for name, (_, _, line) in _COMMANDS.items()])
+            formatter.write_dl([(name, _summary(*where)) for name, where in _COMMANDS.items()])
+
+
+def _summary(module: str, name: str) -> str:
+    """The first line of a command's docstring, read without importing the command, or torch."""
+    tree = ast.parse(Path(__file__).with_name(f"{module}.py").read_text(encoding="utf-8"))
+    functions = (node for node in tree.body if isinstance(node, ast.FunctionDef))
+    found = next(node for node in functions if node.name == name)
+    return (ast.get_docstring(found) or "").partition("\n")[0]
 
 
 @click.group(cls=_Commands)

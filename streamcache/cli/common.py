@@ -1,8 +1,8 @@
-"""What the commands share: options that name model and text, loading, progress, consoles."""
+"""What the commands share: options that name model and text, loading, progress."""
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_args
 
@@ -21,17 +21,16 @@ from rich.progress import (
 from streamcache.cli.console import err
 from streamcache.decoding.nll import Advance
 from streamcache.files import require_writable
-from streamcache.inputs.corpora import TokenStream, load_tokens
+from streamcache.inputs.corpora import load_tokens
 from streamcache.inputs.models import LoadedModel, load_model
 from streamcache.inputs.quantize import Quantization
-from streamcache.measure import baseline as baselines
-from streamcache.measure import evaluate, records
-from streamcache.policy import EvictionPolicy
+from streamcache.measure.measurement import Measurement
+from streamcache.measure.run import Progress as Bars
+from streamcache.measure.workload import Workload, default_window
 
 Command = Callable[..., Any]
-Bar = Callable[[str, int], AbstractContextManager[Advance]]  # description, total
 File = click.Path(dir_okay=False, path_type=Path)
-_LATE_ON_CPU = 64  # baseline positions with a full window; each is a forward over the window
+_POSITIONS_ON_CPU = 64  # of the baseline with a full window; each is a forward over the window
 
 
 class _Output(click.Path):
@@ -52,6 +51,7 @@ OutputFolder = _Output(file_okay=False, path_type=Path)
 positions_option = click.option(
     "--positions", type=click.IntRange(1), help="of the baseline with a full window"
 )
+force_option = click.option("--force", is_flag=True, help="measure again what is finished")
 
 
 def model_options(command: Command) -> Command:
@@ -78,7 +78,7 @@ def model_options(command: Command) -> Command:
     return command
 
 
-def subject_options(command: Command) -> Command:
+def workload_options(command: Command) -> Command:
     """The options that say which model reads which text, where."""
     options = [
         click.option(
@@ -102,6 +102,7 @@ def load_one(
     quantization: Quantization | None,
     device: str | None,
 ) -> LoadedModel:
+    """The model that the options name."""
     transformers.utils.logging.disable_progress_bar()  # loading takes no time worth a bar
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return load_model(
@@ -115,7 +116,8 @@ def load(
     data_dir: Path | None,
     max_eval_tokens: int,
     **model: Any,
-) -> tuple[LoadedModel, TokenStream]:
+) -> Workload:
+    """The workload that the options name, compared with a window that fits the model."""
     loaded = load_one(**model)
     text = load_tokens(
         dataset_name,
@@ -124,12 +126,17 @@ def load(
         max_tokens=max_eval_tokens,
         data_dir=data_dir,
     )
-    return loaded, text
+    return Workload(loaded, text, window=default_window(loaded))
+
+
+def positions_for(loaded: LoadedModel, positions: int | None) -> int | None:
+    """Positions of the baseline: as asked; else all on a GPU, and a few on a CPU."""
+    return positions or (None if on_gpu(loaded) else _POSITIONS_ON_CPU)
 
 
 @contextmanager
-def bars() -> Iterator[Bar]:
-    """Several progress bars at a time: each call of what is yielded is one more."""
+def bars() -> Iterator[Bars]:
+    """Several progress bars at a time: each call of the yielded function shows one more."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -149,56 +156,12 @@ def bars() -> Iterator[Bar]:
         yield bar
 
 
-@contextmanager
-def progress(description: str, total: int) -> Iterator[Advance]:
-    with bars() as bar, bar(description, total) as advance:
-        yield advance
+def say_where(measurement: Measurement) -> None:
+    """Name the record of a measurement."""
+    if measurement.path is not None:
+        err.print(f"record: {measurement.path}", markup=False)
 
 
 def on_gpu(loaded: LoadedModel) -> bool:
+    """Whether a model is on a CUDA device."""
     return loaded.model.device.type == "cuda"
-
-
-def wanted_baseline(
-    loaded: LoadedModel, text: TokenStream, policy: EvictionPolicy, positions: int | None
-) -> baselines.Fingerprint:
-    """Of what the baseline is made; without `positions`, at all on a GPU, at a few on a CPU."""
-    late = positions or (len(text.input_ids) if on_gpu(loaded) else _LATE_ON_CPU)
-    where = records.environment(loaded.model.device)
-    return baselines.wanted_for(evaluate.subject(loaded, text), policy, late, where)
-
-
-def baseline_path(
-    output_dir: Path, loaded: LoadedModel, text: TokenStream, wanted: baselines.Fingerprint
-) -> Path:
-    """Where a baseline is kept that no file is named for."""
-    stem = f"{loaded.name}-{text.name}".replace("/", "_").replace(":", "_")
-    return output_dir / "baselines" / f"{stem}-{wanted.digest()}.json"
-
-
-def obtain_baseline(
-    loaded: LoadedModel,
-    text: TokenStream,
-    policy: EvictionPolicy,
-    positions: int | None,
-    path: Path | None,
-    output_dir: Path,
-    replace: bool = False,
-    bar: Bar | None = None,
-) -> baselines.Baseline:
-    wanted = wanted_baseline(loaded, text, policy, positions)
-    path = path or baseline_path(output_dir, loaded, text, wanted)
-    with (bar or progress)("baseline", len(wanted.positions())) as advance:
-        ids = text.input_ids.to(loaded.model.device)
-        made = baselines.obtain(path, wanted, loaded.model, ids, advance, replace)
-    err.print(f"baseline: {path}")
-    return made
-
-
-def no_quality(loaded: LoadedModel, text: TokenStream) -> str | None:
-    """Why a PPL would mean nothing; None where it means something."""
-    if loaded.name.startswith("random:"):
-        return "random weights: TPOT only, a PPL would mean nothing"
-    if text.source == "packaged" and loaded.name != "reference":
-        return "the packaged stream is text of the reference model: TPOT only for this one"
-    return None

@@ -1,6 +1,7 @@
-"""`streamcache diagnose`: what the prunes of a policy do to the tokens right after them."""
+"""`streamcache diagnose`: the effect of a policy's evictions on the tokens right after them."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,39 +10,40 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
-from streamcache.cli.common import load, no_quality, progress, subject_options
+from streamcache.cli.common import bars, load, workload_options
 from streamcache.cli.console import err, show
-from streamcache.cli.policies import file_name, policy_options
-from streamcache.decoding.nll import require_finite
+from streamcache.cli.policies import policy_options
 from streamcache.extras import require
 from streamcache.files import write_bytes
-from streamcache.inputs.corpora import TokenStream
-from streamcache.inputs.models import LoadedModel
-from streamcache.measure import evaluate, records
-from streamcache.measure.configurations import NAMED, Configuration
+from streamcache.measure.configurations import NAMED, Configuration, label_of, settings
 from streamcache.measure.diagnose import (
+    CacheState,
     Diagnosis,
-    Floats,
-    Held,
-    Spike,
+    EvictionEffect,
+    cache_states,
     difference,
-    held,
-    never_fuller,
-    one_at_a_time,
+    eviction_effect,
+    per_token_eviction,
+    small_window_control,
     span_of,
-    spike,
     tokens_csv,
 )
+from streamcache.measure.measurement import Floats, environment, write_struct
+from streamcache.measure.run import What, run
+from streamcache.measure.store import Store, file_stem, folder_name
+from streamcache.measure.workload import Workload
 from streamcache.policy import EvictionPolicy, count_evictions
 
 
 @click.command()
-@subject_options
+@workload_options
 @policy_options
-@click.option("--against", help="a named configuration; default: the same room, one entry a token")
+@click.option("--against", help="a named configuration; default: same capacity, one entry a token")
 @click.option("--span", type=click.IntRange(1), help="tokens before and after; default: up to 64")
 @click.option("--shuffles", type=click.IntRange(19), default=1999, show_default=True)
-@click.option("--seed", type=int, default=0, show_default=True, help="of the shuffles")
+@click.option(
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="of the shuffles"
+)
 @click.option("--plot/--no-plot", default=True, help="with matplotlib, an SVG beside the CSV")
 def diagnose(
     policy: EvictionPolicy,
@@ -53,100 +55,105 @@ def diagnose(
     output_dir: Path,
     **where: Any,
 ) -> None:
-    """Compare the NLL after prunes with that before, and with shuffled boundaries."""
+    """Compare the NLL after evictions with that before, and with shuffled boundaries."""
     if plot:
         require("plots", "the plot", "--no-plot")
-    other, other_name = _other(policy, against)
-    loaded, text = load(**where)
-    if reason := no_quality(loaded, text):
+    other = _other(policy, against)
+    workload = replace(load(**where), window=None)
+    if reason := workload.ppl_unavailable_reason:
         raise click.UsageError(f"nothing to diagnose: {reason}")
-    name = policy.settings
-    nll, nll_other, nll_control = (
-        _nll(loaded, text, Configuration(title, each))
-        for title, each in (
-            (name, policy),
-            (other_name, other),
-            ("control", never_fuller(policy)),
+    weights = workload.loaded.quantization
+    only_ppl, store = What(tpot_tokens=0), Store(output_dir)
+    found = []
+    with bars() as progress:
+        for each in (policy, other.policy, small_window_control(policy)):
+            configuration = label_of(Configuration(each, "streaming", weights=weights))
+            measured = run(configuration, workload, only_ppl, store, progress=progress)
+            assert measured.nll is not None
+            found.append(measured.nll)
+    nll, nll_other, nll_control = found
+    first = max(policy.capacity, other.policy.capacity)
+    states = list(cache_states(policy, len(nll)))
+    boundaries = np.flatnonzero([state.evicted for state in states])
+    boundaries = boundaries[boundaries >= first] - first
+
+    def around_evictions(series: Floats) -> EvictionEffect:
+        return eviction_effect(
+            series[first:], boundaries, span or span_of(boundaries), shuffles, seed
         )
-    )
-    first = max(policy.capacity, other.capacity)
-    states = list(held(policy, len(nll)))
-    prunes = np.flatnonzero([state.evicted for state in states])
-    prunes = prunes[prunes >= first] - first
 
-    def around_prunes(series: Floats) -> Spike:
-        return spike(series[first:], prunes, span or span_of(prunes), shuffles, seed)
-
-    made = Diagnosis(
+    name = settings(policy)
+    diagnosis = Diagnosis(
         configuration=name,
-        policy=evaluate.as_recorded(policy),
-        against=other_name,
-        against_policy=evaluate.as_recorded(other),
-        subject=evaluate.subject(loaded, text),
-        environment=records.environment(loaded.model.device),
-        prunes=records.Prunes(*count_evictions(policy, len(nll))),
+        against=other.name,
+        workload=workload.record,
+        environment=environment(workload.loaded.model.device),
+        evictions=count_evictions(policy, len(nll)),
         first_position=first + 1,
         difference=difference((nll - nll_other)[first:]),
-        spike=around_prunes(nll - nll_other),
-        control=around_prunes(nll_control - nll_other),
-        raw=around_prunes(nll),
+        effect=around_evictions(nll - nll_other),
+        control=around_evictions(nll_control - nll_other),
+        raw=around_evictions(nll),
     )
-    path = output_dir / "diagnose" / made.subject.file_name / file_name(f"{name} vs {other_name}")
-    _write(path, made, text, loaded, states, nll, nll_other, plot)
-    show(_table(made))
+    folder = output_dir / "diagnose" / folder_name(workload.record)
+    path = folder / file_stem(f"{name} vs {other.name}")
+    _write(path, diagnosis, workload, states, nll, nll_other, plot)
+    show(_table(diagnosis))
 
 
-def _other(policy: EvictionPolicy, against: str | None) -> tuple[EvictionPolicy, str]:
+def _other(policy: EvictionPolicy, against: str | None) -> Configuration:
+    """The configuration to compare with.
+
+    Raises:
+        click.UsageError: no such name, or the same policy, or one without a cache.
+    """
     if against is None:
-        other = one_at_a_time(policy)
-        return other, other.settings
+        other = per_token_eviction(policy)
+        return Configuration(other, "streaming", label=settings(other))
     if against not in NAMED:
         raise click.UsageError(f"no configuration {against!r}; there are {', '.join(NAMED)}")
-    return NAMED[against].policy, against
-
-
-def _nll(loaded: LoadedModel, text: TokenStream, configuration: Configuration) -> Floats:
-    with progress(configuration.name, len(text.input_ids) - 1) as advance:
-        nll = evaluate.stream_nll(loaded, text, configuration, "one-pass", advance)
-    return require_finite(nll).double().numpy()
+    if NAMED[against].recomputes:
+        raise click.UsageError(f"{against} has no cache: give a configuration that evicts")
+    if NAMED[against].policy == policy:
+        raise click.UsageError(f"{against} has the same policy: the difference would be zero")
+    return NAMED[against]
 
 
 def _write(
     path: Path,
-    made: Diagnosis,
-    text: TokenStream,
-    loaded: LoadedModel,
-    states: list[Held],
+    diagnosis: Diagnosis,
+    workload: Workload,
+    states: list[CacheState],
     nll: Floats,
     nll_other: Floats,
     plot: bool,
 ) -> None:
-    ids = text.input_ids.tolist()
+    ids, tokenizer = workload.text.input_ids.tolist(), workload.loaded.tokenizer
     words = [""] * len(ids)
-    if loaded.tokenizer is not None:
-        words = [repr(word)[1:-1] for word in loaded.tokenizer.batch_decode([[i] for i in ids])]
+    if tokenizer is not None:
+        words = [repr(word)[1:-1] for word in tokenizer.batch_decode([[i] for i in ids])]
     files = {".csv": tokens_csv(ids, words, states, nll, nll_other)}
     if plot:
-        from streamcache.report.diagnose_plot import svg
+        from streamcache.report.diagnosis_plot import svg
 
-        files[".svg"] = svg(made, states, nll, nll_other)
+        files[".svg"] = svg(diagnosis, states, nll, nll_other)
     for suffix, data in files.items():
         write_bytes(Path(f"{path}{suffix}"), data)
-    records.write(Path(f"{path}.json"), made)
-    err.print(f"{path}.json{', '.join(['', *files])}")
+    write_struct(Path(f"{path}.json"), diagnosis)
+    err.print(f"{path}.json{', '.join(['', *files])}", markup=False)
 
 
-def _table(made: Diagnosis) -> Table:
-    gap = made.difference
+def _table(found: Diagnosis) -> Table:
+    gap = found.difference
     view = Table(
-        title=f"{made.subject.model}, {made.subject.text}: {made.configuration} against "
-        f"{made.against}",
+        title=f"{found.workload.model}, {found.workload.text}: {found.configuration} against "
+        f"{found.against}",
         caption=(
-            f"{gap.mean:+.4f} nats per token in all ({gap.low:+.4f} … {gap.high:+.4f}, 95 %), "
+            f"{gap.mean:+.4f} nats per token on average ({gap.low:+.4f} … {gap.high:+.4f}, 95 %), "
             f"PPL {100 * math.expm1(gap.mean):+.2f} %, {gap.n_tokens} tokens from position "
-            f"{made.first_position}\n"
-            f"around {made.spike.n_boundaries} prunes, {made.spike.span} tokens on either side; "
-            f"p: share of {made.spike.shuffles} shuffled boundaries that reach as much"
+            f"{found.first_position}\n"
+            f"around {found.effect.n_boundaries} evictions, {found.effect.span} tokens on each "
+            f"side; p: share of {found.effect.shuffles} shuffled boundaries with an effect as large"
         ),
         title_justify="left",
         caption_justify="left",
@@ -157,17 +164,17 @@ def _table(made: Diagnosis) -> Table:
     view.add_column("nats per token", no_wrap=True)
     for header in ("excess", "p", "shuffled 95 %", "peak", "p", "area", "width"):
         view.add_column(header, justify="right", no_wrap=True)
-    rows = {"after prunes": made.spike, "control": made.control, "NLL as it is": made.raw}
-    for name, found in rows.items():
-        low, high = found.shuffled_excess
+    rows = {"after evictions": found.effect, "control": found.control, "NLL as it is": found.raw}
+    for name, effect in rows.items():
+        low, high = effect.shuffled_excess
         view.add_row(
             name,
-            f"{found.excess:+.4f}",
-            f"{found.excess_p:.4f}",
+            f"{effect.excess:+.4f}",
+            f"{effect.excess_p:.4f}",
             f"{low:+.4f} … {high:+.4f}",
-            f"{found.peak:+.4f}",
-            f"{found.peak_p:.4f}",
-            f"{found.area:+.3f}",
-            f"{found.width:.1f}",
+            f"{effect.peak:+.4f}",
+            f"{effect.peak_p:.4f}",
+            f"{effect.area:+.3f}",
+            f"{effect.width:.1f}",
         )
     return view

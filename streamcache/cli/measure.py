@@ -1,47 +1,47 @@
 """`streamcache baseline`, `eval` and `compare`: perplexity and speed of configurations."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
 import click
+import msgspec
 from click.core import ParameterSource
-from torch import Tensor
 
 from streamcache.caches.refresh import RefreshPolicy
 from streamcache.cli.common import (
     File,
     OutputFile,
+    bars,
+    force_option,
     load,
-    no_quality,
-    obtain_baseline,
+    positions_for,
     positions_option,
-    progress,
-    subject_options,
+    say_where,
+    workload_options,
 )
-from streamcache.cli.console import err, show
-from streamcache.cli.policies import name_of, policy_options
-from streamcache.inputs.corpora import TokenStream
-from streamcache.inputs.models import LoadedModel
-from streamcache.measure import evaluate, records
+from streamcache.cli.console import show
+from streamcache.cli.policies import policy_options
 from streamcache.measure.configurations import (
-    BASELINE,
+    MODES,
     NAMED,
+    RECOMPUTE,
     Configuration,
-    Mode,
-    RefreshConfiguration,
+    label_of,
 )
-from streamcache.measure.records import Quality, Record, Speed
-from streamcache.measure.unfinished import Unfinished
+from streamcache.measure.measurement import write
+from streamcache.measure.run import Method, What, run
+from streamcache.measure.store import Store
 from streamcache.policy import EvictionPolicy
-from streamcache.report import terminal as report
+from streamcache.report import terminal
 
 DEFAULT_TABLE = "baseline,mit,ours-standard,best,fast"
 
 runs_option = click.option(
-    "--runs", type=click.IntRange(1), default=8, show_default=True, help="timed forwards"
+    "--runs", type=click.IntRange(1), default=8, show_default=True, help="timed blocks, in turns"
 )
 ppl_method_option = click.option(
-    "--ppl-method", type=click.Choice(["one-pass", "sequential"]), default="one-pass"
+    "--ppl-method", type=click.Choice(get_args(Method)), default="one-pass", show_default=True
 )
 tpot_tokens_option = click.option(
     "--tpot-tokens", type=click.IntRange(8), default=256, show_default=True
@@ -49,13 +49,13 @@ tpot_tokens_option = click.option(
 
 
 @click.command()
-@subject_options
+@workload_options
 @positions_option
 @click.option("--n-sink", type=int, default=4, show_default=True)
 @click.option("--window-size", type=int, default=2044, show_default=True)
 @runs_option
 @click.option("--baseline-file", type=OutputFile, help="to keep it; default: in --output-dir")
-@click.option("--output-file", type=OutputFile, help="write the record (JSON)")
+@click.option("--output-file", type=OutputFile, help="write the record (JSON) here as well")
 def baseline(
     n_sink: int,
     window_size: int,
@@ -67,18 +67,30 @@ def baseline(
     **where: Any,
 ) -> None:
     """Measure the fixed baseline: a sliding window encoded from scratch for every token."""
-    configuration = Configuration("baseline", EvictionPolicy(n_sink, window_size), None)
-    loaded, text = load(**where)
-    quality = None
-    if not no_quality(loaded, text):
-        policy, replace = configuration.policy, True
-        made = obtain_baseline(loaded, text, policy, positions, baseline_file, output_dir, replace)
-        quality = evaluate.baseline_quality(made)
-    _measure_speed(loaded, text, configuration, quality, runs, output_file)
+    policy = EvictionPolicy(n_sink, window_size)
+    workload = replace(load(**where), window=policy)
+    weights = workload.loaded.quantization
+    configuration = Configuration(policy, RECOMPUTE, weights=weights, label="baseline")
+    if baseline_file is not None:
+        baseline_file.unlink(missing_ok=True)
+    what = What(positions=positions_for(workload.loaded, positions), pairs=runs)
+    with bars() as progress:
+        measured = run(
+            configuration,
+            workload,
+            what,
+            Store(output_dir),
+            progress=progress,
+            baseline_file=baseline_file,
+        )
+    if output_file is not None:
+        write(output_file, measured)
+    say_where(measured)
+    show(terminal.table([measured.record]))
 
 
 @click.command(name="eval")
-@subject_options
+@workload_options
 @positions_option
 @policy_options
 @click.option(
@@ -86,121 +98,125 @@ def baseline(
     type=click.IntRange(0),
     default=0,
     show_default=True,
-    help="of --cap-total, for evicted tokens put back at prunes",
+    help="of --cap-total, for evicted tokens put back at evictions",
 )
 @click.option(
     "--refresh-policy",
     type=click.Choice(get_args(RefreshPolicy)),
     default="middle",
     show_default=True,
-    help="where they are put: behind the newest token as published, or in stream order",
+    help="where they stand: behind the newest token as published, or in stream order",
 )
-@click.option("--streaming-mode", type=click.Choice(get_args(Mode)), default="fast")
+@click.option("--streaming-mode", type=click.Choice([*MODES]), default="fast", show_default=True)
 @click.option("--mode", type=click.Choice(["streaming", "baseline"]), default="streaming")
+@click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="for times")
 @ppl_method_option
 @tpot_tokens_option
 @runs_option
 @click.option("--baseline-file", type=File, help="a stored baseline; default: in --output-dir")
-@click.option("--output-file", type=OutputFile, help="write the record (JSON) and NLLs (.nll.npy)")
+@click.option("--output-file", type=OutputFile, help="write the record and its arrays here as well")
+@force_option
 def evaluate_one(
     policy: EvictionPolicy,
+    overlap: int,
     refresh_budget: int,
     refresh_policy: RefreshPolicy,
     positions: int | None,
-    streaming_mode: Mode,
+    streaming_mode: str,
     mode: str,
-    ppl_method: evaluate.Method,
+    batch: int,
+    ppl_method: Method,
     tpot_tokens: int,
     runs: int,
     baseline_file: Path | None,
     output_file: Path | None,
     output_dir: Path,
+    force: bool,
     **where: Any,
 ) -> None:
     """Measure one configuration: perplexity, its increase over the baseline, TPOT, speedup."""
     _refuse_contradictions(policy, mode, refresh_budget, ppl_method)
     if baseline_file and not baseline_file.exists():
-        OutputFile.convert(baseline_file, None, None)  # made first, and kept there
-    loaded, text = load(**where)
-    configuration: Configuration
+        OutputFile.convert(baseline_file, None, None)  # measured first, and kept there
+    workload = load(**where)
+    weights = workload.loaded.quantization
     if mode == "baseline":
-        configuration = Configuration("baseline", policy, None)
-    elif refresh_budget:
-        configuration = RefreshConfiguration.of(policy, refresh_budget, refresh_policy)
-        ppl_method = "sequential"
+        configuration = Configuration(policy, RECOMPUTE, weights=weights)
+        workload = replace(workload, window=policy)
     else:
-        configuration = Configuration(name_of(policy, streaming_mode), policy, streaming_mode)
-    quality = None
-    if not no_quality(loaded, text):
-        against = policy if mode == "baseline" else BASELINE
-        made = obtain_baseline(loaded, text, against, positions, baseline_file, output_dir)
-        if mode == "baseline":
-            quality = evaluate.baseline_quality(made)
-        else:
-            nll = _nll(loaded, text, configuration, ppl_method)
-            if output_file is not None:
-                _write_nll(records.array_path(output_file, "nll"), nll)
-            quality = evaluate.quality(nll, policy.floor, ppl_method, made)
-    _measure_speed(loaded, text, configuration, quality, runs, output_file, tpot_tokens)
+        cache, engine = MODES["mit" if refresh_budget else streaming_mode]
+        configuration = Configuration(
+            policy,
+            cache,
+            engine,
+            overlap,
+            refresh_budget,
+            refresh_policy if refresh_budget else "middle",
+            weights,
+            batch,
+        )
+    method: Method = "sequential" if refresh_budget else ppl_method
+    late = positions_for(workload.loaded, positions)
+    with bars() as progress:
+        measured = run(
+            label_of(configuration),
+            workload,
+            What(method, late, tpot_tokens, runs),
+            Store(output_dir),
+            progress=progress,
+            baseline_file=baseline_file,
+            force=force,
+        )
+    if output_file is not None:
+        write(output_file, measured)
+    say_where(measured)
+    show(terminal.table([measured.record]))
 
 
 @click.command()
-@subject_options
+@workload_options
 @positions_option
 @click.option("--configs", default=DEFAULT_TABLE, show_default=True, help="named configurations")
 @ppl_method_option
 @tpot_tokens_option
 @runs_option
+@force_option
 def compare(
     configs: str,
-    ppl_method: evaluate.Method,
+    ppl_method: Method,
     tpot_tokens: int,
     runs: int,
     positions: int | None,
     output_dir: Path,
+    force: bool,
     **where: Any,
 ) -> None:
-    """Measure named configurations side by side, in one run, and print the table."""
+    """Measure named configurations side by side and print the table."""
     names = list(dict.fromkeys(name.strip() for name in configs.split(",")))
     if unknown := [name for name in names if name not in NAMED]:
         raise click.UsageError(f"no configuration {unknown[0]!r}; there are {', '.join(NAMED)}")
-    chosen = [NAMED[name] for name in names]
-    loaded, text = load(**where)
-    qualities: dict[str, Quality | None] = dict.fromkeys(names)
-    unfinished = None
-    if not no_quality(loaded, text):
-        made = obtain_baseline(loaded, text, BASELINE, positions, None, output_dir)
-        where_made = records.environment(loaded.model.device)
-        unfinished = Unfinished(output_dir, where_made, made.fingerprint, ppl_method)
-        for configuration in chosen:
-            if configuration.mode is None:
-                qualities[configuration.name] = evaluate.baseline_quality(made)
-                continue
-            quality = unfinished.get(configuration)
-            if quality is None:
-                nll = _nll(loaded, text, configuration, ppl_method)
-                quality = evaluate.quality(nll, configuration.policy.floor, ppl_method, made)
-                unfinished.put(configuration, quality)
-            qualities[configuration.name] = quality
-    n_blocks = sum(evaluate.n_blocks(each, tpot_tokens) for each in chosen)
-    with progress("TPOT", n_blocks) as advance:
-        laps = evaluate.lap_times(loaded, text, BASELINE, chosen, tpot_tokens, runs, advance)
-    folder, rows = output_dir / "compare" / evaluate.subject(loaded, text).file_name, []
-    for configuration in chosen:
-        quality = qualities[configuration.name]
-        speed = evaluate.speed(loaded.name, laps[configuration.name], laps["baseline"])
-        rows.append(_record(configuration, loaded, text, quality, speed))
-        records.write(folder / f"{configuration.name}.json", rows[-1])
-    if unfinished:
-        unfinished.finish()
-    err.print(f"records: {folder}")
-    show(report.table(rows))
+    workload = load(**where)
+    late = positions_for(workload.loaded, positions)
+    what = What(ppl_method, late, tpot_tokens, runs)
+    rows = []
+    with bars() as progress, progress("configurations", len(names)) as advance:
+        for name in names:
+            configuration = replace(NAMED[name], weights=workload.loaded.quantization)
+            if configuration.recomputes and workload.window is not None:
+                configuration = replace(configuration, policy=workload.window)
+            measured = run(
+                configuration, workload, what, Store(output_dir), progress=progress, force=force
+            )
+            say_where(measured)
+            rows.append(msgspec.structs.replace(measured.record, label=name))
+            advance(1)
+    show(terminal.table(rows))
 
 
 def _refuse_contradictions(
-    policy: EvictionPolicy, mode: str, refresh_budget: int, ppl_method: evaluate.Method
+    policy: EvictionPolicy, mode: str, refresh_budget: int, ppl_method: Method
 ) -> None:
-    """Of `eval`: what would be left undone without a word."""
+    """Refuse options of `eval` that would be ignored without a word."""
     source = click.get_current_context().get_parameter_source
     options = ("streaming_mode", "ppl_method", "refresh_policy")
     given = {name for name in options if source(name) is ParameterSource.COMMANDLINE}
@@ -219,51 +235,3 @@ def _refuse_contradictions(
         wrong = "--refresh-policy is for a --refresh-budget: give both"
     if wrong:
         raise click.UsageError(wrong)
-
-
-def _nll(
-    loaded: LoadedModel, text: TokenStream, configuration: Configuration, method: evaluate.Method
-) -> Tensor:
-    with progress(configuration.name, len(text.input_ids) - 1) as advance:
-        return evaluate.stream_nll(loaded, text, configuration, method, advance)
-
-
-def _write_nll(path: Path, nll: Tensor) -> None:
-    records.write_array(path, nll.numpy())
-    err.print(f"NLL per token: {path}")
-
-
-def _measure_speed(
-    loaded: LoadedModel,
-    text: TokenStream,
-    configuration: Configuration,
-    quality: Quality | None,
-    runs: int,
-    output_file: Path | None,
-    tpot_tokens: int = 0,
-) -> None:
-    against = BASELINE if configuration.mode else configuration.policy
-    with progress("TPOT", evaluate.n_blocks(configuration, tpot_tokens)) as advance:
-        laps = evaluate.lap_times(
-            loaded, text, against, [configuration], tpot_tokens, runs, advance
-        )
-    speed = evaluate.speed(loaded.name, laps[configuration.name], laps["baseline"])
-    row = _record(configuration, loaded, text, quality, speed)
-    if output_file is not None:
-        records.write(output_file, row)
-        err.print(f"record: {output_file}")
-    show(report.table([row]))
-
-
-def _record(
-    configuration: Configuration,
-    loaded: LoadedModel,
-    text: TokenStream,
-    quality: Quality | None,
-    speed: Speed,
-) -> Record:
-    reason = no_quality(loaded, text)
-    notes = [reason] if reason else []
-    if isinstance(configuration, RefreshConfiguration):
-        notes.append(configuration.note)
-    return evaluate.record(configuration, loaded, text, quality, speed, tuple(notes))

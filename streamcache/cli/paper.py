@@ -1,5 +1,6 @@
 """`streamcache paper`: every measurement of the paper, in one command that can be interrupted."""
 
+import dataclasses
 import time
 import traceback
 import warnings
@@ -7,37 +8,40 @@ from pathlib import Path
 from typing import Any
 
 import click
+import msgspec
 from rich import box
 from rich.table import Table
 
 from streamcache.cli.common import (
     bars,
-    baseline_path,
+    force_option,
     load_one,
     model_options,
-    no_quality,
-    obtain_baseline,
     on_gpu,
+    positions_for,
     positions_option,
-    wanted_baseline,
 )
 from streamcache.cli.console import err, out, show
+from streamcache.files import write_bytes
 from streamcache.inputs.corpora import load_tokens
-from streamcache.measure import baseline as baselines
 from streamcache.measure.configurations import Configuration
+from streamcache.measure.measurement import Record
 from streamcache.measure.paper import (
     PUBLISHED_TOTAL,
     QUICK_TEXTS,
     TEXTS,
-    Paper,
     configurations,
-    folder_of,
+    estimated_seconds,
 )
+from streamcache.measure.run import What, is_finished, run
+from streamcache.measure.steps import steady_step
+from streamcache.measure.store import Store, folder_name
 from streamcache.measure.timing import time_tokens
-from streamcache.policy import PolicyWarning
-from streamcache.report import terminal as report
+from streamcache.measure.workload import Workload
+from streamcache.policy import EvictionPolicy, PolicyWarning
+from streamcache.report import terminal
 
-Job = tuple[Paper, Configuration]
+Job = tuple[Workload, Configuration]
 
 
 @click.command()
@@ -53,10 +57,10 @@ Job = tuple[Paper, Configuration]
 @click.option("--max-eval-tokens", type=click.IntRange(2), help="default: as published, by text")
 @click.option("--cap-total", type=int, default=PUBLISHED_TOTAL, show_default=True, help="entries")
 @click.option("--tpot-tokens", type=click.IntRange(8), help="default: 256, quick: 128")
-@click.option("--runs", type=click.IntRange(1), help="timed forwards; default: 8, quick: 4")
+@click.option("--runs", type=click.IntRange(1), help="timed blocks; default: 8, quick: 4")
 @click.option("--quick", is_flag=True, help="shorter texts and timings: minutes on two CPU cores")
 @click.option("--dry-run", is_flag=True, help="print what would be measured, and stop")
-@click.option("--force", is_flag=True, help="measure again what is finished")
+@force_option
 def paper(
     datasets: str,
     max_eval_tokens: int | None,
@@ -76,107 +80,116 @@ def paper(
     A finished measurement is kept, so the same command goes on where an interrupted one stopped.
     """
     loaded = load_one(**model)
-    chosen = configurations(cap_total, on_gpu(loaded))
+    chosen = [
+        dataclasses.replace(configuration, weights=loaded.quantization)
+        for configuration in configurations(cap_total, on_gpu(loaded))
+    ]
+    window = chosen[0].policy
+    assert isinstance(window, EvictionPolicy)
     lengths = QUICK_TEXTS if quick else TEXTS
-    papers = []
+    workloads = []
     names = [name.strip() for name in datasets.split(",")]
     for name in dict.fromkeys(filter(None, names)):
         n_tokens = max_eval_tokens or lengths.get(name, 4096)
         text = load_tokens(name, tokenizer=loaded.tokenizer, max_tokens=n_tokens, data_dir=data_dir)
-        reason, policy = no_quality(loaded, text), chosen[0].policy
-        wanted = wanted_baseline(loaded, text, policy, positions)
-        papers.append(
-            Paper(
-                loaded,
-                text,
-                folder_of(output_dir, loaded, text),
-                policy,
-                tpot_tokens or (128 if quick else 256),
-                runs or (4 if quick else 8),
-                None if reason else wanted,
-                (reason,) if reason else (),
-            )
-        )
-    jobs = [(paper, configuration) for paper in papers for configuration in chosen]
-    due = [job for job in jobs if force or not job[0].finished(job[1])]
+        workloads.append(Workload(loaded, text, window=window))
+    if not workloads:
+        raise click.UsageError("--dataset-name is empty: name a text")
+    what = What(
+        positions=positions_for(loaded, positions),
+        tpot_tokens=tpot_tokens or (128 if quick else 256),
+        pairs=runs or (4 if quick else 8),
+    )
+    store = Store(output_dir)
+    jobs = [(workload, configuration) for workload in workloads for configuration in chosen]
+    due = [job for job in jobs if force or not is_finished(job[1], job[0], what, store)]
     if dry_run:
-        _print_plan(papers, chosen, due)
+        _print_plan(workloads, chosen, due, what)
         return 0
     err.print(f"{len(jobs) - len(due)} of {len(jobs)} measurements are finished")
-    started, failed = time.monotonic(), _run(due, positions, output_dir, force)
-    for one in papers:
-        rows = [row for configuration in chosen if (row := one.finished(configuration))]
+    started, failed = time.monotonic(), _run(due, what, store, force)
+    for workload in workloads:
+        rows = _finished(workload, chosen, what, store)
         if rows:
-            show(report.table(rows, brief=True))
-        err.print(f"records: {one.folder}")
+            show(terminal.table(rows, brief=True))
+        err.print(f"records: {output_dir / folder_name(workload.record)}", markup=False)
     err.print(f"measured {len(due) - failed} in {time.monotonic() - started:.0f} s")
     if failed:
         err.print(f"{failed} of {len(jobs)} measurements failed; the same command tries them again")
     return 1 if failed else 0
 
 
-def _run(due: list[Job], positions: int | None, output_dir: Path, force: bool) -> int:
-    """Measure; how many failed."""
+def _run(due: list[Job], what: What, store: Store, force: bool) -> int:
+    """Measure; the number that failed."""
     failed = 0
-    made: dict[baselines.Fingerprint, baselines.Baseline] = {}
-    with bars() as bar, bar("paper", len(due)) as advance, warnings.catch_warnings():
-        warnings.simplefilter("ignore", PolicyWarning)  # what it warns of is what is measured
-        for paper, configuration in due:
-            name = f"{configuration.name} on {paper.text.name}"
-            trace = paper.folder / f"{configuration.name}.failed.txt"
+    forced: set[Job] = set()  # of two labels of one configuration the first is measured
+    with bars() as progress, progress("paper", len(due)) as advance, warnings.catch_warnings():
+        warnings.simplefilter("ignore", PolicyWarning)  # it warns of what is measured here
+        for workload, configuration in due:
+            name = f"{configuration.name} on {workload.text.name}"
+            folder = store.folder / folder_name(workload.record)
+            trace = folder / f"{configuration.name}.failed.txt"
             try:
-                if paper.wanted and paper.wanted not in made:
-                    subject = paper.loaded, paper.text
-                    path = baseline_path(output_dir, *subject, paper.wanted)
-                    if force:  # not even half of it is kept
-                        path.unlink(missing_ok=True)
-                    made[paper.wanted] = obtain_baseline(
-                        *subject, paper.baseline, positions, path, output_dir, bar=bar
-                    )
-                with bar(name, paper.text.input_ids.shape[0] - 1) as tokens:
-                    against = made[paper.wanted] if paper.wanted else None
-                    paper.measure(configuration, against, tokens)
+                job = (workload, configuration)
+                run(
+                    configuration,
+                    workload,
+                    what,
+                    store,
+                    progress=progress,
+                    force=force and job not in forced,
+                )
+                forced.add(job)
                 trace.unlink(missing_ok=True)
             except Exception as error:  # does not keep the others from being measured
                 failed += 1
-                trace.parent.mkdir(parents=True, exist_ok=True)
-                trace.write_text(traceback.format_exc())
+                write_bytes(trace, traceback.format_exc().encode())
                 reason = str(error).partition("\n")[0] or type(error).__name__
-                err.print(f"{name} failed: {reason} ({trace})")
+                err.print(f"{name} failed: {reason} ({trace})", markup=False)
             advance(1)
     return failed
 
 
-def _print_plan(papers: list[Paper], chosen: list[Configuration], due: list[Job]) -> None:
+def _finished(
+    workload: Workload, chosen: list[Configuration], what: What, store: Store
+) -> list[Record]:
+    """The records of what is finished, by the labels of this command."""
+    found = [(c.name, is_finished(c, workload, what, store)) for c in chosen]
+    return [msgspec.structs.replace(m.record, label=name) for name, m in found if m is not None]
+
+
+def _print_plan(
+    workloads: list[Workload], chosen: list[Configuration], due: list[Job], what: What
+) -> None:
     """A row per configuration: its sizes, and what it takes on each text."""
-    pace = _pace(papers[0])
+    pace = _pace(workloads[0])
     view = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
     view.add_column("configuration", overflow="fold")
-    for header in ("S", "W", "σ", "δ", "R", "total", *(paper.text.name for paper in papers)):
+    for header in ("S", "W", "total", *(workload.text.name for workload in workloads)):
         view.add_column(header, justify="right", no_wrap=True)
     total_s = 0.0
     for configuration in chosen:
         p = configuration.policy
-        sizes = (p.n_sink, p.window_size, p.slack, p.max_drop or "–", p.compress_every, p.capacity)
-        cells = ["finished"] * len(papers)
-        for i, paper in enumerate(papers):
-            if (paper, configuration) in due:
-                takes = paper.seconds(configuration, *pace)
+        sizes = (p.n_sink, p.floor - p.n_sink, configuration.total)
+        cells = ["finished"] * len(workloads)
+        for i, workload in enumerate(workloads):
+            if (workload, configuration) in due:
+                takes = estimated_seconds(configuration, workload, what, *pace)
                 total_s += takes
                 cells[i] = f"{takes:.1f} s"
         view.add_row(configuration.name, *map(str, sizes), *cells)
     show(view)
-    n = len(papers) * len(chosen)
+    n = len(workloads) * len(chosen)
     out.print(f"{len(due)} of {n} measurements to make, about {total_s / 60:.1f} minutes")
 
 
-def _pace(paper: Paper) -> tuple[float, float]:
-    """What recomputing a window and decoding a token take here, seconds: units of the estimates."""
-    model, policy = paper.loaded.model, paper.baseline
-    ids = paper.text.input_ids.to(model.device)
-    ids = ids.repeat(policy.floor // ids.shape[0] + 1)
-    window = Configuration("", policy, None).step(model, ids)
-    token = Configuration("", policy, "fast").step(model, ids)
+def _pace(workload: Workload) -> tuple[float, float]:
+    """Seconds that recomputing a window and decoding a token take here: units of the estimates."""
+    loaded, policy = workload.timed_model, workload.window
+    assert policy is not None
+    model, ids = loaded.model, workload.ids(loaded, policy.floor)
+    window = steady_step(Configuration(policy, "recompute"), model, ids)
+    token = steady_step(Configuration(policy, "streaming"), model, ids)
     window_ms = min(time_tokens(window, 1, model.device).wall_ms for _ in range(3))
     time_tokens(token, 8, model.device)
     return window_ms / 1e3, time_tokens(token, 8, model.device).wall_ms / 8e3

@@ -1,18 +1,21 @@
 """The options that say what to evict and when: a command with them is given a policy."""
 
-import re
 from collections.abc import Callable
 from functools import wraps
+from inspect import signature
 from typing import Any
 
 import click
 
-from streamcache.measure.configurations import NAMED, Mode
 from streamcache.policy import EvictionPolicy
 
 
 def policy_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Calls the command with `policy` in place of the options; a refresh budget is set aside."""
+    """Call the command with `policy` in place of the options, and with `overlap` if it takes it.
+
+    A refresh budget is taken off the window.
+    """
+    parameters = signature(command).parameters
 
     @wraps(command)
     def with_policy(
@@ -28,17 +31,19 @@ def policy_options(command: Callable[..., Any]) -> Callable[..., Any]:
         if window_size is not None and cap_total is not None:
             raise click.UsageError("give --window-size or --cap-total, not both")
         if overlap and cap_total is None:
-            raise click.UsageError("--overlap is set aside of a budget; give --cap-total with it")
+            raise click.UsageError("--overlap is a part of a budget; give --cap-total with it")
         refresh = others.get("refresh_budget", 0)
         if refresh and cap_total is None:
             raise click.UsageError(
-                "--refresh-budget is set aside of a budget; give --cap-total with it"
+                "--refresh-budget is a part of a budget; give --cap-total with it"
             )
-        rest = (cache_slack, max_drop or None, compress_every)
+        settings = (cache_slack, max_drop or None, compress_every)
         if cap_total is not None:
-            policy = EvictionPolicy.from_budget(cap_total, n_sink, *rest, overlap, refresh)
+            policy = EvictionPolicy.from_budget(cap_total, n_sink, *settings, overlap, refresh)
         else:
-            policy = EvictionPolicy(n_sink, 2044 if window_size is None else window_size, *rest)
+            policy = EvictionPolicy(n_sink, 2044 if window_size is None else window_size, *settings)
+        if "overlap" in parameters:
+            others["overlap"] = overlap
         return command(policy=policy, **others)
 
     options = [
@@ -49,24 +54,13 @@ def policy_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--max-drop", type=click.IntRange(0), default=0, help="0: no limit"),
         click.option("--cap-total", type=int, help="total budget the window is derived from"),
         click.option(
-            "--overlap", type=int, default=0, show_default=True, help="set aside of --cap-total"
+            "--overlap",
+            type=int,
+            default=0,
+            show_default=True,
+            help="entries of --cap-total left empty",
         ),
     ]
     for option in reversed(options):
         with_policy = option(with_policy)
     return with_policy
-
-
-def name_of(policy: EvictionPolicy, mode: Mode) -> str:
-    """The name of a named configuration, or the settings."""
-    for configuration in NAMED.values():
-        if (configuration.policy, configuration.mode) == (policy, mode):
-            return configuration.name
-    return f"{mode} {policy.settings}"
-
-
-def file_name(title: str) -> str:
-    """Of a title that names a policy; without a suffix."""
-    for sign, word in (("=", ""), ("σ", "slack"), ("δ", "drop")):
-        title = title.replace(sign, word)
-    return re.sub(r"[^\w.-]+", "-", title)

@@ -1,32 +1,34 @@
 """`streamcache profile`: where the time of a decoding step goes."""
 
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import click
 from rich import box
 from rich.table import Table
 
-from streamcache.cli.common import OutputFile, load, progress, subject_options
+from streamcache.cli.common import OutputFile, bars, load, workload_options
 from streamcache.cli.console import err, out, show
-from streamcache.cli.policies import file_name, name_of, policy_options
+from streamcache.cli.policies import policy_options
 from streamcache.decoding.loop import SteadyDecode
-from streamcache.measure import evaluate, records
-from streamcache.measure.configurations import Configuration, Mode
-from streamcache.measure.profiling import Profile, measure
+from streamcache.measure.configurations import MODES, Configuration, identity, label_of
+from streamcache.measure.measurement import environment, write_struct
+from streamcache.measure.profile import Profile, profile_steps
+from streamcache.measure.steps import steady_step
+from streamcache.measure.store import file_stem
 from streamcache.policy import EvictionPolicy
 
 
 @click.command()
-@subject_options
+@workload_options
 @policy_options
-@click.option("--streaming-mode", type=click.Choice(get_args(Mode)), default="fast")
+@click.option("--streaming-mode", type=click.Choice([*MODES]), default="fast", show_default=True)
 @click.option("--tokens", type=click.IntRange(1), default=64, show_default=True, help="profiled")
 @click.option("--rows", type=click.IntRange(1), default=12, show_default=True, help="printed")
 @click.option("--trace", type=OutputFile, help="write a trace for Perfetto (.json or .json.gz)")
 def profile(
     policy: EvictionPolicy,
-    streaming_mode: Mode,
+    streaming_mode: str,
     tokens: int,
     rows: int,
     trace: Path | None,
@@ -34,41 +36,39 @@ def profile(
     **where: Any,
 ) -> None:
     """Count and time a step's operators and kernels, in evictions and in the forward."""
-    loaded, text = load(**where)
-    configuration = Configuration(name_of(policy, streaming_mode), policy, streaming_mode)
-    ids = text.input_ids.to(loaded.model.device)
-    ids = ids.repeat(policy.floor // ids.shape[0] + 1)
-    stream = configuration.step(loaded.model, ids)
+    workload = load(**where)
+    loaded, (cache, engine) = workload.loaded, MODES[streaming_mode]
+    configuration = label_of(Configuration(policy, cache, engine, weights=loaded.quantization))
+    stream = steady_step(configuration, loaded.model, workload.ids(loaded, policy.floor))
     assert isinstance(stream, SteadyDecode)
-    with progress("profile", 2 * tokens) as advance:
-        measured = measure(stream, tokens, trace, advance)
-    made = Profile(
-        configuration=configuration.name,
-        mode=streaming_mode,
-        policy=evaluate.as_recorded(policy),
-        subject=evaluate.subject(loaded, text),
-        environment=records.environment(loaded.model.device),
-        measured=measured,
+    with bars() as progress, progress("profile", 2 * tokens) as advance:
+        step = profile_steps(stream, tokens, trace, advance)
+    found = Profile(
+        label=configuration.name,
+        configuration=identity(configuration),
+        workload=workload.record,
+        environment=environment(loaded.model.device),
+        step=step,
     )
-    name = file_name(f"{made.subject.model} {made.subject.dtype} {configuration.name}")
-    path = output_dir / "profile" / f"{name}.json"
-    records.write(path, made)
-    err.print(f"record: {path}")
+    name = f"{found.workload.model} {found.workload.dtype} {configuration.name}"
+    path = output_dir / "profile" / f"{file_stem(name)}.json"
+    write_struct(path, found)
+    err.print(f"record: {path}", markup=False)
     if trace is not None:
-        err.print(f"trace: {trace}")
-    out.print(_summary(made), soft_wrap=True)
-    for table in _tables(made, rows):
+        err.print(f"trace: {trace}", markup=False)
+    out.print(_summary(found), soft_wrap=True, markup=False)
+    for table in _tables(found, rows):
         show(table)
 
 
-def _summary(made: Profile) -> str:
-    taken = made.measured
+def _summary(found: Profile) -> str:
+    taken = found.step
     lines = [
-        f"{made.subject.model} {made.subject.dtype}, {made.environment.device}: "
-        f"{made.configuration}, {taken.n_tokens} tokens with {taken.evicted.prunes} prunes of "
+        f"{found.workload.model} {found.workload.dtype}, {found.environment.device}: "
+        f"{found.label}, {taken.n_tokens} tokens with {taken.evicted.evictions} evictions of "
         f"{taken.evicted.entries} entries",
-        f"{taken.step_ms:.3f} ms per token; {taken.profiled_ms:.3f} with the profiler, which all "
-        f"times are of, {taken.outside_ms:.3f} of it outside of operators",
+        f"{taken.step_ms:.3f} ms per token; {taken.profiled_ms:.3f} with the profiler, as are "
+        f"all times below, {taken.python_ms:.3f} of it Python outside of operators",
         f"per token: {taken.operators_per_token:.0f} operators",
     ]
     if taken.kernels:
@@ -79,8 +79,8 @@ def _summary(made: Profile) -> str:
     return "\n".join(lines)
 
 
-def _tables(made: Profile, n_rows: int) -> list[Table]:
-    taken = made.measured
+def _tables(found: Profile, n_rows: int) -> list[Table]:
+    taken = found.step
     device = ["device ms", "of kernels"] if taken.kernels else []
     parts = _table("part", "host ms", "of step", *device)
     for name, part in (("eviction", taken.eviction), ("forward", taken.forward)):

@@ -29,13 +29,13 @@ def summarize(output_dir: Path, audit_file: Path | None) -> None:
     verdicts = audit.table(found.groups)
     audited = _replaced(audit_file, render.markdown(verdicts)) if audit_file else ""
     sections = [
-        (f"{group.subject}: {group.text}", [*tables.of_group(group).values()])
+        (f"{group.title}: {group.text}", [*tables.tables_for(group).values()])
         for group in found.groups
     ]
     if diagnoses := tables.diagnoses(found.diagnoses):
         sections.append(("Diagnosis", [diagnoses]))
     if profiles := tables.profiles(found.profiles):
-        sections.append(("Profile", [profiles, *map(tables.dearest, found.profiles)]))
+        sections.append(("Profile", [profiles, *map(tables.most_expensive, found.profiles)]))
     markdown = ["# Summary\n", "## Audit\n", render.markdown(verdicts)]
     latex = [render.latex(verdicts)]
     for title, made in sections:

@@ -16,9 +16,15 @@ _FILL = 512  # tokens a forward while the cache fills up
 
 @torch.inference_mode()
 def prefill(
-    model: PreTrainedModel, input_ids: Tensor, cache: BoundedCache, advance: Advance | None = None
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    cache: BoundedCache,
+    advance: Advance | None = None,
+    batch: int = 1,
 ) -> Tensor:
     """Feed the first tokens of a stream [T] until the cache holds S + W; their NLL.
+
+    With a batch, that many streams are fed the same tokens.
 
     Nothing is evicted meanwhile, so feeding many tokens at once is exact. Stops one token before
     the end of the stream, whose last token is only ever a target.
@@ -29,7 +35,9 @@ def prefill(
     rows = []
     for start in range(0, length, step := min(_FILL, window_size(cache.policy))):
         stop = min(start + step, length)
-        logits = model(input_ids=input_ids[None, start:stop], past_key_values=cache).logits[0]
+        logits = model(
+            input_ids=input_ids[start:stop].expand(batch, -1), past_key_values=cache
+        ).logits[0]
         rows.append(token_nll(logits, input_ids[start + 1 : stop + 1]))
         if advance:
             advance(stop - start)
@@ -84,15 +92,15 @@ def _nll_by(
 
 
 @torch.inference_mode()
-def nll_between_prunes(
+def nll_between_evictions(
     model: PreTrainedModel, input_ids: Tensor, cache: BoundedCache, advance: Advance | None = None
 ) -> Tensor:
-    """`sequential_nll`, from prune to prune in one forward: nothing goes inside of it."""
+    """`sequential_nll`, from eviction to eviction in one forward: in between a cache only grows."""
     head = prefill(model, input_ids, cache, advance)
     rows = [head]
     begin, last = len(head), len(input_ids) - 1
-    prunes = [t for t, dropped in enumerate(evictions(cache.policy, last)) if dropped and t > begin]
-    for end in [*prunes, last] if begin < last else []:
+    at = [t for t, evicted in enumerate(evictions(cache.policy, last)) if evicted and t > begin]
+    for end in [*at, last] if begin < last else []:
         for chunk in input_ids[begin:end].split(window_size(cache.policy)):
             logits = model(input_ids=chunk[None], past_key_values=cache).logits[0]
             rows.append(token_nll(logits, input_ids[cache.seen - len(chunk) + 1 : cache.seen + 1]))
@@ -103,23 +111,25 @@ def nll_between_prunes(
 
 
 class SteadyDecode:
-    """A batch-1 teacher-forced decode in the steady state; each call decodes one token.
+    """A teacher-forced decode in the steady state; each call decodes one token of each stream.
 
     The text [T] is gone through again when it ends: what a token costs does not depend on which
     token it is.
     """
 
-    def __init__(self, model: PreTrainedModel, input_ids: Tensor, cache: BoundedCache):
-        self.model, self.input_ids, self.cache = model, input_ids, cache
-        prefill(model, input_ids, cache)
+    def __init__(
+        self, model: PreTrainedModel, input_ids: Tensor, cache: BoundedCache, batch: int = 1
+    ):
+        self.model, self.input_ids, self.cache, self.batch = model, input_ids, cache, batch
+        prefill(model, input_ids, cache, batch=batch)
 
     @torch.inference_mode()
     def __call__(self) -> Tensor:
         t = self.cache.seen % (self.input_ids.shape[0] - 1)
-        return self._decode(self.input_ids[t : t + 1])
+        return self._decode(self.input_ids[t : t + 1].expand(self.batch))
 
     def _decode(self, token: Tensor) -> Tensor:
-        return self.model(input_ids=token[None], past_key_values=self.cache).logits
+        return self.model(input_ids=token[:, None], past_key_values=self.cache).logits
 
 
 class CapturedSteadyDecode(SteadyDecode):
@@ -128,7 +138,7 @@ class CapturedSteadyDecode(SteadyDecode):
     def __init__(self, decoder: CapturedDecoder, input_ids: Tensor):
         decoder.reset()
         self.decoder = decoder
-        super().__init__(decoder.model, input_ids, decoder.cache)
+        super().__init__(decoder.model, input_ids, decoder.cache, decoder.batch)
 
     def _decode(self, token: Tensor) -> Tensor:
         return self.decoder.step(token)

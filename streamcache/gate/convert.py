@@ -23,6 +23,7 @@ _ENTRY = {
     "exact": "equal",
     "band": "published_range",
 }
+_CACHES = {"mit": "reference", "ours": "rerotating", "fast": "streaming"}
 _METRIC = {"drift": "rel_tol", "at_most": "max_value"}
 
 
@@ -55,14 +56,17 @@ def _metric(metric: dict[str, Any]) -> dict[str, Any]:
 def identity(old: dict[str, str | int]) -> dict[str, str | int]:
     """The fields that are set, each a key of its own.
 
-    A `policy` becomes its fields, one named otherwise (`beside`) those with its name in front.
+    A `policy` becomes its fields, one named otherwise (`beside`) those with its name in front; a
+    `mode` becomes the name of its `cache`.
     """
     new: dict[str, str | int] = {}
     for key, value in old.items():
         fields = _policy_fields(str(value))
         prefix = "" if key == "policy" else f"{key}_"
         new.update((f"{prefix}{name}", number) for name, number in fields.items())
-        if not fields:
+        if key == "mode":
+            new["cache"] = _CACHES.get(str(value), value)
+        elif not fields:
             new[key] = value
     return new
 

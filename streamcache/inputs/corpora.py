@@ -109,8 +109,12 @@ def load_tokens(
             "or take a longer text"
         )
     ids = torch.tensor(numbers[:max_tokens], dtype=torch.int64)
-    digest = hashlib.sha256(ids.numpy().astype("<i8").tobytes()).hexdigest()
-    return TokenStream(name, ids, digest, source)
+    return TokenStream(name, ids, digest_of(ids), source)
+
+
+def digest_of(input_ids: torch.Tensor) -> str:
+    """sha256 (hex) of token ids [T] as little-endian int64 bytes."""
+    return hashlib.sha256(input_ids.numpy().astype("<i8").tobytes()).hexdigest()
 
 
 def _encode(tokenizer: "PreTrainedTokenizerBase", text: str, limit: int | None) -> list[int]:

@@ -1,101 +1,144 @@
-"""The configurations with names, as benchmarks, goldens and reports call them."""
+"""What can be measured: a policy, the cache that carries it out, and how a token is decoded."""
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from streamcache.caches.base import BoundedCache
 from streamcache.caches.reference import ReferenceCache
-from streamcache.caches.refresh import RefreshCache, RefreshPolicy
+from streamcache.caches.refresh import RefreshPolicy
+from streamcache.caches.ring import RingCache
 from streamcache.caches.streaming import RerotatingCache, StreamingCache
-from streamcache.decoding.captured import CapturedDecoder
-from streamcache.decoding.loop import (
-    CapturedSteadyDecode,
-    SteadyDecode,
-    captured_nll,
-    nll_between_prunes,
-    sequential_nll,
-)
-from streamcache.decoding.nll import Advance
-from streamcache.decoding.recompute import recompute_step
-from streamcache.policy import EvictionPolicy, PolicyWarning
+from streamcache.policy import EvictionPolicy, Policy, PolicyWarning, fields_that_are_set
 
-Mode = Literal["mit", "ours", "fast", "captured"]
-
-_CACHES: dict[str, type[BoundedCache]] = {
-    "mit": ReferenceCache,
-    "ours": RerotatingCache,
-    "fast": StreamingCache,
+RECOMPUTE = "recompute"  # in place of a cache: the context is encoded anew for every token
+CACHES: dict[str, Callable[[PreTrainedModel, Policy], BoundedCache]] = {
+    "reference": ReferenceCache,
+    "rerotating": RerotatingCache,
+    "streaming": StreamingCache,
+    "ring": RingCache,
 }
+# As published and as of earlier releases: what `--streaming-mode` takes beside the names above.
+MODES: dict[str, tuple[str, "Engine"]] = {
+    "mit": ("reference", "eager"),
+    "ours": ("rerotating", "eager"),
+    "fast": ("streaming", "eager"),
+    "captured": ("ring", "captured"),
+    **{name: (name, "eager") for name in CACHES},
+}
+
+Engine = Literal["eager", "captured"]
 
 
 @dataclass(frozen=True)
 class Configuration:
-    """A policy and how a stream is decoded under it.
+    """One way to stream. Two configurations are the same if all fields but the label are.
 
-    The modes are three ways to rotate keys and, "captured", a ring read in a CUDA graph. None is
-    the fixed baseline: no cache, the context is recomputed for every token.
+    Attributes:
+        policy: what to evict and when; of `recompute`, S and W of the window that is encoded.
+        cache: a name in `CACHES`, or `recompute`.
+        engine: "eager", or "captured": one CUDA graph per token (cache "ring").
+        overlap: entries of the budget that stay empty.
+        refresh: entries of the budget for evicted tokens that are put back at evictions.
+        refresh_at: where these stand: in stream order or behind the newest token.
+        weights: quantisation of the linear layers; None: the dtype of the model.
+        batch: streams decoded side by side, for times.
+        label: for people; no code reads it.
+
+    Raises:
+        ValueError: an unknown cache, or fields that exclude each other.
     """
 
-    name: str
-    policy: EvictionPolicy
-    mode: Mode | None = "ours"
+    policy: Policy
+    cache: str
+    engine: Engine = "eager"
+    overlap: int = 0
+    refresh: int = 0
+    refresh_at: RefreshPolicy = "middle"
+    weights: str | None = None
+    batch: int = 1
+    label: str = field(default="", compare=False)
 
-    def step(self, model: PreTrainedModel, input_ids: Tensor) -> Callable[[], object]:
-        """A function that decodes a token of the text [T] a call, in the steady state."""
-        policy = self.policy
-        if self.mode is None:
-            return recompute_step(model, input_ids, policy.n_sink, policy.window_size)
-        if self.mode == "captured":
-            return CapturedSteadyDecode(CapturedDecoder(model, policy), input_ids)
-        return SteadyDecode(model, input_ids, _CACHES[self.mode](model, policy))
-
-    def sequential_nll(
-        self, model: PreTrainedModel, input_ids: Tensor, advance: Advance | None = None
-    ) -> Tensor:
-        """NLL [T - 1] of the text [T], decoded token by token: see `decoding.loop.sequential_nll`.
-
-        Raises:
-            ValueError: the baseline decodes nothing.
-        """
-        if self.mode is None:
-            raise ValueError(f"{self.name} recomputes its context and has no cache")
-        if self.mode == "captured":
-            return captured_nll(CapturedDecoder(model, self.policy), input_ids, advance)
-        return sequential_nll(model, input_ids, _CACHES[self.mode](model, self.policy), advance)
-
-
-@dataclass(frozen=True)
-class RefreshConfiguration(Configuration):
-    """A policy with tokens put back at prunes; its PPL is decoded, not taken in one pass."""
-
-    budget: int = 1
-    where: RefreshPolicy = "middle"
-
-    @staticmethod
-    def of(policy: EvictionPolicy, budget: int, where: RefreshPolicy) -> "RefreshConfiguration":
-        name = f"refresh-{where}-{budget} {policy.settings}"
-        return RefreshConfiguration(name, policy, "mit", budget, where)
+    def __post_init__(self) -> None:
+        if self.cache != RECOMPUTE and self.cache not in CACHES:
+            raise ValueError(
+                f"no cache {self.cache!r}: give one of {RECOMPUTE}, {', '.join(CACHES)}"
+            )
+        if (self.engine == "captured") > (self.cache == "ring"):
+            raise ValueError(f"captured decoding needs the cache 'ring', not {self.cache!r}")
+        if self.refresh and self.cache != "reference":
+            raise ValueError("refresh is built on the cache 'reference'")
 
     @property
-    def note(self) -> str:
-        """What the policy alone does not say."""
-        return f"besides, up to {self.budget} evicted tokens are held ({self.where})"
+    def recomputes(self) -> bool:
+        """Whether there is no cache."""
+        return self.cache == RECOMPUTE
 
-    def cache(self, model: PreTrainedModel) -> RefreshCache:
-        return RefreshCache(model, self.policy, self.budget, self.where)
+    @property
+    def total(self) -> int:
+        """Entries of the budget: the policy's capacity and what is reserved beside it."""
+        return self.policy.capacity + self.overlap + self.refresh
 
-    def step(self, model: PreTrainedModel, input_ids: Tensor) -> SteadyDecode:
-        return SteadyDecode(model, input_ids, self.cache(model))
+    @property
+    def name(self) -> str:
+        """The label, or a description made of the fields that are set."""
+        return self.label or describe(self)
 
-    def sequential_nll(
-        self, model: PreTrainedModel, input_ids: Tensor, advance: Advance | None = None
-    ) -> Tensor:
-        return nll_between_prunes(model, input_ids, self.cache(model), advance)
+
+def identity(configuration: Configuration) -> dict[str, str | int]:
+    """The fields that are set: a field at its default is absent, so a new field changes nothing."""
+    return fields_that_are_set(configuration)
+
+
+_SHORT = {
+    "n_sink": "S",
+    "window_size": "W",
+    "cache_slack": "σ",
+    "max_drop": "δ",
+    "compress_every": "R",
+}
+
+
+def describe(configuration: Configuration) -> str:
+    """A configuration in words: "streaming S=4 W=2044"."""
+    found = identity(configuration)
+    words = [str(found.pop("cache"))]
+    for name in ("engine", "rule"):
+        words += [str(found.pop(name))] if name in found else []
+    return " ".join([*words, *(f"{_SHORT.get(k, k)}={v}" for k, v in found.items())])
+
+
+def settings(policy: Policy) -> str:
+    """A policy in words: "S=4 W=2044 R=32"."""
+    return " ".join(f"{_SHORT.get(k, k)}={v}" for k, v in fields_that_are_set(policy).items())
+
+
+def with_budget(configuration: Configuration, total: int) -> Configuration:
+    """The configuration with the window that a total budget leaves, in entries.
+
+    Raises:
+        PolicyError: the total leaves no window.
+    """
+    p = configuration.policy
+    assert isinstance(p, EvictionPolicy)
+    with warnings.catch_warnings():  # the ablations are there to show what these settings cost
+        warnings.simplefilter("ignore", PolicyWarning)
+        policy = EvictionPolicy.from_budget(
+            total,
+            p.n_sink,
+            p.cache_slack,
+            p.max_drop,
+            p.compress_every,
+            configuration.overlap,
+            configuration.refresh,
+        )
+    if policy == p:
+        return configuration
+    label = configuration.label and f"{configuration.label}@{total}"
+    return replace(configuration, policy=policy, label=label)
 
 
 # The fixed baseline, which everything is compared with: S = 4, W = 2044, no cache.
@@ -104,29 +147,43 @@ BASELINE = EvictionPolicy(4, 2044)
 
 def _named() -> dict[str, Configuration]:
     best = EvictionPolicy(32, 2000, cache_slack=16, max_drop=32, compress_every=64)
-    rows = [
-        Configuration("baseline", BASELINE, None),
-        Configuration("mit", BASELINE, "mit"),
-        Configuration("ours-standard", BASELINE),
-        Configuration("best", best),
-        Configuration("fast", BASELINE, "fast"),
-        Configuration("best-fast", best, "fast"),
-        Configuration("captured", BASELINE, "captured"),
-        Configuration("best-captured", best, "captured"),
-        Configuration("quality", EvictionPolicy(32, 2016, 16, 32, 32)),
-    ]
+    rows = {
+        "baseline": Configuration(BASELINE, RECOMPUTE),
+        "mit": Configuration(BASELINE, "reference"),
+        "ours-standard": Configuration(BASELINE, "rerotating"),
+        "best": Configuration(best, "rerotating"),
+        "fast": Configuration(BASELINE, "streaming"),
+        "best-fast": Configuration(best, "streaming"),
+        "captured": Configuration(BASELINE, "ring", "captured"),
+        "best-captured": Configuration(best, "ring", "captured"),
+        "quality": Configuration(EvictionPolicy(32, 2016, 16, 32, 32), "rerotating"),
+    }
     for every in (1, 16, 32, 64, 128):
-        rows.append(Configuration(f"lazy-R{every}", EvictionPolicy(4, 2044, compress_every=every)))
+        policy = EvictionPolicy(4, 2044, compress_every=every)
+        rows[f"lazy-R{every}"] = Configuration(policy, "rerotating")
     for n_sink in (4, 16, 32, 64):
         policy = EvictionPolicy(n_sink, 2048 - n_sink, compress_every=32)
-        rows.append(Configuration(f"sink-{n_sink}", policy))
+        rows[f"sink-{n_sink}"] = Configuration(policy, "rerotating")
     cells = {"none": (None, None), "slack": (16, None), "maxdrop": (None, 32), "full": (16, 32)}
     for cell, (slack, max_drop) in cells.items():
         policy = EvictionPolicy(32, 2016, slack, max_drop, 32)
-        rows.append(Configuration(f"softlite-{cell}", policy))
-    return {row.name: row for row in rows}
+        rows[f"softlite-{cell}"] = Configuration(policy, "rerotating")
+    return {label: replace(row, label=label) for label, row in rows.items()}
 
 
 with warnings.catch_warnings():  # lazy-R128 is here to show what it costs
     warnings.simplefilter("ignore", PolicyWarning)
     NAMED = _named()
+
+# The paper's three ablations, in the order of what is varied.
+ABLATIONS = {
+    "lazy": ("lazy-R1", "lazy-R16", "lazy-R32", "lazy-R64", "lazy-R128"),
+    "sink": ("sink-4", "sink-16", "sink-32", "sink-64"),
+    "softlite": ("softlite-none", "softlite-slack", "softlite-maxdrop", "softlite-full"),
+}
+
+
+def label_of(configuration: Configuration) -> Configuration:
+    """The same with the label of the named configuration that it equals, if there is one."""
+    same = next((named for named in NAMED.values() if named == configuration), None)
+    return configuration if same is None else replace(configuration, label=same.label)

@@ -1,10 +1,10 @@
-"""What a prune does to the predictions right after it, token by token.
+"""The effect of an eviction on the predictions right after it, token by token.
 
 The NLL of a text is heavy-tailed and its own ups and downs drown what an eviction adds. So the
-statistic is taken of a difference, token by token: the policy's NLL less that of a policy that
-reads the same text in the same room and drops one entry at a time. Around each prune (the boundary)
-the mean of the first tokens after it is compared with that of the last ones before it, and whether
-that is much is told by boundaries put elsewhere at random: a permutation test.
+statistic is taken of a difference, token by token: the policy's NLL less that of a policy of the
+same capacity that evicts one entry per token. Around each eviction (the boundary) the mean of the
+first tokens after it is compared with that of the last ones before it. A permutation test tells
+whether the difference is large: the same for boundaries put elsewhere at random.
 """
 
 import csv
@@ -16,53 +16,52 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from streamcache.measure.records import SCHEMA_VERSION, Environment, Policy, Prunes, Subject
+from streamcache.measure.measurement import SCHEMA_VERSION, Environment, Floats, WorkloadRecord
 from streamcache.measure.student import student_t
-from streamcache.policy import EvictionPolicy, evictions
+from streamcache.policy import EvictionPolicy, Evictions, Policy, evictions
 
-Floats = NDArray[np.float64]
-
-_LONGEST_SPAN = 64  # tokens before and after a prune that are compared, at most
+_LONGEST_SPAN = 64  # tokens before and after an eviction that are compared, at most
 _BATCHES = 32
 
 
 class DiagnosisError(ValueError):
-    """There are too few prunes or tokens to say anything; the message says what would do."""
+    """There are too few evictions or tokens for a result; the message says what would do."""
 
 
-class Held(NamedTuple):
-    """What a cache holds when a token is predicted, and what was evicted just before."""
+class CacheState(NamedTuple):
+    """Entries that a cache holds when a token is predicted, and that were evicted just before."""
 
     size: int
     evicted: int
-    prune: str  # "none", "scheduled" or "forced"
+    eviction: str  # "none", "scheduled" or "forced"
 
 
-def held(policy: EvictionPolicy, n_tokens: int) -> Iterator[Held]:
+def cache_states(policy: Policy, n_tokens: int) -> Iterator[CacheState]:
     """After each token of a stream fed token by token."""
     size = 0
     for seen, dropped in enumerate(evictions(policy, n_tokens)):
         size += 1 - dropped
         kind = "scheduled" if policy.scheduled(seen) else "forced"
-        yield Held(size, dropped, kind if dropped else "none")
+        yield CacheState(size, dropped, kind if dropped else "none")
 
 
-def one_at_a_time(policy: EvictionPolicy) -> EvictionPolicy:
-    """The policy that fills the same room and drops one entry per token."""
+def per_token_eviction(policy: Policy) -> EvictionPolicy:
+    """The policy of the same capacity that evicts one entry per token."""
     return EvictionPolicy(policy.n_sink, policy.capacity - policy.n_sink)
 
 
-def never_fuller(policy: EvictionPolicy) -> EvictionPolicy:
-    """The policy that always holds what a prune leaves: worse all along, but without an event."""
-    return EvictionPolicy(policy.n_sink, policy.window_size)
+def small_window_control(policy: Policy) -> EvictionPolicy:
+    """The policy that always holds as little as an eviction leaves: a control without events."""
+    return EvictionPolicy(policy.n_sink, policy.floor - policy.n_sink)
 
 
-class Spike(msgspec.Struct, frozen=True):
+class EvictionEffect(msgspec.Struct, frozen=True):
     """A series of nats per token around boundaries, and around as many shuffled ones.
 
-    Offsets count from the boundary: 0 is the first token predicted after the prune, -1 the last
+    Offsets count from the boundary: 0 is the first token predicted after the eviction, -1 the last
     before it. Every p is the share of shuffles that reach the measured figure, itself counted as
-    one: small means that the series rises at the boundaries. It never means that it does not.
+    one. A small p says that the series rises at the boundaries; a large one does not say that it
+    does not.
     """
 
     n_boundaries: int
@@ -72,7 +71,7 @@ class Spike(msgspec.Struct, frozen=True):
     peak: float  # the highest mean of one offset after, less the mean before, nats
     peak_p: float
     area: float  # excess over the whole span, nats
-    width: float  # area over peak, tokens: how long a spike of that height would last
+    width: float  # area over peak, tokens: how long an effect of that height would last
     shuffled_excess: tuple[float, float]  # the middle 95 % of the shuffles
     profile: list[float]  # mean at the offsets -span ... span - 1
     shuffled_low: list[float]  # 2.5 % and 97.5 % of the shuffles at each offset
@@ -86,14 +85,14 @@ def span_of(boundaries: NDArray[np.int64]) -> int:
     return min(_LONGEST_SPAN, max(1, usual // 2))
 
 
-def spike(
+def eviction_effect(
     series: Floats, boundaries: NDArray[np.int64], span: int, shuffles: int, seed: int
-) -> Spike:
+) -> EvictionEffect:
     """What a series [n] does around boundaries, indices into it.
 
     A shuffle has the same number of boundaries, all different, anywhere in the series. Where every
-    token is a boundary there is nothing to shuffle and every p is 1: no token is nearer to a prune
-    than another.
+    token is a boundary there is nothing to shuffle and every p is 1: each token is as near
+    to an eviction as the next.
 
     Raises:
         DiagnosisError: fewer than two boundaries have `span` tokens on both sides.
@@ -107,7 +106,7 @@ def spike(
     rows = rows[(rows >= 0) & (rows < len(around))]
     if len(rows) < 2:
         raise DiagnosisError(
-            f"{len(rows)} prunes with {span} tokens of the steady state on both sides, 2 are "
+            f"{len(rows)} evictions with {span} tokens of the steady state on both sides, 2 are "
             "needed: --max-eval-tokens gives a longer text, --cap-total a smaller cache"
         )
     random = np.random.default_rng(seed)
@@ -120,7 +119,7 @@ def spike(
     null_excess, null_peak = _excess(shuffled), _peak(shuffled)
     low, high = np.quantile(null_excess, (0.025, 0.975))
     bands = np.quantile(shuffled, (0.025, 0.975), axis=0)
-    return Spike(
+    return EvictionEffect(
         n_boundaries=len(rows),
         span=span,
         excess=float(excess),
@@ -183,40 +182,39 @@ def difference(series: Floats) -> Difference:
 
 
 class Diagnosis(msgspec.Struct, frozen=True, tag="streamcache-diagnosis", tag_field="schema"):
-    """What the prunes of a policy do on a text.
+    """The effect of a policy's evictions on a text.
 
     Attributes:
         first_position: of the steady state, in which both policies have filled their caches.
-        spike: of the policy's NLL less that of `against`.
-        control: the same boundaries, and a policy that does not prune there: drops one entry per
-            token down to what the policy's prunes leave. A spike here would be the text's own.
+        effect: of the policy's NLL less that of `against`.
+        control: the same boundaries, and a policy without evictions of its own there: it evicts
+            one entry per token and always holds as little as the evictions leave. An effect here
+            would be of the text, not of the policy.
         raw: of the policy's NLL as it is.
     """
 
     configuration: str
-    policy: Policy
     against: str
-    against_policy: Policy
-    subject: Subject
+    workload: WorkloadRecord
     environment: Environment
-    prunes: Prunes
+    evictions: Evictions
     first_position: int
     difference: Difference
-    spike: Spike
-    control: Spike
-    raw: Spike
+    effect: EvictionEffect
+    control: EvictionEffect
+    raw: EvictionEffect
     notes: tuple[str, ...] = ()
     version: int = SCHEMA_VERSION
 
 
 def tokens_csv(
-    ids: list[int], texts: list[str], states: list[Held], nll: Floats, against: Floats
+    ids: list[int], texts: list[str], states: list[CacheState], nll: Floats, against: Floats
 ) -> bytes:
-    """A row per predicted token; what `Held` says is of the moment it is predicted."""
+    """A row per predicted token; what `CacheState` says is of the moment it is predicted."""
     file = io.StringIO()
     rows = csv.writer(file, lineterminator="\n")
     rows.writerow(
-        ("position", "token", "text", "nll", "nll_against", "cache_size", "evicted", "prune")
+        ("position", "token", "text", "nll", "nll_against", "cache_size", "evicted", "eviction")
     )
     for i, state in enumerate(states):
         numbers = (f"{nll[i]:.6f}", f"{against[i]:.6f}")

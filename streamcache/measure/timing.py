@@ -1,5 +1,6 @@
-"""The time a token takes (TPOT), by the clock of the device."""
+"""Times of consecutive tokens, by the clock of the device."""
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,9 +8,11 @@ from itertools import pairwise
 
 import torch
 
+from streamcache.policy import Policy
+
 
 @dataclass(frozen=True)
-class Laps:
+class TokenTimings:
     """Times of consecutive tokens.
 
     Attributes:
@@ -23,19 +26,19 @@ class Laps:
     on_device: bool
 
     @staticmethod
-    def join(blocks: "list[Laps]") -> "Laps":
+    def join(blocks: "list[TokenTimings]") -> "TokenTimings":
         token_ms = [ms for block in blocks for ms in block.token_ms]
-        return Laps(token_ms, sum(block.wall_ms for block in blocks), blocks[0].on_device)
+        wall_ms = sum(block.wall_ms for block in blocks)
+        return TokenTimings(token_ms, wall_ms, blocks[0].on_device)
 
 
-def time_tokens(step: Callable[[], object], n_tokens: int, device: torch.device) -> Laps:
+def time_tokens(step: Callable[[], object], n_tokens: int, device: torch.device) -> TokenTimings:
     """Call `step`, which decodes one token, `n_tokens` times and time each call.
 
     No synchronisation inside the region: on CUDA an event is recorded after every step, and the
     time from event to event is what the device needed or waited for.
     """
-    on_device = device.type == "cuda"
-    if on_device:
+    if device.type == "cuda":
         events = [torch.cuda.Event(enable_timing=True) for _ in range(n_tokens + 1)]
         torch.cuda.synchronize(device)
         start = time.perf_counter()
@@ -45,10 +48,16 @@ def time_tokens(step: Callable[[], object], n_tokens: int, device: torch.device)
             event.record()
         torch.cuda.synchronize(device)
         wall_ms = (time.perf_counter() - start) * 1e3
-        return Laps([a.elapsed_time(b) for a, b in pairwise(events)], wall_ms, True)
+        return TokenTimings([a.elapsed_time(b) for a, b in pairwise(events)], wall_ms, True)
     ticks = [time.perf_counter()]
     for _ in range(n_tokens):
         step()
         ticks.append(time.perf_counter())
     token_ms = [(b - a) * 1e3 for a, b in pairwise(ticks)]
-    return Laps(token_ms, (ticks[-1] - ticks[0]) * 1e3, False)
+    return TokenTimings(token_ms, (ticks[-1] - ticks[0]) * 1e3, False)
+
+
+def whole_rounds(policy: Policy, n_tokens: int) -> int:
+    """At least `n_tokens`, in whole rounds of R: wherever a round starts, it has all evictions."""
+    every = getattr(policy, "compress_every", 1)
+    return math.ceil(n_tokens / every) * every

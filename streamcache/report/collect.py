@@ -1,111 +1,133 @@
-"""The records of a folder, each beside its arrays, grouped by what can be compared."""
+"""The measurements of a folder, grouped by what can be compared."""
 
 import json
-from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy
-from numpy.typing import NDArray
 
+from streamcache.measure.configurations import NAMED, Configuration, identity, with_budget
 from streamcache.measure.diagnose import Diagnosis
-from streamcache.measure.profiling import Profile
-from streamcache.measure.records import SCHEMA_VERSION, Record, RecordError, array_path, read_array
+from streamcache.measure.measurement import (
+    SCHEMA_VERSION,
+    Fields,
+    Measurement,
+    Record,
+    with_arrays,
+)
+from streamcache.measure.profile import Profile
+from streamcache.policy import PolicyError
 
-Kind = Literal["nll", "tpot"]
-
-
-@dataclass(frozen=True)
-class Measured:
-    """A record, where it lies, and the numbers beside it."""
-
-    record: Record
-    path: Path
-    arrays: dict[Kind, NDArray[numpy.float64]] = field(default_factory=dict, compare=False)
-
-    @property
-    def name(self) -> str:
-        """The configuration, without the size it was given."""
-        return self.record.configuration.partition("@")[0]
-
-    def array(self, kind: Kind) -> NDArray[numpy.float64] | None:
-        """NLL of each token, nats [T - 1], or ms of each timed token; None where not kept."""
-        return self.arrays.get(kind)
+_MAX_BYTES = 1 << 25  # a longer file is a trace
+_KINDS: dict[str, type[Record] | type[Diagnosis] | type[Profile]] = {
+    "streamcache-measurement": Record,
+    "streamcache-diagnosis": Diagnosis,
+    "streamcache-profile": Profile,
+}
 
 
 @dataclass(frozen=True)
 class Group:
-    """Records that compare: one model, environment and text; one of each configuration."""
+    """Measurements that compare: one workload and environment; one of each configuration."""
 
-    rows: tuple[Measured, ...]
+    rows: tuple[Measurement, ...]
 
     @property
     def first(self) -> Record:
+        """A record, for what all have in common."""
         return self.rows[0].record
 
     @property
-    def subject(self) -> str:
+    def title(self) -> str:
         """Model and device."""
         record = self.first
-        timed = record.speed.model if record.speed else record.subject.model
-        other = "" if timed == record.subject.model else f" (timed: {timed})"
-        return f"{record.subject.model} {record.subject.dtype}{other}, {record.environment.device}"
+        workload = record.workload
+        other = "" if workload.timed == workload.model else f" (timed: {workload.timed})"
+        weights = record.configuration.get("weights")
+        dtype = f"{workload.dtype} {weights}" if weights else workload.dtype
+        return f"{workload.model} {dtype}{other}, {record.environment.device}"
 
     @property
     def text(self) -> str:
-        return f"{self.first.subject.text}, {self.first.subject.n_tokens:,} tokens"
+        """The text and its length."""
+        return f"{self.first.workload.text}, {self.first.workload.n_tokens:,} tokens"
 
-    def common(self) -> dict[str, float]:
+    def common(self) -> dict[object, float]:
         """PPL of each configuration over the positions at which all of them have a full cache.
 
         Steady PPLs start where each cache is first full, which is at other positions for other
-        windows; these compare. Empty where the NLLs were not kept or the text is too short.
+        windows; these compare. By `Record.key`; empty where the text is too short.
         """
-        rows = [row for row in self.rows if row.record.mode != "recompute"]
-        nll = {row.record.configuration: row.array("nll") for row in rows}
-        floors = [row.record.policy.n_sink + row.record.policy.window_size for row in rows]
-        first = max(floors, default=0) - 1
+        rows = [row for row in self.rows if not row.record.recomputes]
+        first = max((row.record.sizes.floor for row in rows), default=0) - 1
         return {
-            name: float(numpy.exp(values[first:].mean()))
-            for name, values in nll.items()
-            if values is not None and len(values) > first
+            row.record.key: float(numpy.exp(row.nll[first:].mean()))
+            for row in rows
+            if row.nll is not None and len(row.nll) > first
         }
 
-    def get(self, name: str) -> Measured | None:
-        """The record of a configuration by its name, in preference of its published size."""
-        found = [row for row in self.rows if row.name == name]
-        return min(found, key=lambda row: len(row.record.configuration), default=None)
+    def get(self, name: str) -> Measurement | None:
+        """The measurement of a named configuration.
 
-    def starting(self, prefix: str) -> list[Measured]:
-        """An ablation's records, one of each name, in order of R and S.
-
-        Preferred are those of one total that windows were derived from: the one with most records,
-        or the larger of two.
+        With its published sizes where there is one, else with the window of another total.
         """
-        rows = [row for row in self.rows if row.name.startswith(prefix)]
-        count = Counter(row.record.policy.capacity for row in rows)
-        derived = (r.record.policy.capacity for r in rows if "@" in r.record.configuration)
-        total = max(derived, key=lambda each: (count[each], each), default=None)
-        rows.sort(key=lambda row: row.record.policy.capacity == total)
-        found = {row.name: row for row in rows}
-        order = {"softlite-none": 0, "softlite-slack": 1, "softlite-maxdrop": 2}
-        return sorted(
-            found.values(),
-            key=lambda row: (
-                row.record.policy.compress_every,
-                row.record.policy.n_sink,
-                order.get(row.name, 3),
-            ),
-        )
+        return next(self._of(NAMED[name], derived_first=False), None)
+
+    def all_of(self, names: tuple[str, ...]) -> list[tuple[str, Measurement]]:
+        """An ablation's measurements with their names, all of one total where there is one.
+
+        Preferred is the total that most of the names were measured with; the larger of two.
+        """
+        found = {name: list(self._of(NAMED[name], derived_first=True)) for name in names}
+        totals = [row.record.sizes.total for rows in found.values() for row in rows]
+        count = {total: sum(any(r.record.sizes.total == total for r in rows)
+                            for rows in found.values()) for total in totals}  # fmt: skip
+        total = max(count, key=lambda each: (count[each], each), default=None)
+        chosen = []
+        for name, rows in found.items():
+            rows.sort(key=lambda row: row.record.sizes.total != total)
+            if rows:
+                row = rows[0]
+                labelled = msgspec.structs.replace(row.record, label=_label(name, row))
+                chosen.append((name, replace(row, record=labelled)))
+        return chosen
+
+    def _of(self, named: Configuration, derived_first: bool) -> Iterator[Measurement]:
+        """The measurements that are the named configuration, or it with another total."""
+        wanted = [identity(named)]
+        for total in sorted({row.record.sizes.total for row in self.rows}, reverse=True):
+            try:
+                wanted.append(identity(with_budget(named, total)))
+            except PolicyError:
+                continue
+        if named.recomputes:  # its window is the workload's
+            wanted += [row.record.configuration for row in self.rows if row.record.recomputes]
+        if derived_first:
+            wanted = [*wanted[1:], wanted[0]]
+        rows = {tuple(sorted(_plain(row.record).items())): row for row in self.rows}
+        keys = dict.fromkeys(tuple(sorted(fields.items())) for fields in wanted)
+        yield from (rows[key] for key in keys if key in rows)
+
+
+def _plain(record: Record) -> Fields:
+    """The fields of a configuration but for its weights, which a group has in common."""
+    return {name: value for name, value in record.configuration.items() if name != "weights"}
+
+
+def _label(name: str, row: Measurement) -> str:
+    return (
+        name if _plain(row.record) == identity(NAMED[name]) else f"{name}@{row.record.sizes.total}"
+    )
 
 
 class Found(NamedTuple):
-    """What lies below a folder.
+    """The contents of a folder.
 
     Attributes:
-        bad: a line about each file that is a record, or the numbers of one, and cannot be read.
+        bad: a line for each file that is a record, or an array of one, and cannot be read.
     """
 
     groups: list[Group]
@@ -115,50 +137,49 @@ class Found(NamedTuple):
 
 
 def collect(folder: Path) -> Found:
-    """All records, diagnoses and profiles below a folder.
+    """All measurements, diagnoses and profiles below a folder.
 
-    Of a configuration measured twice in the same group, the newest counts.
-    pytest-benchmark's files are read, too.
+    Of a configuration measured twice in the same group, the newest counts. Files of
+    pytest-benchmark are read, too.
     """
-    records: list[Measured] = []
+    measurements: list[Measurement] = []
     diagnoses: list[Diagnosis] = []
     profiles: list[Profile] = []
     bad: list[str] = []
     for path in sorted(folder.rglob("*.json")):
         try:
-            if path.stat().st_size > _LONGEST:
+            if path.stat().st_size > _MAX_BYTES:
                 continue
             content = json.loads(path.read_bytes())
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             bad.append(f"{path} cannot be read: {error}")
             continue
         for entry in _entries(content):
             kind = _KINDS.get(str(entry.get("schema")))
             if kind is None:
                 continue
+            if entry.get("version") != SCHEMA_VERSION:
+                bad.append(
+                    f"{path} has schema version {entry.get('version')}, not {SCHEMA_VERSION}"
+                )
+                continue
             try:
-                made = msgspec.convert(entry, kind)
+                found = msgspec.convert(entry, kind)
             except msgspec.ValidationError as error:
                 bad.append(f"{path} is a broken record: {error}")
                 continue
-            if made.version != SCHEMA_VERSION:
-                bad.append(f"{path} has schema version {made.version}, not {SCHEMA_VERSION}")
-            elif isinstance(made, Record):
-                records.append(Measured(made, path, _arrays(made, path, bad)))
-            elif isinstance(made, Diagnosis):
-                diagnoses.append(made)
+            if isinstance(found, Record):
+                # A benchmark's file has the record alone.
+                alone = entry is not content
+                measurements.append(
+                    Measurement(found, path=path) if alone else with_arrays(found, path, bad)
+                )
+            elif isinstance(found, Diagnosis):
+                diagnoses.append(found)
             else:
-                profiles.append(made)
-    records.sort(key=lambda one: one.path.stat().st_mtime_ns)
-    return Found(_grouped(records), diagnoses, profiles, bad)
-
-
-_LONGEST = 1 << 25  # bytes; what is longer is a trace
-_KINDS: dict[str, type[Record] | type[Diagnosis] | type[Profile]] = {
-    "streamcache-eval": Record,
-    "streamcache-diagnosis": Diagnosis,
-    "streamcache-profile": Profile,
-}
+                profiles.append(found)
+    measurements.sort(key=lambda one: one.record.date)
+    return Found(_grouped(measurements), diagnoses, profiles, bad)
 
 
 def _entries(content: Any) -> list[dict[str, Any]]:
@@ -171,27 +192,13 @@ def _entries(content: Any) -> list[dict[str, Any]]:
     return [entry for entry in [content, *extra] if isinstance(entry, dict)]
 
 
-def _arrays(record: Record, path: Path, bad: list[str]) -> dict[Kind, NDArray[numpy.float64]]:
-    """The numbers that lie beside a record; what cannot be read is named in `bad`."""
-    lengths: dict[Kind, int] = {"nll": record.subject.n_tokens - 1}
-    if record.speed:
-        lengths["tpot"] = record.speed.n_tokens
-    found = {}
-    for kind, n in lengths.items():
-        if (beside := array_path(path, kind)).exists():
-            try:
-                found[kind] = read_array(beside, n)
-            except RecordError as error:
-                bad.append(str(error))
-    return found
-
-
-def _grouped(found: list[Measured]) -> list[Group]:
-    groups: dict[tuple[object, ...], dict[str, Measured]] = {}
+def _grouped(found: list[Measurement]) -> list[Group]:
+    groups: dict[str, dict[str, Measurement]] = {}
     for one in found:
         record = one.record
-        subject = msgspec.structs.replace(record.subject, text_source="")
-        timed = record.speed.model if record.speed else subject.model
-        key = (subject, timed, record.environment)
-        groups.setdefault(key, {})[record.configuration] = one
-    return [Group(tuple(groups[key].values())) for key in sorted(groups, key=str)]
+        workload = msgspec.structs.replace(record.workload, text_source="")
+        weights = record.configuration.get("weights", "")
+        key = msgspec.json.encode((workload, weights, record.environment)).decode()
+        fields = msgspec.json.encode(record.configuration, order="sorted").decode()
+        groups.setdefault(key, {})[fields] = one
+    return [Group(tuple(groups[key].values())) for key in sorted(groups)]

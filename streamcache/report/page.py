@@ -55,14 +55,14 @@ def page(found: Found, audit: Table, ladder: Path | None) -> str:
     sections = [("Published and measured", _table(audit, heading=False))]
     with plots.style():
         for i, group in enumerate(found.groups):
-            title = f"{group.subject}: {group.text}"
+            title = f"{group.title}: {group.text}"
             sections.append((title, "\n".join(_group(group, f"g{i}"))))
         if diagnoses := tables.diagnoses(found.diagnoses):
             content = [_table(diagnoses, heading=False), *map(_diagnosis, found.diagnoses)]
             sections.append((diagnoses.title, "\n".join(content)))
         if profiles := tables.profiles(found.profiles):
             content = [_table(profiles, heading=False)]
-            content += [_table(tables.dearest(made)) for made in found.profiles]
+            content += [_table(tables.most_expensive(made)) for made in found.profiles]
             sections.append((profiles.title, "\n".join(content)))
         if ladder is not None and (made := plots.ladder(ladder)):
             about = "From eager decoding down to reading the weights and the cache once."
@@ -97,33 +97,33 @@ configurations do here, and every number from a record beside this page.</p>
 
 
 def _group(group: Group, name: str) -> Iterator[str]:
-    shown = tables.of_group(group)
+    shown = tables.tables_for(group)
     if "methods" in shown:
         yield _table(shown["methods"])
     if made := plots.tail(group):
         yield _figure(
             made,
             f"{name}-tail",
-            "Every timed token as it came, nothing averaged, and how many tokens take at least so "
-            "long: evictions are the steps on the right.",
+            "Each timed token, nothing averaged (left), and the share of tokens that take at least "
+            "as long (right); evictions are among the slowest tokens.",
         )
     if made := plots.nll(group):
         yield _figure(
             made,
             f"{name}-nll",
-            "PPL over the stream (each point 256 tokens), and single tokens around prunes.",
+            "PPL over the stream (each point 256 tokens), and single tokens around evictions.",
         )
-    for prefix, by in (("lazy-", "compress_every"), ("sink-", "n_sink"), ("softlite-", "")):
-        if found := shown.get(prefix):
+    for ablation, by in (("lazy", "compress_every"), ("sink", "n_sink"), ("softlite", "")):
+        if found := shown.get(ablation):
             yield _table(found)
-            if made := plots.ablation(group, prefix, by):
-                yield _figure(made, f"{name}-{prefix}plot", f"{found.title}: quality and speed.")
+            if made := plots.ablation(group, ablation, by):
+                yield _figure(made, f"{name}-{ablation}-plot", f"{found.title}: quality and speed.")
 
 
 def _diagnosis(made: Diagnosis) -> str:
-    subject = f"{made.subject.model}, {made.subject.text}, {made.subject.n_tokens:,} tokens"
-    title = f"{subject}: {made.configuration} against {made.against}."
-    return _figure(plots.around_prunes(made), re.sub(r"\W+", "-", title).lower(), title)
+    where = f"{made.workload.model}, {made.workload.text}, {made.workload.n_tokens:,} tokens"
+    title = f"{where}: {made.configuration} against {made.against}."
+    return _figure(plots.diagnosis(made), re.sub(r"\W+", "-", title).lower(), title)
 
 
 def _figure(made: "Figure", name: str, caption: str) -> str:

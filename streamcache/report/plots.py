@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy
 
 from streamcache.extras import require
+from streamcache.measure.configurations import ABLATIONS
 from streamcache.measure.diagnose import Diagnosis
-from streamcache.measure.records import Record
-from streamcache.policy import EvictionPolicy, evictions
+from streamcache.measure.measurement import Floats, Measurement, Record
+from streamcache.policy import evictions
 from streamcache.report import published
-from streamcache.report.collect import Group, Measured
+from streamcache.report.collect import Group
 from streamcache.report.tables import METHODS
 
 if TYPE_CHECKING:
@@ -98,34 +99,37 @@ def svg(made: "Figure", name: str) -> str:
     return element.replace(_INK, "currentColor")
 
 
-def ablation(group: Group, prefix: str, by: str) -> "Figure | None":
+def ablation(group: Group, name: str, by: str) -> "Figure | None":
     """PPL increase and TPOT of an ablation's configurations.
 
     Args:
         by: the field of the policy that is varied, or "" for cells that differ in several.
     """
-    rows = [row for row in group.starting(prefix) if row.record.speed or row.record.quality]
-    if len(rows) < 2:
+    found = group.all_of(ABLATIONS[name])
+    found = [(each, row) for each, row in found if row.record.speed or row.record.quality]
+    if len(found) < 2:
         return None
+    rows = [row for _, row in found]
     judged = any(row.record.quality for row in rows)  # random weights are timed only
     made, panels = figure(3.8, 1, 1 + judged)
+    cells = dict(zip(ABLATIONS["softlite"], ("none", "slack", "maxdrop", "full")))
     labels = [
-        str(getattr(row.record.policy, by)) if by else row.name[len(prefix) :] for row in rows
+        str(row.record.configuration.get(by, 1)) if by else cells[each] for each, row in found
     ]
     if judged:
         _increases(panels[0], group, rows, labels)
     _times(panels[-1], rows, labels)
-    names = {"compress_every": "R, tokens from prune to prune", "n_sink": "S, sinks"}
+    names = {"compress_every": "R, tokens from eviction to eviction", "n_sink": "S, sinks"}
     for axes in panels:
         axes.set_xlabel(names.get(by, "cell: slack σ, max_drop δ"))
         axes.set_xlim(-0.5, len(rows) - 0.5)
     return made
 
 
-def _increases(axes: "Axes", group: Group, rows: list[Measured], labels: list[str]) -> None:
+def _increases(axes: "Axes", group: Group, rows: list[Measurement], labels: list[str]) -> None:
     common = group.common()
     first = group.get("ours-standard") or group.get("mit") or group.get("lazy-R1")
-    standard = common.get(first.record.configuration) if first else None
+    standard = common.get(first.record.key) if first else None
     at = range(len(rows))
     axes.set_xticks(at, labels)
     axes.axhline(0, color=GREY, linewidth=1)
@@ -138,11 +142,10 @@ def _increases(axes: "Axes", group: Group, rows: list[Measured], labels: list[st
                 middle, error = quality.ppl_increase or 0, quality.ppl_increase_error
                 axes.vlines(i, 100 * (middle - error), 100 * (middle + error), color=BLUE)
     if standard:
-        values = [common.get(row.record.configuration) for row in rows]
+        values = [common.get(row.record.key) for row in rows]
         over = [value / standard - 1 if value else None for value in values]
-        _dots(axes, over, GREEN, "s", "over R = 1, all positions in common")
-    text = group.first.subject.text
-    printed = [published.of(text, row.name).increase for row in rows]
+        _dots(axes, over, GREEN, "s", "over R = 1 (S = 4), all positions in common")
+    printed = [published.of_record(row.record).increase for row in rows]
     if any(printed):
         _dots(
             axes,
@@ -168,14 +171,14 @@ def _dots(
     )  # fmt: skip
 
 
-def _times(axes: "Axes", rows: list[Measured], labels: list[str]) -> None:
+def _times(axes: "Axes", rows: list[Measurement], labels: list[str]) -> None:
     axes.set_xticks(range(len(rows)), labels)
     axes.set_ylabel("TPOT, ms per token")
     for i, row in enumerate(rows):
         if speed := row.record.speed:
             axes.vlines(i, speed.tpot_p50_ms, speed.tpot_p99_ms, color=GREY, linewidth=3)
             axes.plot(i, speed.tpot_mean_ms, color=BLUE, marker="o", markersize=8)
-    axes.plot([], [], color=BLUE, marker="o", linestyle="", label="mean, evictions in")
+    axes.plot([], [], color=BLUE, marker="o", linestyle="", label="mean, evictions included")
     axes.plot([], [], color=GREY, linewidth=3, label="p50 to p99")
     axes.set_ylim(0, axes.get_ylim()[1] * 1.2)
     _legend(axes)
@@ -187,49 +190,52 @@ def _legend(axes: "Axes", columns: int = 1) -> None:
 
 
 def nll(group: Group) -> "Figure | None":
-    """The stream as a whole, and token by token around prunes."""
-    shown = [row for name in ("mit", "best", "lazy-R128") if (row := group.get(name))]
-    shown = [row for row in shown if row.array("nll") is not None]
+    """The stream as a whole, and token by token around evictions."""
+    names = ("mit", "best", "lazy-R128")
+    shown = [(name, row) for name in names if (row := group.get(name)) and row.nll is not None]
     if len(shown) < 2:
         return None
     made, (whole, near, difference) = figure(9.0, 3, 1)
     bins = 256
-    for row, colour, width in zip(shown, (ORANGE, GREEN, BLUE), (4.5, 2.5, 1)):  # they agree
-        values = _array(row, "nll")
+    for (name, row), colour, width in zip(
+        shown, (ORANGE, GREEN, BLUE), (4.5, 2.5, 1)
+    ):  # they agree
+        values = _nll(row)
         n = len(values) // bins * bins
         if n:
             middle = numpy.arange(n // bins) * bins + bins / 2
             ppl = numpy.exp(values[:n].reshape(-1, bins).mean(axis=1))
-            whole.plot(middle, ppl, color=colour, linewidth=width, label=label(row))
+            whole.plot(middle, ppl, color=colour, linewidth=width, label=label(name, row))
     whole.set_xlabel("position, tokens")
     whole.set_ylabel(f"PPL per {bins} tokens")
-    if len(_array(shown[0], "nll")) >= bins:
+    if len(_nll(shown[0][1])) >= bins:
         _legend(whole, 3)
-    standard, lazy = shown[0], shown[1]
-    prunes = _prunes(lazy.record)
-    if len(prunes) < 2:
+    (standard_name, standard), (lazy_name, lazy) = shown[:2]
+    evicted = _evictions(lazy.record)
+    if len(evicted) < 2:
         return made
-    start = prunes[len(prunes) // 2][0] - 8
-    stop = min(start + 160, lazy.record.subject.n_tokens - 1)
+    start = evicted[len(evicted) // 2][0] - 8
+    stop = min(start + 160, lazy.record.workload.n_tokens - 1)
     at = numpy.arange(start, stop)
-    for row, colour, width in ((standard, ORANGE, 2.5), (lazy, GREEN, 1.2)):
-        near.plot(
-            at, _array(row, "nll")[start:stop], color=colour, linewidth=width, label=label(row)
-        )
+    for name, row, colour, width in (
+        (standard_name, standard, ORANGE, 2.5),
+        (lazy_name, lazy, GREEN, 1.2),
+    ):
+        near.plot(at, _nll(row)[start:stop], color=colour, linewidth=width, label=label(name, row))
     near.set_ylabel("NLL, nats")
-    gap = _array(lazy, "nll")[start:stop] - _array(standard, "nll")[start:stop]
-    name = f"{label(lazy)} minus {label(standard)}, each token"
+    gap = _nll(lazy)[start:stop] - _nll(standard)[start:stop]
+    name = f"{label(lazy_name, lazy)} minus {label(standard_name, standard)}, each token"
     difference.plot(at, gap, color=BLUE, marker=".", linestyle="", label=name)
     difference.axhline(0, color=GREY, linewidth=1)
     difference.set_ylabel("difference, nats")
     for axes in (near, difference):
         axes.set_xlabel("position, tokens")
         axes.set_xlim(start, stop)
-        for t, dropped in prunes:
+        for t, n in evicted:
             if start <= t < stop:
                 axes.axvline(t, color=GREY, linestyle="--", linewidth=1)
                 axes.annotate(
-                    f"−{dropped}", (t, 1), xycoords=("data", "axes fraction"), fontsize=9,
+                    f"−{n}", (t, 1), xycoords=("data", "axes fraction"), fontsize=9,
                     va="top", color=GREY,
                 )  # fmt: skip
     near.plot([], [], color=GREY, linestyle="--", label="entries evicted")
@@ -238,49 +244,58 @@ def nll(group: Group) -> "Figure | None":
     return made
 
 
-def _prunes(record: Record) -> list[tuple[int, int]]:
-    """Position and entries evicted of every prune of a stream."""
-    p = record.policy
-    policy = EvictionPolicy(p.n_sink, p.window_size, p.cache_slack, p.max_drop, p.compress_every)
-    drops = evictions(policy, record.subject.n_tokens - 1)
-    return [(t, dropped) for t, dropped in enumerate(drops) if dropped]
+def _evictions(record: Record) -> list[tuple[int, int]]:
+    """Position and entries of every eviction of a stream; none for a rule of one's own."""
+    if (policy := record.policy) is None:
+        return []
+    counts = evictions(policy, record.workload.n_tokens - 1)
+    return [(t, n) for t, n in enumerate(counts) if n]
 
 
-def around_prunes(made: Diagnosis) -> "Figure":
-    """Mean NLL difference by the distance to a prune, and what shuffled boundaries give."""
-    drawn, (axes,) = figure(3.6)
-    spike = made.spike
-    offset = numpy.arange(-spike.span, spike.span)
-    band = (spike.shuffled_low, spike.shuffled_high)
+def around_evictions(found: Diagnosis, axes: "Axes") -> None:
+    """Mean NLL difference by the distance to an eviction, and that of shuffled boundaries."""
+    effect = found.effect
+    offset = numpy.arange(-effect.span, effect.span)
+    band = (effect.shuffled_low, effect.shuffled_high)
     axes.fill_between(offset, *band, color=GREY, alpha=0.3, label="95 % of the shuffles")
-    control = made.control.profile
-    axes.plot(offset, control, color=ORANGE, linewidth=1, label="control: no prune there")
-    axes.plot(offset, spike.profile, color=BLUE, marker=".", linewidth=1, label="after prunes")
+    control = found.control.profile
+    axes.plot(offset, control, color=ORANGE, linewidth=1, label="control: no eviction there")
+    axes.plot(offset, effect.profile, color=BLUE, marker=".", linewidth=1, label="after evictions")
     axes.axvline(-0.5, color=GREY, linestyle="--", linewidth=1)
-    axes.set_xlabel("tokens since the prune")
+    axes.set_xlabel("tokens since the eviction")
     axes.set_ylabel("mean NLL difference, nats")
     _legend(axes, 3)
+
+
+def diagnosis(found: Diagnosis) -> "Figure":
+    """The plot of `around_evictions`, by itself."""
+    drawn, (axes,) = figure(3.6)
+    around_evictions(found, axes)
     return drawn
 
 
 def tail(group: Group) -> "Figure | None":
-    """Every timed token, and how many are slower than so much."""
-    shown = [row for name in COLOURS if (row := group.get(name)) and row.array("tpot") is not None]
+    """Every timed token, and the share of tokens that are at least as slow."""
+    shown = [
+        (name, row, row.tpot_ms)
+        for name in COLOURS
+        if (row := group.get(name)) and row.tpot_ms is not None
+    ]
     if not shown:
         return None
     made, (each, share) = figure(4.2, 1, 2)
-    for row in shown:
-        times, colour = _array(row, "tpot"), COLOURS[row.name]
-        if row.name != "baseline":
-            each.plot(times, color=colour, marker=".", markersize=4, linestyle="", label=label(row))
+    for name, row, times in shown:
+        colour, title = COLOURS[name], label(name, row)
+        if name != "baseline":
+            each.plot(times, color=colour, marker=".", markersize=4, linestyle="", label=title)
         ordered = numpy.sort(times)
         slower = 1 - numpy.arange(len(ordered)) / len(ordered)
-        share.step(ordered, slower, where="pre", color=colour, label=label(row))
+        share.step(ordered, slower, where="pre", color=colour, label=title)
     each.set_xlabel("timed token, as it came")
     each.set_ylabel("ms per token")
     each.set_yscale("log")
     share.set_xlabel("ms per token")
-    share.set_ylabel("share of tokens as slow or slower")
+    share.set_ylabel("share of tokens at least as slow")
     share.set_xscale("log")
     share.set_yscale("log")
     made.legend(*share.get_legend_handles_labels(), loc="outside upper left", ncols=6, fontsize=11)
@@ -336,11 +351,11 @@ def _plain(axis: Any) -> None:
     axis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
 
 
-def label(row: Measured) -> str:
-    return METHODS.get(row.name, row.record.configuration)
+def label(name: str, row: Measurement) -> str:
+    """The paper's name of a method, or the label."""
+    return METHODS.get(name, row.record.label)
 
 
-def _array(row: Measured, kind: Any) -> Any:
-    values = row.array(kind)
-    assert values is not None
-    return values
+def _nll(row: Measurement) -> Floats:
+    assert row.nll is not None
+    return row.nll

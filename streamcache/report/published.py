@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+from streamcache.measure.configurations import NAMED, identity
+from streamcache.measure.measurement import Fields, Record, WorkloadRecord
+
 ON = "A800 80 GB, pythia-2.8b float16, PG19, 20,000 tokens"
 
 Range = tuple[float, float]
@@ -43,12 +46,31 @@ PG19 = {
 WIKITEXT = {"mit": Figures((3, 5), None, (0.02, 0.04))}
 
 
-def of(text: str, configuration: str) -> Figures:
-    """The figures of a configuration on a text, all None where none were printed.
+_CORPORA = {
+    "pg19": PG19,
+    "wikitext": WIKITEXT,
+}
+# With the published sizes, or those that another total leaves: nothing else was printed of R = 4.
+_NAMES = {name: NAMED[name] for name in PG19 if name in NAMED}
 
-    Args:
-        text: as in a record, "pg19/4047" or "wikitext/wikitext-103-v1".
-        configuration: its name; the size after an "@" does not matter.
+
+def of_record(record: Record) -> Figures:
+    """The figures of a record's configuration on its text, all None where none were printed.
+
+    A configuration counts as the published one whatever its window, if all else is the same.
     """
-    corpus = {"pg19": PG19, "wikitext": WIKITEXT}.get(text.partition("/")[0], {})
-    return corpus.get(configuration.partition("@")[0], Figures())
+    corpus = next((c for name, c in _CORPORA.items() if is_of(record.workload, name)), {})
+    own = _besides_window(record.configuration)
+    for name, figures in corpus.items():
+        if name in _NAMES and _besides_window(identity(_NAMES[name])) == own:
+            return figures
+    return Figures()
+
+
+def is_of(workload: WorkloadRecord, corpus: str) -> bool:
+    """Whether a text is of a corpus: "pg19/4047" is of "pg19"."""
+    return workload.text.split("/")[0] == corpus
+
+
+def _besides_window(fields: Fields) -> Fields:
+    return {name: value for name, value in fields.items() if name not in ("window_size", "weights")}

@@ -1,33 +1,39 @@
-"""Records as tables: cells are text, what prints them is another matter."""
+"""Measurements as tables of text; `render` prints them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from streamcache.measure.configurations import ABLATIONS
 from streamcache.measure.diagnose import Diagnosis
-from streamcache.measure.profiling import Profile
-from streamcache.measure.records import Quality, Record
+from streamcache.measure.measurement import Quality, Record
+from streamcache.measure.profile import Profile
 from streamcache.report import published
-from streamcache.report.collect import Group, Measured
+from streamcache.report.collect import Group
 from streamcache.report.published import Range
-from streamcache.report.terminal import DASH, number
 
-_DEAREST = 10  # rows
+DASH = "–"
+_MOST_EXPENSIVE = 10  # rows
 
-METHODS = {
+METHODS = {  # as the paper names them
     "baseline": "Baseline",
     "mit": "MIT StreamingLLM",
     "ours-standard": "Ours (Standard)",
     "lazy-R32": "Ours (Lazy Prune)",
     "best": "Ours (Best)",
 }
-ABLATIONS = {
-    "lazy-": "Lazy Pruning: every R-th token",
-    "sink-": "Sinks: the first S tokens",
-    "softlite-": "Softlite Eviction: slack and max_drop",
+ABLATION_TITLES = {
+    "lazy": "Lazy Pruning: every R-th token",
+    "sink": "Sinks: the first S tokens",
+    "softlite": "Softlite Eviction: slack and max_drop",
 }
-_HEADER = (
+TERMINAL = (
+    *("PPL", "steady", "shared", "increase", "TPOT ms", "p50 ms", "p99 ms", "speedup"),
+    "evictions",
+)
+BRIEF = ("PPL", "increase", "TPOT ms", "p99 ms", "speedup", "evictions")
+SUMMARY = (
     *("S/W/σ/δ/R", "PPL", "steady", "common", "increase", "published"),
-    *("TPOT ms", "p50", "p99", "speedup", "published", "prunes"),
+    *("TPOT ms", "p50 ms", "p99 ms", "baseline ms", "speedup", "published speedup", "evictions"),
 )
 
 
@@ -42,57 +48,75 @@ class Table:
     prose: bool = False
 
 
+def of_records(records: Sequence[Record], columns: tuple[str, ...] = TERMINAL) -> Table:
+    """One row per record, of one workload: quality beside speed."""
+    first = records[0]
+    workload = first.workload
+    text = f"{workload.text} ({workload.text_source}), {workload.n_tokens} tokens"
+    weights = first.configuration.get("weights")
+    dtype = f"{workload.dtype} {weights}" if weights else workload.dtype
+    title = f"{workload.model} {dtype}, {first.environment.device}: {text}"
+    rows = [(record.label, record) for record in records]
+    return _table(title, "configuration", rows, {}, columns, tuple(_run_notes(records)))
+
+
 def methods(group: Group) -> Table | None:
     """The methods by the names they have in the paper, then what else was measured.
 
     None where there are ablations only.
     """
-    rows = [(METHODS[name], row) for name in METHODS if (row := group.get(name))]
-    shown = {id(row) for _, row in rows}
+    found = {name: row for name in METHODS if (row := group.get(name))}
+    shown = {id(row) for row in found.values()}
+    ablations = [row for names in ABLATIONS.values() for _, row in group.all_of(names)]
+    fields = [row.record.configuration for row in ablations]
     others = [
-        (row.record.configuration, row)
-        for row in sorted(group.rows, key=lambda row: row.name)
-        if id(row) not in shown and not row.name.startswith(tuple(ABLATIONS))
+        (row.record.label, row.record)
+        for row in sorted(group.rows, key=lambda row: row.record.label)
+        if id(row) not in shown and row.record.configuration not in fields
     ]
-    return _table("Methods", "method", group, [*rows, *others])
+    rows = [(METHODS[name], row.record) for name, row in found.items()]
+    if all(row.record.configuration in fields for row in found.values()) and not others:
+        return None
+    return _table("Methods", "method", [*rows, *others], group.common())
 
 
-def ablation(group: Group, prefix: str) -> Table | None:
+def ablation(group: Group, name: str) -> Table | None:
     """One ablation; None where nothing of it was measured."""
-    rows = [(row.record.configuration, row) for row in group.starting(prefix)]
-    return _table(ABLATIONS[prefix], "configuration", group, rows)
+    rows = [(row.record.label, row.record) for _, row in group.all_of(ABLATIONS[name])]
+    return _table(ABLATION_TITLES[name], "configuration", rows, group.common()) if rows else None
 
 
 def diagnoses(found: Sequence[Diagnosis]) -> Table | None:
     """A row per diagnosis; None without one."""
     header = (
-        *("policy", "against", "text", "prunes", "excess", "p", "peak", "p", "width"),
-        *("control p", "in all", "95 %"),
+        *("policy", "against", "text", "evictions", "excess", "p", "peak", "p of peak", "width"),
+        *("control p", "on average", "95 %"),
     )
     rows = tuple(
         (
-            made.configuration,
-            made.against,
-            f"{made.subject.model}: {made.subject.text}, {made.subject.n_tokens:,}",
-            str(made.spike.n_boundaries),
-            f"{made.spike.excess:+.4f}",
-            f"{made.spike.excess_p:.4f}",
-            f"{made.spike.peak:+.4f}",
-            f"{made.spike.peak_p:.4f}",
-            f"{made.spike.width:.1f}",
-            f"{made.control.excess_p:.4f}",
-            f"{made.difference.mean:+.4f}",
-            f"{made.difference.low:+.4f} to {made.difference.high:+.4f}",
+            one.configuration,
+            one.against,
+            f"{one.workload.model}: {one.workload.text}, {one.workload.n_tokens:,}",
+            str(one.effect.n_boundaries),
+            f"{one.effect.excess:+.4f}",
+            f"{one.effect.excess_p:.4f}",
+            f"{one.effect.peak:+.4f}",
+            f"{one.effect.peak_p:.4f}",
+            f"{one.effect.width:.1f}",
+            f"{one.control.excess_p:.4f}",
+            f"{one.difference.mean:+.4f}",
+            f"{one.difference.low:+.4f} to {one.difference.high:+.4f}",
         )
-        for made in found
+        for one in found
     )
     notes = (
-        "NLL in nats per token, less that of the policy compared with; excess: mean after prunes "
-        "less mean before; p: share of shuffled boundaries that reach as much; width: in tokens",
-        "control: the same boundaries on a policy that does not prune there; in all: the mean over "
+        "NLL in nats per token, less that of the policy compared with; excess: mean after "
+        "evictions less mean before; p: share of shuffled boundaries with an effect as large; "
+        "width: tokens",
+        "control: the same boundaries on a policy that has no evictions there; on average: over "
         "the steady state",
     )
-    return Table("Tokens after prunes", header, rows, notes) if rows else None
+    return Table("Tokens after evictions", header, rows, notes) if rows else None
 
 
 def profiles(found: Sequence[Profile]) -> Table | None:
@@ -102,12 +126,12 @@ def profiles(found: Sequence[Profile]) -> Table | None:
         *("busy", "eviction, host", "eviction, device"),
     )
     rows = []
-    for made in found:
-        m, device = made.measured, made.measured.kernels_per_token > 0
+    for one in found:
+        m, device = one.step, one.step.kernels_per_token > 0
         rows.append(
             (
-                made.configuration,
-                f"{made.subject.model} {made.subject.dtype}, {made.environment.device}",
+                one.label,
+                f"{one.workload.model} {one.workload.dtype}, {one.environment.device}",
                 number(m.step_ms),
                 f"{m.operators_per_token:.0f}",
                 f"{m.launches_per_token:.0f}" if device else DASH,
@@ -122,28 +146,28 @@ def profiles(found: Sequence[Profile]) -> Table | None:
         "all per token, evictions included; step: without the profiler; busy: device over step; "
         "eviction: its share of the profiled step and of all kernels",
     )
-    return Table("Where a step goes", header, tuple(rows), notes) if rows else None
+    return Table("Time of a step", header, tuple(rows), notes) if rows else None
 
 
-def dearest(made: Profile) -> Table:
-    """What takes most of a step: kernels where there are any, else operators."""
-    m = made.measured
+def most_expensive(profile: Profile) -> Table:
+    """The kernels that take most of a step, or the operators where there are no kernels."""
+    m = profile.step
     rows = [(k.name, k.runs, k.device_ms, k.device_share) for k in m.kernels] or [
         (o.name, o.calls, o.host_ms, o.host_share) for o in m.operators
     ]
-    what = "kernel" if m.kernels else "operator"
+    kind = "kernel" if m.kernels else "operator"
     cells = tuple(
         (name[:60], f"{count:.1f}", number(ms), f"{share:.1%}")
-        for name, count, ms, share in rows[:_DEAREST]
+        for name, count, ms, share in rows[:_MOST_EXPENSIVE]
     )
-    title = f"{made.configuration}: the dearest {what}s"
-    return Table(title, (what, "a token", "ms a token", "share"), cells)
+    title = f"{profile.label}: the most expensive {kind}s"
+    return Table(title, (kind, "per token", "ms per token", "share"), cells)
 
 
-def of_group(group: Group) -> dict[str, Table]:
-    """The tables that have rows, by "methods" or an ablation's prefix.
+def tables_for(group: Group) -> dict[str, Table]:
+    """The tables that have rows, by "methods" or an ablation's name.
 
-    What holds for all of them is said below the first.
+    Notes that hold for all of them are below the first.
     """
     tables = {"methods": methods(group), **{each: ablation(group, each) for each in ABLATIONS}}
     found = {name: table for name, table in tables.items() if table}
@@ -154,40 +178,41 @@ def of_group(group: Group) -> dict[str, Table]:
 def _table(
     title: str,
     first: str,
-    group: Group,
-    rows: Sequence[tuple[str, Measured]],
-) -> Table | None:
-    if not rows:
-        return None
-    common = group.common()
-    cells = [(label, *_cells(row.record, common)) for label, row in rows]
-    columns = [
-        column
-        for column in zip((first, *_HEADER), *cells)
-        if any(cell != DASH for cell in column[1:])
-    ]
-    header, *filled = zip(*columns)
-    return Table(title, header, tuple(filled))
+    rows: Sequence[tuple[str, Record]],
+    common: Mapping[object, float],
+    columns: tuple[str, ...] | None = None,
+    notes: tuple[str, ...] = (),
+) -> Table:
+    """The columns asked for; of a summary, those in which some row has a value."""
+    cells = [{first: label, **_cells(record, common)} for label, record in rows]
+    header = (first, *(columns or SUMMARY))
+    if columns is None:
+        header = tuple(c for c in header if any(row[c] != DASH for row in cells))
+    return Table(title, header, tuple(tuple(row[c] for c in header) for row in cells), notes)
 
 
-def _cells(record: Record, common: Mapping[str, float]) -> list[str]:
+def _cells(record: Record, common: Mapping[object, float]) -> dict[str, str]:
+    """Every cell that a row may show, by column."""
     quality, speed = record.quality, record.speed
-    printed = published.of(record.subject.text, record.configuration)
-    whole = quality is not None and quality.n_positions == record.subject.n_tokens - 1
-    return [
-        sizes(record),
-        number(quality.ppl) if quality and whole else DASH,  # no sample of positions
-        number(quality.ppl_steady) if quality and whole else DASH,
-        number(common.get(record.configuration)),
-        increase(quality),
-        percent(printed.increase),
-        number(speed.tpot_mean_ms if speed else None),
-        number(speed.tpot_p50_ms if speed else None),
-        number(speed.tpot_p99_ms if speed else None),
-        f"{number(speed.speedup)}×" if speed and speed.speedup else DASH,
-        f"{span(printed.speedup)}×" if printed.speedup else DASH,
-        f"{record.prunes.scheduled}+{record.prunes.forced}",
-    ]
+    printed = published.of_record(record)
+    # The PPL of a sample of positions compares with nothing but the same sample.
+    whole = quality is not None and quality.n_positions == record.workload.n_tokens - 1
+    return {
+        "S/W/σ/δ/R": sizes(record),
+        "PPL": number(quality.ppl) if quality and whole else DASH,
+        "steady": number(quality.ppl_steady) if quality and whole else DASH,
+        "shared": number(quality.ppl_compared if quality else None),
+        "common": number(common.get(record.key)),
+        "increase": increase(quality),
+        "published": percent(printed.increase),
+        "TPOT ms": number(speed.tpot_mean_ms if speed else None),
+        "p50 ms": number(speed.tpot_p50_ms if speed else None),
+        "p99 ms": number(speed.tpot_p99_ms if speed else None),
+        "baseline ms": number(speed.baseline_ms if speed else None),
+        "speedup": f"{speed.speedup:.2f}×" if speed else DASH,
+        "published speedup": f"{span(printed.speedup)}×" if printed.speedup else DASH,
+        "evictions": f"{record.evictions.scheduled}+{record.evictions.forced}",
+    }
 
 
 def increase(quality: Quality | None) -> str:
@@ -200,19 +225,66 @@ def increase(quality: Quality | None) -> str:
 
 
 def sizes(record: Record) -> str:
-    """S, W, σ in force, δ, R."""
-    p = record.policy
-    slack = p.capacity - p.n_sink - p.window_size
-    return f"{p.n_sink}/{p.window_size}/{slack}/{p.max_drop or DASH}/{p.compress_every}"
+    """S, W, σ in force, δ, R; for a rule of one's own its floor and capacity."""
+    s, fields = record.sizes, record.configuration
+    if "rule" in fields:
+        return f"{s.n_sink}/{s.floor - s.n_sink}/{s.capacity - s.floor}"
+    drop, every = fields.get("max_drop", DASH), fields.get("compress_every", 1)
+    return f"{s.n_sink}/{s.floor - s.n_sink}/{s.capacity - s.floor}/{drop}/{every}"
+
+
+def _run_notes(records: Sequence[Record]) -> list[str]:
+    """What a reader of one run's table must know."""
+    qualities = [record.quality for record in records if record.quality]
+    speeds = [record.speed for record in records if record.speed]
+    lines = []
+    if speeds:
+        n = min(len(s.pairs) for s in speeds), max(len(s.pairs) for s in speeds)
+        blocks = f"{n[0]}" if n[0] == n[1] else f"{n[0]} to {n[1]}"
+        lines.append(
+            "TPOT: mean per token, evictions included; speedup: median over "
+            f"{blocks} blocks of baseline / configuration, in turns"
+        )
+        base = [s.baseline_ms for s in speeds]
+        lines.append(f"baseline: {number(min(base))} to {number(max(base))} ms in these turns")
+    lines.append("evictions: scheduled+forced")
+    if methods := sorted({q.method for q in qualities} - {"recompute"}):
+        lines.append(
+            f"PPL by {', '.join(methods)}: over all positions; steady: from where each row's cache "
+            "is first full, which is at other positions for other windows"
+        )
+    if compared := max((q.n_compared for q in qualities), default=0):
+        lines.append(
+            f"shared: PPL at {compared} full-window positions of the recompute baseline; increase: "
+            "over the baseline there, ± its standard error"
+        )
+    if any(q.method != "recompute" and not q.n_compared for q in qualities):
+        lines.append(
+            f"increase {DASH}: the text ends before this window and the baseline's are both full; "
+            "--max-eval-tokens gives more"
+        )
+    if any(r.configuration.get("engine") == "captured" for r in records) and all(
+        r.environment.device.startswith("cpu") for r in records
+    ):
+        lines.append("captured: nothing is captured on a CPU; the same step runs eagerly")
+    for record in records:
+        if refreshed := record.sizes.refresh:
+            where = record.configuration.get("refresh_at", "middle")
+            lines.append(f"up to {refreshed} evicted tokens are put back ({where})")
+        if record.sizes.overlap:
+            lines.append(f"{record.sizes.overlap} entries of the budget stay empty (overlap)")
+    return [*lines, *dict.fromkeys(note for record in records for note in record.notes)]
 
 
 def _notes(group: Group) -> list[str]:
+    """What a reader of a summary's tables must know."""
     first, where = group.first, group.first.environment
     lines = [
-        f"{group.subject}; torch {where.torch}, transformers {where.transformers}, "
-        f"{where.threads} threads; text {group.text} ({first.subject.text_source})",
-        "TPOT: mean ms per token, batch 1, steady state, evictions included; speedup: over the "
-        "recompute baseline timed in the same run; prunes: scheduled+forced",
+        f"{group.title}; torch {where.torch}, transformers {where.transformers}, "
+        f"{where.threads} threads; text {group.text} ({first.workload.text_source})",
+        "TPOT: mean ms per token, batch 1, steady state, evictions included; speedup: median of "
+        "the recompute baseline's time over the configuration's, in blocks timed in turns; "
+        "evictions: scheduled+forced",
     ]
     if group.common():
         lines.append(
@@ -224,12 +296,20 @@ def _notes(group: Group) -> list[str]:
             f"increase: of PPL over the recompute baseline, at {max(compared):,} identical "
             "positions with a full window, ± its standard error over them"
         )
-    if any(published.of(first.subject.text, row.name).speedup for row in group.rows):
+    if any(published.of_record(row.record).speedup for row in group.rows):
         lines.append(f"published: {published.ON}")
     return [*lines, *dict.fromkeys(note for row in group.rows for note in row.record.notes)]
 
 
+def number(value: float | None) -> str:
+    """Two decimals, or three digits where that is more."""
+    if value is None:
+        return DASH
+    return f"{value:.2f}" if abs(value) >= 1 else f"{value:.3g}"
+
+
 def span(values: Range | None) -> str:
+    """A published range, or its one value."""
     if values is None:
         return DASH
     low, high = (f"{value:g}" for value in values)

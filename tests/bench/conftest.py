@@ -7,18 +7,19 @@ import pytest
 import torch
 from huggingface_hub import try_to_load_from_cache
 
+from streamcache.gate.bench import Bench
 from streamcache.inputs.corpora import load_tokens
 from streamcache.inputs.models import PINNED, load_model
 from streamcache.measure.configurations import BASELINE
 from streamcache.policy import EvictionPolicy
-from tests.bench.harness import Bench
 
 PYTHIA = "EleutherAI/pythia-2.8b"
 
 
 @pytest.fixture(scope="session")
-def baseline_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("baselines")
+def measurements(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The store of the run: the baseline is measured once."""
+    return tmp_path_factory.mktemp("measurements")
 
 
 @pytest.fixture(scope="session")
@@ -40,12 +41,12 @@ def cpu_bench(one_thread: None) -> Bench:
         load_model("random:4x128", device="cpu"),
         loaded,
         text,
-        late_positions=16,
+        positions=16,
         window=EvictionPolicy(4, 252),
         block=48,
-        beside=8,
+        baseline_forwards=8,
         pairs=40,
-        drift=2e-5,
+        rel_tol=2e-5,
     )
 
 
@@ -68,11 +69,11 @@ def gpu_bench() -> Bench:
         timed,
         read,
         text,
-        late_positions=len(text.input_ids),
+        positions=None,
         window=BASELINE,
         block=8,
-        beside=2,
+        baseline_forwards=2,
         pairs=10,
-        drift=5e-4,
+        rel_tol=5e-4,
         notes=notes,
     )

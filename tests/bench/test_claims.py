@@ -10,8 +10,8 @@ from transformers import DynamicCache
 
 from streamcache import EvictionPolicy, ReferenceCache, RerotatingCache, StreamingCache
 from streamcache.decoding.loop import SteadyDecode
+from streamcache.gate.bench import Bench
 from streamcache.measure.timing import time_tokens
-from tests.bench.harness import Bench
 
 ROUNDS, BLOCK = 24, 16  # short blocks: what disturbs the machine disturbs all contestants alike
 
@@ -53,9 +53,9 @@ def tpot(one_thread: None, steps: dict[str, Callable[[], object]]) -> dict[str, 
     for turn in range(ROUNDS + 1):
         order = list(steps) if turn % 2 else list(reversed(steps))
         for name in order:
-            laps = time_tokens(steps[name], BLOCK, cpu)
+            timings = time_tokens(steps[name], BLOCK, cpu)
             if turn:  # the first turn warms up
-                times[name] += laps.token_ms
+                times[name] += timings.token_ms
     return {name: median(values) for name, values in times.items()}
 
 

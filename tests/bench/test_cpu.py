@@ -1,6 +1,7 @@
-"""On the CPU, held against tests/golden/cpu.json: PPL of the packaged reference model, and TPOT of
-one that fits a core's own cache."""
+"""On the CPU, compared with tests/golden/cpu.json: PPL of the packaged reference model, and TPOT of
+a model that fits a core's own cache."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -8,17 +9,18 @@ import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from streamcache.gate.recorder import Recorder
-from streamcache.gate.torch_environment import Surroundings
-from streamcache.measure.configurations import NAMED, Configuration
-from streamcache.policy import EvictionPolicy, fields_that_are_set
-from tests.bench.harness import (
+from streamcache.gate.bench import (
+    SMALL,
     Bench,
-    gate_baseline,
-    gate_decoding,
-    gate_quality,
-    gate_speed,
+    record_baseline,
+    record_decoding,
+    record_quality,
+    record_speed,
 )
+from streamcache.gate.recorder import Recorder
+from streamcache.gate.torch_environment import TorchEnvironmentProbe
+from streamcache.measure.configurations import MODES, NAMED, Configuration
+from streamcache.policy import EvictionPolicy
 
 READ = [
     *("baseline", "mit", "ours-standard", "best", "fast", "quality"),
@@ -27,35 +29,37 @@ READ = [
 WINDOW = EvictionPolicy(4, 252)
 LAZY = EvictionPolicy(4, 252, cache_slack=8, compress_every=16)
 TIMED = [
-    *(Configuration(mode, WINDOW, mode) for mode in ("mit", "ours", "fast")),
-    Configuration("lazy", LAZY, "ours"),
+    Configuration(WINDOW, "reference", label="mit"),
+    Configuration(WINDOW, "rerotating", label="ours"),
+    Configuration(WINDOW, "streaming", label="fast"),
+    Configuration(LAZY, "rerotating", label="lazy"),
 ]
 
 
 @pytest.fixture(scope="session")
-def golden_environment(one_thread: None) -> Surroundings:
-    return Surroundings(torch.device("cpu"))
+def golden_environment(one_thread: None) -> TorchEnvironmentProbe:
+    return TorchEnvironmentProbe(torch.device("cpu"))
 
 
 @pytest.mark.parametrize("mode", ["mit", "ours", "fast", "captured"])
 def test_decoding(mode: str, cpu_bench: Bench, golden: Recorder) -> None:
-    gate_decoding(cpu_bench, golden, mode)
+    record_decoding(cpu_bench, golden, Configuration(SMALL, *MODES[mode]))
 
 
 def test_recompute(cpu_bench: Bench, golden: Recorder) -> None:
-    gate_baseline(cpu_bench, golden)
+    record_baseline(cpu_bench, golden)
 
 
 @pytest.mark.parametrize("name", READ)
-def test_quality(name: str, cpu_bench: Bench, baseline_folder: Path, golden: Recorder) -> None:
-    gate_quality(cpu_bench, baseline_folder, golden, NAMED[name])
+def test_quality(name: str, cpu_bench: Bench, measurements: Path, golden: Recorder) -> None:
+    record_quality(cpu_bench, golden, NAMED[name], measurements)
 
 
 @pytest.mark.parametrize("configuration", TIMED, ids=lambda c: c.name)
 def test_speed(
     configuration: Configuration, cpu_bench: Bench, golden: Recorder, benchmark: BenchmarkFixture
 ) -> None:
-    golden.identity(mode=str(configuration.mode), **fields_that_are_set(configuration.policy))
-    speed = gate_speed(cpu_bench, golden, benchmark, configuration)
-    benchmark.extra_info.update(msgspec.to_builtins(speed))
-    assert speed.speedup is not None and speed.speedup > 1
+    golden.identity(cache=configuration.cache)
+    record = record_speed(cpu_bench, golden, benchmark, replace(configuration, label=""))
+    benchmark.extra_info.update(msgspec.to_builtins(record))
+    assert record.speed is not None and record.speed.speedup > 1

@@ -6,7 +6,8 @@ import pytest
 from click.testing import CliRunner
 
 from streamcache import EvictionPolicy
-from streamcache.cli import console, measure, summarize
+from streamcache.cli import console, summarize
+from streamcache.measure import workload
 from tests import made
 from tests.shell import Run
 
@@ -16,7 +17,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("STREAMCACHE_DATA", raising=False)
     monkeypatch.setattr(console.out, "width", 160)
-    monkeypatch.setattr(measure, "BASELINE", EvictionPolicy(4, 124))  # a short one is quicker
+    monkeypatch.setattr(workload, "BASELINE", EvictionPolicy(4, 124))  # a short one is quicker
     return Run(monkeypatch, capsys)
 
 

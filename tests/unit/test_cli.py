@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import click
 import numpy as np
@@ -14,8 +15,12 @@ from rich.table import Table
 
 from streamcache import cli
 from streamcache.cli import common, console, diagnose, measure, profile
-from streamcache.measure import baseline, records
+from streamcache.decoding.onepass import streaming_nll
+from streamcache.measure import measurement
+from streamcache.measure import run as measuring
 from streamcache.measure.configurations import NAMED
+from streamcache.measure.pairs import speedup
+from streamcache.policy import EvictionPolicy
 from tests.shell import Run
 
 QUICK = ["--max-eval-tokens", "300", "--runs", "1"]
@@ -28,26 +33,24 @@ def test_eval_writes_a_record_and_prints_it(run: Run, tmp_path: Path) -> None:
         *("--window-size", "60", "--compress-every", "8", "--max-drop", "3"),
     )
     assert ran.status == 0, ran.err
-    record = records.read(output)
-    assert record.policy == records.Policy(4, 60, None, 3, 8, 71)
-    assert record.mode == "fast" and record.subject.model == "reference"
+    record = measurement.read(output).record
+    assert record.policy == EvictionPolicy(4, 60, None, 3, 8) and record.sizes.capacity == 71
+    assert record.cache == "streaming" and record.workload.model == "reference"
     assert record.quality is not None and record.quality.method == "one-pass"
     nll = np.load(tmp_path / "record.nll.npy")
     assert record.quality.ppl == pytest.approx(np.exp(nll.astype(np.float64).mean()))
     assert nll.shape == (299,) and record.quality.n_steady == 299 - 63
     assert record.quality.ppl_steady == pytest.approx(np.exp(nll[63:].astype(np.float64).mean()))
     assert record.speed is not None and record.speed.tpot_p50_ms > 0
-    assert record.speed.baseline_mean_ms is not None and record.speed.speedup == pytest.approx(
-        record.speed.baseline_mean_ms / record.speed.tpot_mean_ms
-    )
+    assert record.speed.speedup == pytest.approx(speedup(record.speed.pairs))
     assert record.speed.tpot_p99_ms >= record.speed.tpot_p50_ms
-    assert record.prunes.scheduled > 0 and record.prunes.evicted > 200
+    assert record.evictions.scheduled > 0 and record.evictions.entries > 200
     assert (record.peak_memory_bytes or 0) > 1e8 and record.environment.threads >= 1
-    assert "fast S=4 W=60 R=8" in ran.out and f"{record.quality.ppl:.2f}" in ran.out
+    assert "streaming S=4 W=60 δ=3 R=8" in ran.out and f"{record.quality.ppl:.2f}" in ran.out
 
 
 @pytest.mark.parametrize("mode", ["mit", "ours", "fast", "captured"])
-def test_sequential_decoding_agrees_with_the_one_pass(run: Run, tmp_path: Path, mode: str) -> None:
+def test_the_methods_of_ppl_agree(run: Run, tmp_path: Path, mode: str) -> None:
     settings = ["--window-size", "40", "--n-sink", "2", "--tpot-tokens", "8", *QUICK]
     for method in ("one-pass", "sequential"):
         output = str(tmp_path / f"{method}.json")
@@ -59,11 +62,13 @@ def test_sequential_decoding_agrees_with_the_one_pass(run: Run, tmp_path: Path, 
 
 def test_the_baseline_is_made_once_and_found_again(run: Run, tmp_path: Path) -> None:
     assert run("baseline", *QUICK, "--window-size", "124").status == 0
-    made = list((tmp_path / "runs" / "baselines").iterdir())
-    assert len(made) == 1 and len(baseline.read(made[0]).nll) == 128 + 64
-    before = made[0].stat().st_mtime_ns
+    (stored,) = (tmp_path / "runs").rglob("baseline-*.json")
+    nll = measurement.read(stored).nll
+    assert nll is not None and len(nll) == 128 + 64
+    before = stored.stat().st_mtime_ns
     assert run("eval", *QUICK, "--tpot-tokens", "8").status == 0
-    assert made[0].stat().st_mtime_ns == before and len(list(made[0].parent.iterdir())) == 1
+    assert stored.stat().st_mtime_ns == before
+    assert len(list((tmp_path / "runs").rglob("baseline-*.json"))) == 1
 
 
 def test_eval_of_the_baseline_itself(run: Run, tmp_path: Path) -> None:
@@ -71,7 +76,8 @@ def test_eval_of_the_baseline_itself(run: Run, tmp_path: Path) -> None:
     ran = run("eval", *QUICK, "--mode", "baseline", "--output-file", str(output))
     assert ran.status == 0, ran.err
     record = json.loads(output.read_text())
-    assert record["mode"] == "recompute" and record["speed"]["speedup"] == 1.0
+    assert record["configuration"]["cache"] == "recompute"
+    assert 0.1 < record["speed"]["speedup"] < 10, "timed beside itself"
 
 
 def test_a_budget_gives_the_window(run: Run, tmp_path: Path) -> None:
@@ -81,7 +87,9 @@ def test_a_budget_gives_the_window(run: Run, tmp_path: Path) -> None:
         *("--overlap", "4", "--tpot-tokens", "8", "--output-file", str(output)),
     )
     assert ran.status == 0, ran.err
-    assert records.read(output).policy.window_size == 128 - 8 - 16 - 4
+    record = measurement.read(output).record
+    assert record.configuration["window_size"] == 128 - 8 - 16 - 4
+    assert record.configuration["overlap"] == 4 and record.sizes.total == 128
 
 
 def test_compare_prints_a_row_for_each_configuration(run: Run, tmp_path: Path) -> None:
@@ -90,28 +98,35 @@ def test_compare_prints_a_row_for_each_configuration(run: Run, tmp_path: Path) -
     assert ran.status == 0, ran.err
     for name in names.split(","):
         assert name in ran.out
-        path = tmp_path / "runs" / "compare" / "reference-float32-stream-300" / f"{name}.json"
-        assert records.read(path).configuration == name
-    assert not list((tmp_path / "runs").glob("unfinished*"))
+        (path,) = (tmp_path / "runs").glob(f"reference-float32-stream-300-*/{name}-????????.json")
+        found = measurement.read(path)
+        assert found.record.label == name and found.nll is not None and found.tpot_ms is not None
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*.json")}
+    assert run("compare", *QUICK, "--tpot-tokens", "8", "--configs", names).status == 0
+    assert {path: path.stat().st_mtime_ns for path in before} == before, "nothing is repeated"
+    forced = run("compare", *QUICK, "--tpot-tokens", "8", "--configs", "fast", "--force")
+    assert forced.status == 0
+    changed = [path for path in before if path.stat().st_mtime_ns != before[path]]
+    assert [path.name[:5] for path in changed] == ["fast-"]
 
 
 def test_an_interrupted_comparison_goes_on(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, measured = measure._nll, []
+    measured: list[int] = []
 
-    def interrupted_at_best(*arguments: object) -> object:
-        measured.append(arguments[2].name)  # type: ignore[attr-defined]
-        if measured == ["mit", "best"]:
+    def interrupted_at_best(*arguments: Any) -> Any:
+        measured.append(arguments[2].n_sink)
+        if measured == [4, 32]:
             raise KeyboardInterrupt
-        return real(*arguments)  # type: ignore[arg-type]
+        return streaming_nll(*arguments)
 
-    monkeypatch.setattr(measure, "_nll", interrupted_at_best)
+    monkeypatch.setattr(measuring, "streaming_nll", interrupted_at_best)
     arguments = ["compare", *QUICK, "--tpot-tokens", "8", "--configs", "mit,best,fast"]
     ran = run(*arguments)
     assert ran.status == 130 and "the same command goes on" in ran.err
     assert run(*arguments).status == 0
-    assert measured == ["mit", "best", "best", "fast"], "what was finished is not repeated"
+    assert measured == [4, 32, 32, 4], "what was finished is not repeated"
 
 
 def test_random_weights_have_a_speed_and_no_ppl(run: Run, tmp_path: Path) -> None:
@@ -121,7 +136,7 @@ def test_random_weights_have_a_speed_and_no_ppl(run: Run, tmp_path: Path) -> Non
         *("--window-size", "32", "--output-file", str(output)),
     )
     assert ran.status == 0, ran.err
-    assert records.read(output).quality is None and "random weights" in ran.out
+    assert measurement.read(output).record.quality is None and "random weights" in ran.out
 
 
 @pytest.mark.parametrize(
@@ -173,7 +188,7 @@ def test_baseline_makes_a_new_one_where_the_file_is_of_something_else(
     shorter = ["--max-eval-tokens", "280", "--runs", "1", "--window-size", "124"]
     for settings in ([*QUICK, "--window-size", "124"], shorter):
         assert run("baseline", *settings, "--baseline-file", stored).status == 0
-    assert baseline.read(Path(stored)).fingerprint.n_tokens == 280
+    assert measurement.read(Path(stored)).record.workload.n_tokens == 280
     ran = run("eval", *shorter, "--tpot-tokens", "8", "--baseline-file", stored)
     assert ran.status == 0, ran.err
 
@@ -234,7 +249,8 @@ def test_numbers_are_never_cut(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_without_an_increase_a_note_says_why(run: Run) -> None:
     ran = run("eval", "--max-eval-tokens", "100", "--runs", "1", "--tpot-tokens", "8")
-    assert ran.status == 0 and "increase –: the text ends before" in ran.out
+    assert ran.status == 0, ran.err
+    assert "increase –: the text ends before" in ran.out
 
 
 @pytest.mark.filterwarnings("default::streamcache.policy.PolicyWarning")
@@ -276,7 +292,7 @@ def test_the_list_of_commands_needs_no_torch_and_says_what_each_says_itself() ->
 
 
 def test_the_named_configurations_are_those_of_the_specification() -> None:
-    policy = {name: configuration.policy for name, configuration in NAMED.items()}
+    policy: dict[str, Any] = {name: each.policy for name, each in NAMED.items()}
     assert policy["best"].capacity == 2048 == policy["baseline"].floor
     assert policy["quality"].capacity == 2064
     assert policy["lazy-R64"].slack == 63 and policy["softlite-slack"].slack == 16

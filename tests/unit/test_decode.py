@@ -1,4 +1,4 @@
-"""Decoding loops: the same NLL from every cache, and honest laps."""
+"""Decoding loops: the same NLL from every cache, and honest times."""
 
 import time
 
@@ -8,7 +8,7 @@ import torch
 from streamcache import EvictionPolicy, ReferenceCache, RerotatingCache, StreamingCache
 from streamcache.decoding.loop import SteadyDecode, sequential_nll
 from streamcache.decoding.nll import token_nll
-from streamcache.measure.timing import Laps, time_tokens
+from streamcache.measure.timing import TokenTimings, time_tokens
 from tests import tiny
 
 POLICIES = [
@@ -63,11 +63,11 @@ def test_a_stream_starts_full_and_goes_on_past_the_end_of_its_text() -> None:
     assert cache.seen == 24 + 50 and logits.shape == (1, 1, tiny.VOCABULARY)
 
 
-def test_laps_are_the_time_of_each_call() -> None:
+def test_token_timings_are_the_time_of_each_call() -> None:
     pauses = iter([0.001, 0.03, 0.001])
-    laps = time_tokens(lambda: time.sleep(next(pauses)), 3, torch.device("cpu"))
-    assert len(laps.token_ms) == 3 and not laps.on_device
-    assert laps.token_ms[1] > 30 > max(laps.token_ms[0], laps.token_ms[2])
-    assert laps.wall_ms == pytest.approx(sum(laps.token_ms), rel=1e-6)
-    joined = Laps.join([laps, laps])
-    assert joined.token_ms == laps.token_ms * 2 and joined.wall_ms == 2 * laps.wall_ms
+    timings = time_tokens(lambda: time.sleep(next(pauses)), 3, torch.device("cpu"))
+    assert len(timings.token_ms) == 3 and not timings.on_device
+    assert timings.token_ms[1] > 30 > max(timings.token_ms[0], timings.token_ms[2])
+    assert timings.wall_ms == pytest.approx(sum(timings.token_ms), rel=1e-6)
+    joined = TokenTimings.join([timings, timings])
+    assert joined.token_ms == timings.token_ms * 2 and joined.wall_ms == 2 * timings.wall_ms

@@ -76,7 +76,7 @@ def test_streamcache_commands(
     monkeypatch.setattr(paper, "configurations", lambda *given: configurations(*given)[:2])
     ran = run(*words[1:], *small(words, tmp_path))
     assert ran.status == 0, ran.err
-    printed = {"summarize": "index.html", "diagnose": "after prunes", "profile": "eviction"}
+    printed = {"summarize": "index.html", "diagnose": "after evictions", "profile": "eviction"}
     assert printed.get(words[1], "to make" if "--dry-run" in words else "TPOT") in ran.out
 
 

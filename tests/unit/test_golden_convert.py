@@ -72,6 +72,7 @@ def test_figures_anchors_and_provenance_are_what_they_were(path: Path) -> None:
 
 
 def test_an_identity_has_the_fields_that_are_set() -> None:
+    assert identity({"mode": "ours"}) == {"cache": "rerotating"}
     assert identity({"model": "toy", "policy": POLICY, "beside": POLICY, "n_tokens": 9}) == {
         "model": "toy",
         "n_sink": 4,

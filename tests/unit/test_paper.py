@@ -7,14 +7,17 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from torch import Tensor
 
 from streamcache.cli import paper as cli_paper
-from streamcache.measure import baseline, evaluate, records
-from streamcache.measure.configurations import NAMED, Configuration
+from streamcache.decoding.onepass import streaming_nll
+from streamcache.measure import measurement
+from streamcache.measure import run as measuring
+from streamcache.measure.configurations import ABLATIONS, NAMED
 from streamcache.measure.paper import configurations
 from streamcache.policy import PolicyError, evictions
 from tests.shell import Run
@@ -24,8 +27,8 @@ SMALL = [
     *("paper", "--dataset-name", "stream", "--max-eval-tokens", "600", "--cap-total", "256"),
     *("--tpot-tokens", "8", "--runs", "1", "--positions", "4", "--output-dir", "runs"),
 ]
-FOLDER = Path("runs/paper/reference-float32-stream-600")
 NAMES = [c.name for c in configurations(256, on_gpu=False)]
+DISTINCT = len(set(configurations(256, on_gpu=False)))  # under 19 names
 
 
 @pytest.fixture
@@ -54,16 +57,15 @@ def test_at_the_published_total_the_methods_have_their_published_sizes() -> None
 def test_an_ablation_has_one_budget(total: int) -> None:
     chosen = configurations(total, on_gpu=False)
     assert len({c.name for c in chosen}) == len(chosen) == 19
-    ablations = [c for c in chosen if c.name.startswith(("lazy-", "sink-", "softlite-"))]
-    assert len(ablations) == 13
-    assert {c.policy.capacity for c in ablations} == {total}
-    rates = [c.policy.compress_every for c in ablations if c.name.startswith("lazy")]
-    assert rates == [1, 16, 32, 64, 128]
-    assert [c.policy.n_sink for c in ablations if c.name.startswith("sink")] == [4, 16, 32, 64]
+    ablations: list[Any] = [c.policy for c in chosen[6:]]
+    assert len(ablations) == 13 == sum(map(len, ABLATIONS.values()))
+    assert {policy.capacity for policy in ablations} == {total}
+    assert [policy.compress_every for policy in ablations[:5]] == [1, 16, 32, 64, 128]
+    assert [policy.n_sink for policy in ablations[5:9]] == [4, 16, 32, 64]
 
 
 def test_max_drop_alone_never_binds() -> None:
-    """As docs/audit.md says: a prune of R = 32 has no more than 32 entries to drop."""
+    """As docs/audit.md says: an eviction of R = 32 has no more than 32 entries to evict."""
     chosen = {c.name: c.policy for c in configurations(2048, on_gpu=False)}
     none, capped = chosen["softlite-none@2048"], chosen["softlite-maxdrop@2048"]
     assert list(evictions(none, 20_000)) == list(evictions(capped, 20_000))
@@ -96,18 +98,16 @@ def test_each_measurement_leaves_a_record_and_its_numbers(run: Run, few: list[st
     ran = run(*SMALL)
     assert ran.status == 0, ran.err
     assert all(name in ran.out for name in few)
-    for name in few:
-        record = records.read(FOLDER / f"{name}.json")
-        assert record.configuration == name and record.quality and record.speed
-        assert record.policy.capacity == 256
-        times = np.load(FOLDER / f"{name}.tpot.npy")
-        assert len(times) == record.speed.n_tokens
+    for name, path in records().items():
+        found = measurement.read(path)
+        record, times, nll = found.record, found.tpot_ms, found.nll
+        assert record.label == name and record.quality and record.speed
+        assert record.sizes.capacity == 256
+        assert times is not None and nll is not None
         assert np.quantile(times, 0.5) == pytest.approx(record.speed.tpot_p50_ms, rel=1e-5)
-        if record.mode == "recompute":
-            continue
-        nll = np.load(FOLDER / f"{name}.nll.npy").astype(np.float64)
-        assert nll.shape == (599,) and record.quality.ppl == pytest.approx(np.exp(nll.mean()))
-        assert record.quality.n_compared == 4 and record.speed.speedup is not None
+        assert record.quality.ppl == pytest.approx(np.exp(nll.mean()))
+        assert record.quality.n_compared == 4
+        assert nll.shape == ((260,) if record.recomputes else (599,))
 
 
 def test_what_is_finished_is_not_measured_again_unless_forced(run: Run, few: list[str]) -> None:
@@ -127,19 +127,22 @@ def test_what_is_finished_is_not_measured_again_unless_forced(run: Run, few: lis
 
 def test_forced_the_baseline_is_measured_again(run: Run, few: list[str]) -> None:
     assert run(*SMALL).status == 0
-    (stored,) = Path("runs/baselines").iterdir()
-    made = baseline.read(stored)
-    records.write(stored, baseline.Baseline(made.fingerprint, [9.0] * len(made.nll)))
+    stored = records()["baseline@256"]
+    found = measurement.read(stored)
+    assert found.nll is not None
+    altered = np.full_like(found.nll, 9.0)
+    measurement.write(stored, measurement.Measurement(found.record, altered, found.tpot_ms))
     assert run(*SMALL, "--force").status == 0
-    assert baseline.read(stored).nll == pytest.approx(made.nll, abs=1e-4)
+    again = measurement.read(stored).nll
+    assert again == pytest.approx(found.nll, abs=1e-4)
 
 
-def test_numbers_that_cannot_be_read_are_measured_again(run: Run, few: list[str]) -> None:
+def test_arrays_that_cannot_be_read_are_measured_again(run: Run, few: list[str]) -> None:
     assert run(*SMALL).status == 0
-    before = stamps()
-    nll, tpot = FOLDER / f"{few[1]}.nll.npy", FOLDER / f"{few[2]}.tpot.npy"
+    before, paths = stamps(), records()
+    nll = measurement.array_path(paths[few[1]], "nll")
     nll.write_bytes(nll.read_bytes()[:100])
-    tpot.unlink()
+    measurement.array_path(paths[few[2]], "tpot").unlink()
     assert run(*SMALL).status == 0 and changed(before) == {few[1], few[2]}
 
 
@@ -152,56 +155,60 @@ def test_two_files_of_one_name_are_two_texts(
         Path(folder, "x.txt").write_text(words * 400)
     ran = run(*SMALL, "--dataset-name", "a/x.txt, b/x.txt")
     assert ran.status == 0, ran.err
-    folders = sorted(Path("runs/paper").iterdir())
-    assert len(folders) == 2 == len(list(Path("runs/baselines").iterdir()))
-    first, second = (records.read(folder / f"{few[0]}.json").quality for folder in folders)
-    assert first and second and first.ppl_compared != second.ppl_compared
+    folders = sorted(Path("runs").iterdir())
+    assert len(folders) == 2
+    ppl = [
+        found.quality.ppl
+        for folder in folders
+        for path in folder.glob("mit*.json")
+        if (found := measurement.read(path).record).quality
+    ]
+    assert len(set(ppl)) == 2
 
 
-def test_a_record_of_something_else_is_measured_anew(run: Run, few: list[str]) -> None:
-    assert run(*SMALL).status == 0
-    before = stamps()
-    path = FOLDER / f"{few[1]}.json"
-    other = json.loads(path.read_text())
-    other["environment"]["streamcache"] = "0.0.1"
-    path.write_text(json.dumps(other))
-    (FOLDER / f"{few[2]}.json").write_text("{")
+def test_a_record_of_another_release_is_kept_beside(
+    run: Run, few: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as older:
+        older.setattr(measurement, "VERSION", "0.0.1")
+        assert run(*SMALL).status == 0
     ran = run(*SMALL)
-    assert ran.status == 0 and "2 of 4 measurements are finished" in ran.err
-    assert changed(before) == set(few[1:3])
+    assert ran.status == 0 and "0 of 4 measurements are finished" in ran.err
+    assert len(list(Path("runs").rglob("*.json"))) == 8
 
 
 def test_one_that_fails_is_reported_and_tried_again(
     run: Run, few: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = evaluate.stream_nll
 
-    def broken(loaded: object, text: object, configuration: Configuration, *rest: object) -> Tensor:
-        if configuration.name == "best@256":
+    def broken(*arguments: Any) -> Tensor:
+        if arguments[2].n_sink == 32:
             raise RuntimeError("out of luck\nwith details")
-        return real(loaded, text, configuration, *rest)  # type: ignore[arg-type]
+        return streaming_nll(*arguments)
 
-    monkeypatch.setattr(evaluate, "stream_nll", broken)
+    monkeypatch.setattr(measuring, "streaming_nll", broken)
     ran = run(*SMALL)
     assert ran.status == 1
     assert "best@256 on stream failed: out of luck" in ran.err and "Traceback" not in ran.err
     assert "1 of 4 measurements failed" in ran.err
     assert set(stamps()) == {*few} - {"best@256"}
-    assert "with details" in (FOLDER / "best@256.failed.txt").read_text()
+    (trace,) = Path("runs").rglob("best@256.failed.txt")
+    assert "with details" in trace.read_text()
     before = stamps()
-    monkeypatch.setattr(evaluate, "stream_nll", real)
+    monkeypatch.setattr(measuring, "streaming_nll", streaming_nll)
     assert run(*SMALL).status == 0
     assert changed(before) == set() and set(stamps()) == set(few)
-    assert not (FOLDER / "best@256.failed.txt").exists()
+    assert not trace.exists()
 
 
 def test_random_weights_are_timed_only(run: Run, few: list[str]) -> None:
     assert run(*SMALL, "--model-name", "random:reference").status == 0
-    folder = FOLDER.with_name("random_reference-float32-stream-600")
-    for name in few:
-        record = records.read(folder / f"{name}.json")
-        assert record.quality is None and record.speed is not None
-        assert not (folder / f"{name}.nll.npy").exists()
+    paths = records()
+    assert set(paths) == set(few)
+    for path in paths.values():
+        found = measurement.read(path)
+        assert found.record.quality is None and found.record.speed is not None
+        assert found.nll is None
     again = run(*SMALL, "--model-name", "random:reference")
     assert "4 of 4 measurements are finished" in again.err
 
@@ -222,9 +229,9 @@ def test_killed_in_the_middle_it_loses_and_repeats_nothing(run: Run, tmp_path: P
     _, err = process.communicate()
     assert process.returncode == -signal.SIGKILL, err
     before = stamps()
-    assert 4 <= len(before) < 19
-    for name in before:
-        records.read(FOLDER / f"{name}.json")
+    assert 4 <= len(before) < DISTINCT
+    for path in records().values():
+        measurement.read(path)
     again = subprocess.run(
         [sys.executable, "-c", "from streamcache.cli import main; main()", *SMALL],
         cwd=tmp_path,
@@ -233,14 +240,20 @@ def test_killed_in_the_middle_it_loses_and_repeats_nothing(run: Run, tmp_path: P
         text=True,
     )
     assert again.returncode == 0, again.stderr
-    assert f"{len(before)} of 19 measurements are finished" in again.stderr
-    assert set(stamps()) == set(NAMES)
+    assert " of 19 measurements are finished" in again.stderr
+    assert len(stamps()) == DISTINCT
     assert not changed(before)
 
 
+def records() -> dict[str, Path]:
+    """The records on disk, by label."""
+    paths = Path("runs").rglob("*.json")
+    return {json.loads(path.read_bytes())["label"]: path for path in paths}
+
+
 def stamps() -> dict[str, int]:
-    """When each record was written, by configuration."""
-    return {path.stem: path.stat().st_mtime_ns for path in FOLDER.glob("*.json")}
+    """When each record was written, by label."""
+    return {label: path.stat().st_mtime_ns for label, path in records().items()}
 
 
 def changed(before: dict[str, int]) -> set[str]:

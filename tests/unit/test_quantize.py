@@ -71,4 +71,4 @@ def test_a_record_says_what_the_weights_are(run: Run) -> None:
     )
     assert ran.status == 0, ran.err
     dtype = "float16" if torch.cuda.is_available() else "float32"
-    assert f"{dtype} int8" in ran.out and "captured S=4 W=60" in ran.out
+    assert f"{dtype} int8" in ran.out and "ring captured S=4 W=60" in ran.out

@@ -8,9 +8,10 @@ import torch
 
 from streamcache.caches.reference import ReferenceCache
 from streamcache.caches.refresh import RefreshCache, RefreshPolicy, evenly_spaced
-from streamcache.decoding.loop import nll_between_prunes, sequential_nll
-from streamcache.measure import records
-from streamcache.measure.configurations import RefreshConfiguration
+from streamcache.decoding.loop import nll_between_evictions, sequential_nll
+from streamcache.measure import measurement
+from streamcache.measure.configurations import Configuration
+from streamcache.measure.steps import decoded_nll
 from streamcache.policy import EvictionPolicy, PolicyError
 from tests.oracle import Oracle, kept_after_each
 from tests.shell import Run
@@ -69,24 +70,23 @@ def test_in_the_middle_tokens_stand_in_stream_order_and_at_the_tail_they_do_not(
         assert bool((cache.places.diff() > 0).all()) == in_order
 
 
-def test_from_prune_to_prune_is_the_same_as_token_by_token() -> None:
+def test_from_eviction_to_eviction_is_the_same_as_token_by_token() -> None:
     model, ids = neox(), text(120)[0]
     one_by_one = sequential_nll(model, ids, RefreshCache(model, POLICY, 4, "middle"))
-    configuration = RefreshConfiguration.of(POLICY, 4, "middle")
-    torch.testing.assert_close(
-        configuration.sequential_nll(model, ids), one_by_one, atol=1e-4, rtol=0
-    )
+    configuration = Configuration(POLICY, "reference", refresh=4)
+    found = decoded_nll(configuration, model, ids)
+    torch.testing.assert_close(found, one_by_one, atol=1e-4, rtol=0)
     plain = sequential_nll(model, ids, ReferenceCache(model, POLICY))
     torch.testing.assert_close(
-        nll_between_prunes(model, ids, ReferenceCache(model, POLICY)), plain, atol=1e-4, rtol=0
+        nll_between_evictions(model, ids, ReferenceCache(model, POLICY)), plain, atol=1e-4, rtol=0
     )
     assert (one_by_one - plain).abs().max() > 1e-2, "what was put back is attended to"
 
 
-def test_a_text_that_fits_the_window_has_no_prune_to_go_to() -> None:
+def test_a_text_that_fits_the_window_has_no_eviction_to_go_to() -> None:
     model, ids = neox(), text(20)[0]
     cache = RefreshCache(model, EvictionPolicy(2, 30), 4, "middle")
-    assert nll_between_prunes(model, ids, cache).shape == (19,)
+    assert nll_between_evictions(model, ids, cache).shape == (19,)
 
 
 @pytest.mark.parametrize("budget, where", [(0, "middle"), (4, "front")])
@@ -103,12 +103,13 @@ def test_eval_sets_the_budget_aside(run: Run, tmp_path: Path) -> None:
         *("--refresh-policy", "tail", "--output-file", str(output)),
     )
     assert ran.status == 0, ran.err
-    record = records.read(output)
-    assert record.policy.window_size == 128 - 4 - 7 - 16 and record.policy.capacity == 112
-    assert record.configuration.startswith("refresh-tail-16 ")
+    record = measurement.read(output).record
+    assert record.configuration["window_size"] == 128 - 4 - 7 - 16
+    assert record.sizes.capacity == 112 and record.sizes.total == 128
+    assert record.configuration["refresh"] == 16 and record.configuration["refresh_at"] == "tail"
     assert record.quality is not None and record.quality.method == "sequential"
-    assert record.prunes.evicted > 0 and record.speed is not None
-    assert "16 evicted tokens" in record.notes[0] and "tail" in record.notes[0]
+    assert record.evictions.entries > 0 and record.speed is not None
+    assert "up to 16 evicted tokens are put back (tail)" in ran.out
 
 
 @pytest.mark.parametrize(

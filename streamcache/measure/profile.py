@@ -20,7 +20,12 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from streamcache.caches.base import BoundedCache
 from streamcache.decoding.loop import SteadyDecode
 from streamcache.decoding.nll import Advance
-from streamcache.measure.records import SCHEMA_VERSION, Environment, Policy, Subject
+from streamcache.measure.measurement import (
+    SCHEMA_VERSION,
+    Environment,
+    Fields,
+    WorkloadRecord,
+)
 from streamcache.measure.timing import time_tokens
 from streamcache.policy import evictions
 
@@ -57,21 +62,21 @@ class Part(msgspec.Struct, frozen=True):
     device_share: float
 
 
-class Evicted(msgspec.Struct, frozen=True):
+class EvictedEntries(msgspec.Struct, frozen=True):
     """In the profiled tokens."""
 
-    prunes: int
+    evictions: int
     entries: int
 
 
-class Measured(msgspec.Struct, frozen=True):
-    """A step, taken apart. Per token of `n_tokens`, evictions included."""
+class StepProfile(msgspec.Struct, frozen=True):
+    """A step by operator and kernel. Per token of `n_tokens`, evictions included."""
 
     n_tokens: int
-    evicted: Evicted
+    evicted: EvictedEntries
     step_ms: float  # without the profiler
     profiled_ms: float  # the host's time with it
-    outside_ms: float  # of the host, outside of operators: Python
+    python_ms: float  # of the host, outside of operators: Python
     operators_per_token: float  # calls of the host, without the runtime's
     launches_per_token: float  # of kernels and graphs; 0 on a CPU
     kernels_per_token: float
@@ -79,19 +84,18 @@ class Measured(msgspec.Struct, frozen=True):
     device_busy: float  # device_ms over step_ms; above 1 where kernels overlap
     eviction: Part
     forward: Part  # all the rest
-    operators: tuple[Operator, ...]  # the dearest first
+    operators: tuple[Operator, ...]  # the most expensive first
     kernels: tuple[Kernel, ...]
 
 
 class Profile(msgspec.Struct, frozen=True, tag="streamcache-profile", tag_field="schema"):
     """Where the time of a configuration's step goes."""
 
-    configuration: str
-    mode: str
-    policy: Policy
-    subject: Subject
+    label: str
+    configuration: Fields
+    workload: WorkloadRecord
     environment: Environment
-    measured: Measured
+    step: StepProfile
     version: int = SCHEMA_VERSION
 
 
@@ -111,10 +115,10 @@ def evictions_marked() -> Iterator[None]:
         BoundedCache.prepare = prepare  # type: ignore[method-assign]
 
 
-def measure(
+def profile_steps(
     stream: SteadyDecode, n_tokens: int, trace: Path | None = None, advance: Advance | None = None
-) -> Measured:
-    """Take the next steps of a stream apart.
+) -> StepProfile:
+    """Profile the next steps of a stream.
 
     Args:
         trace: write what the profiler saw, for chrome://tracing or ui.perfetto.dev; `.json` or
@@ -141,11 +145,13 @@ def measure(
     if trace is not None:
         _write_trace(watched, trace)
     dropped = islice(evictions(cache.policy, cache.seen), seen, None)
-    pruned = Evicted(sum(n > 0 for n in dropped), cache.evicted - evicted)
-    return _taken_apart(watched.events(), n_tokens, laps.wall_ms / n_tokens, pruned)
+    pruned = EvictedEntries(sum(n > 0 for n in dropped), cache.evicted - evicted)
+    return _summarize_events(watched.events(), n_tokens, laps.wall_ms / n_tokens, pruned)
 
 
-def _taken_apart(events: Any, n_tokens: int, step_ms: float, evicted: Evicted) -> Measured:
+def _summarize_events(
+    events: Any, n_tokens: int, step_ms: float, evicted: EvictedEntries
+) -> StepProfile:
     """From torch's events; their times are in microseconds."""
     to_ms = 1e-3 / n_tokens
     on_host = [e for e in events if e.device_type == DeviceType.CPU]
@@ -179,12 +185,12 @@ def _taken_apart(events: Any, n_tokens: int, step_ms: float, evicted: Evicted) -
     for name, group in kernels.items():
         ms = sum(e.time_range.elapsed_us() for e in group) * to_ms
         kernel_rows.append(Kernel(name, len(group) / n_tokens, ms, ms / device_ms))
-    return Measured(
+    return StepProfile(
         n_tokens=n_tokens,
         evicted=evicted,
         step_ms=step_ms,
         profiled_ms=host_ms,
-        outside_ms=host_ms - sum(row.host_ms for row in operator_rows),
+        python_ms=host_ms - sum(row.host_ms for row in operator_rows),
         operators_per_token=sum(not _of_runtime(e) for e in called) / n_tokens,
         launches_per_token=sum(e.name.startswith(_LAUNCHES) for e in called) / n_tokens,
         kernels_per_token=len(ran) / n_tokens,

@@ -12,50 +12,51 @@ from torch.autograd import DeviceType  # type: ignore[attr-defined]
 
 from streamcache.caches.base import BoundedCache
 from streamcache.decoding.loop import SteadyDecode
-from streamcache.measure.configurations import Configuration, Mode
-from streamcache.measure.profiling import (
+from streamcache.measure.configurations import MODES, Configuration
+from streamcache.measure.profile import (
     _EVICTION,
     _STEP,
-    Evicted,
+    EvictedEntries,
     Profile,
-    _taken_apart,
+    _summarize_events,
     evictions_marked,
-    measure,
+    profile_steps,
 )
+from streamcache.measure.steps import steady_step
 from streamcache.policy import EvictionPolicy
 from tests.shell import Run
 from tests.tiny import neox, text
 
 
-def measured(mode: Mode, policy: EvictionPolicy, n_tokens: int = 16) -> Any:
-    stream = Configuration("", policy, mode).step(neox(), text(40)[0])
+def profiled(mode: str, policy: EvictionPolicy, n_tokens: int = 16) -> Any:
+    stream = steady_step(Configuration(policy, *MODES[mode]), neox(), text(40)[0])
     assert isinstance(stream, SteadyDecode)
-    return measure(stream, n_tokens)
+    return profile_steps(stream, n_tokens)
 
 
 @pytest.mark.parametrize("mode", ["mit", "ours", "fast"])
-def test_operators_and_the_two_parts_of_a_step(mode: Mode) -> None:
-    taken = measured(mode, EvictionPolicy(4, 20, compress_every=4))
+def test_operators_and_the_two_parts_of_a_step(mode: str) -> None:
+    taken = profiled(mode, EvictionPolicy(4, 20, compress_every=4))
     calls = {row.name: row.calls for row in taken.operators}
     assert calls["aten::addmm"] == 2 * 4, "two layers of four products each"
-    assert taken.evicted == Evicted(4, 16) and taken.n_tokens == 16
+    assert taken.evicted == EvictedEntries(4, 16) and taken.n_tokens == 16
     assert 0 < taken.eviction.host_ms < taken.forward.host_ms
     assert taken.eviction.host_share + taken.forward.host_share == pytest.approx(1)
     own = sum(row.host_ms for row in taken.operators)
-    assert own + taken.outside_ms == pytest.approx(taken.profiled_ms) and taken.outside_ms > 0
+    assert own + taken.python_ms == pytest.approx(taken.profiled_ms) and taken.python_ms > 0
     assert taken.operators_per_token == pytest.approx(sum(calls.values()))
     assert not taken.kernels and taken.launches_per_token == taken.device_ms == 0
 
 
 def test_evictions_show_in_the_count_of_operators() -> None:
-    often, seldom = (measured("fast", EvictionPolicy(4, 20, compress_every=r)) for r in (1, 16))
+    often, seldom = (profiled("fast", EvictionPolicy(4, 20, compress_every=r)) for r in (1, 16))
     assert often.operators_per_token > seldom.operators_per_token
     assert often.evicted.entries == seldom.evicted.entries == 16
 
 
 def test_a_captured_step_has_no_eviction() -> None:
-    taken = measured("captured", EvictionPolicy(4, 20))
-    assert taken.eviction.host_ms == 0 and taken.evicted == Evicted(16, 16)
+    taken = profiled("captured", EvictionPolicy(4, 20))
+    assert taken.eviction.host_ms == 0 and taken.evicted == EvictedEntries(16, 16)
 
 
 def test_marks_are_taken_off_whatever_happens() -> None:
@@ -97,7 +98,7 @@ def test_device_time_goes_to_the_part_that_launched_it() -> None:
         *(on_device("gemm", 200), on_device("Memcpy DtoD", 50)),
         *(on_device(_EVICTION, 70), on_device(_STEP, 999)),
     ]
-    taken = _taken_apart(events, 2, 0.5, Evicted(1, 1))
+    taken = _summarize_events(events, 2, 0.5, EvictedEntries(1, 1))
     assert taken.profiled_ms == pytest.approx(0.150)
     assert taken.device_ms == pytest.approx(0.300) and taken.device_busy == pytest.approx(0.6)
     assert taken.eviction.host_ms == pytest.approx(0.030)
@@ -122,11 +123,12 @@ def test_the_command_writes_a_record_and_a_trace(run: Run, tmp_path: Path) -> No
         *("--streaming-mode", "ours", "--compress-every", "4", "--trace", str(trace)),
     )
     assert ran.status == 0, ran.err
-    assert "eviction" in ran.out and "aten::addmm" in ran.out and "2 prunes of 8" in ran.out
-    path = tmp_path / "runs" / "profile" / "reference-float32-ours-S4-W60-R4.json"
+    assert "eviction" in ran.out and "aten::addmm" in ran.out and "2 evictions of 8" in ran.out
+    path = tmp_path / "runs" / "profile" / "reference-float32-rerotating-S4-W60-R4.json"
     made = msgspec.json.decode(path.read_bytes(), type=Profile)
-    assert made.mode == "ours" and made.policy.compress_every == 4
-    assert made.measured.step_ms > 0 and made.measured.eviction.host_ms > 0
+    assert made.configuration["cache"] == "rerotating"
+    assert made.configuration["compress_every"] == 4
+    assert made.step.step_ms > 0 and made.step.eviction.host_ms > 0
     seen = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
     assert sum(event.get("name") == _STEP for event in seen) == 8
     assert list(trace.parent.iterdir()) == [trace]

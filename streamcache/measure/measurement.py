@@ -1,0 +1,282 @@
+"""A measurement: a record and its arrays, typed, versioned, written all or nothing.
+
+Three files: the record `<name>.json`, the NLL of each predicted token `<name>.nll.npy` (nats) and
+the time of each timed token `<name>.tpot.npy` (ms). The record is written last, so a record that
+can be read has its arrays.
+"""
+
+import dataclasses
+import io
+import platform
+from pathlib import Path
+from typing import Literal, Protocol, TypeVar
+
+import msgspec
+import numpy
+import torch
+import transformers
+from numpy.typing import ArrayLike, NDArray
+
+from streamcache.files import write_bytes
+from streamcache.policy import EvictionPolicy, Evictions, Policy
+from streamcache.version import VERSION
+
+SCHEMA_VERSION = 2
+
+Floats = NDArray[numpy.float64]
+Fields = dict[str, str | int]  # the fields of a configuration that are set
+ArrayKind = Literal["nll", "tpot"]
+
+
+class _Versioned(Protocol):
+    @property
+    def version(self) -> int: ...
+
+
+_Kind = TypeVar("_Kind", bound=_Versioned)
+
+
+class RecordError(ValueError):
+    """A file is not a record of the expected kind and version; the message says what is wrong."""
+
+
+class Environment(msgspec.Struct, frozen=True):
+    """Where it was measured. Times compare only within one environment."""
+
+    device: str
+    torch: str
+    transformers: str
+    python: str
+    streamcache: str
+    threads: int
+
+
+class WorkloadRecord(msgspec.Struct, frozen=True):
+    """The model that reads, the model that is timed, and the text."""
+
+    model: str
+    revision: str
+    dtype: str
+    timed: str  # the shape decides the time, so it may be another model than the one that reads
+    text: str
+    text_source: str
+    text_digest: str
+    n_tokens: int
+
+
+class Sizes(msgspec.Struct, frozen=True):
+    """The sizes in force, entries: of the policy, and reserved beside it."""
+
+    n_sink: int
+    floor: int
+    capacity: int
+    overlap: int = 0
+    refresh: int = 0
+
+    @property
+    def total(self) -> int:
+        """Entries of the whole budget."""
+        return self.capacity + self.overlap + self.refresh
+
+
+class Quality(msgspec.Struct, frozen=True):
+    """Perplexities. The increase compares identical positions with the recompute baseline."""
+
+    method: str  # "one-pass", "sequential" or "recompute"
+    ppl: float  # all evaluated positions: of the baseline, often a sample
+    ppl_steady: float | None  # from the position where the cache is first full
+    n_positions: int
+    n_steady: int
+    ppl_compared: float | None = None  # at the positions shared with the baseline
+    ppl_increase: float | None = None  # fraction, at those; None without a baseline
+    n_compared: int = 0
+    ppl_increase_error: float | None = None  # its standard error, over those positions
+    late_positions: int = 0  # of the baseline with a full window, spread evenly
+
+
+class Speed(msgspec.Struct, frozen=True):
+    """Times of the steady state, evictions included, from blocks in turns with the baseline."""
+
+    tpot_mean_ms: float  # per token of each stream: host clock, device-synchronised at the ends
+    tpot_p50_ms: float
+    tpot_p99_ms: float
+    tpot_device_ms: float | None  # mean of CUDA event times
+    n_tokens: int
+    baseline_ms: float  # mean time of the baseline, per token, in the same turns
+    speedup: float  # median over the pairs of baseline / candidate
+    speedup_error: float | None
+    pairs: list[tuple[float, float]]  # seconds per token of the candidate and of the baseline
+    device_pairs: list[tuple[float, float]] = []  # the same in time that the device computed
+    kernels_per_token: float | None = None
+    wait_share: float = 0.0  # of the time, for a core; it is not in the pairs
+    seen: int | None = None  # tokens that the timed cache was fed
+    held: int | None = None  # entries that it held at the end
+
+
+class Record(msgspec.Struct, frozen=True, tag="streamcache-measurement", tag_field="schema"):
+    """One configuration, measured on one workload.
+
+    Attributes:
+        label: for people.
+        configuration: the fields that are set; its identity.
+        evictions: over the evaluated stream.
+        peak_memory_bytes: high-water mark, of the device or of the process on a CPU; of all that
+            the process has done so far.
+        date: of the measurement, ISO 8601, UTC.
+    """
+
+    label: str
+    configuration: Fields
+    sizes: Sizes
+    workload: WorkloadRecord
+    environment: Environment
+    quality: Quality | None
+    speed: Speed | None
+    evictions: Evictions
+    peak_memory_bytes: int | None
+    date: str
+    notes: tuple[str, ...] = ()
+    version: int = SCHEMA_VERSION
+
+    @property
+    def key(self) -> tuple[tuple[str, str | int], ...]:
+        """The identity, to look a record up by."""
+        return tuple(sorted(self.configuration.items()))
+
+    @property
+    def cache(self) -> str:
+        """The kind of cache, or "recompute"."""
+        return str(self.configuration["cache"])
+
+    @property
+    def policy(self) -> Policy | None:
+        """The eviction policy; None where it is a rule that is not part of this package."""
+        if "rule" in self.configuration:
+            return None
+        names = {f.name for f in dataclasses.fields(EvictionPolicy)}
+        found = {k: int(v) for k, v in self.configuration.items() if k in names}
+        return EvictionPolicy(**found)
+
+    @property
+    def recomputes(self) -> bool:
+        """Whether it is the recompute baseline, which has no cache."""
+        return self.cache == "recompute"
+
+
+@dataclasses.dataclass(frozen=True)
+class Measurement:
+    """A record and its arrays.
+
+    Attributes:
+        nll: float64, nats: of tokens 1 ... T - 1, or of the baseline at its positions; None where
+            no PPL was taken.
+        tpot_ms: float64, one per timed token; None where no times were taken.
+        path: of the record, where it is on disk.
+    """
+
+    record: Record
+    nll: Floats | None = None
+    tpot_ms: Floats | None = None
+    path: Path | None = dataclasses.field(default=None, compare=False)
+
+
+def environment(device: torch.device) -> Environment:
+    """This process, measuring on `device`."""
+    on_gpu = device.type == "cuda"
+    return Environment(
+        device=torch.cuda.get_device_name(device) if on_gpu else f"cpu {platform.machine()}",
+        torch=str(torch.__version__),
+        transformers=transformers.__version__,
+        python=platform.python_version(),
+        streamcache=VERSION,
+        threads=torch.get_num_threads(),
+    )
+
+
+def write(path: Path, measurement: Measurement) -> Measurement:
+    """Write the files of a measurement, the record last; the measurement with its path."""
+    for kind, values in (("nll", measurement.nll), ("tpot", measurement.tpot_ms)):
+        if values is not None:
+            write_array(array_path(path, kind), values)  # type: ignore[arg-type]
+    write_struct(path, measurement.record)
+    return dataclasses.replace(measurement, path=path)
+
+
+def read(path: Path) -> Measurement:
+    """Read a measurement with all its arrays.
+
+    Raises:
+        RecordError: no such file, not a record, of another version, or an array is broken.
+    """
+    record = read_struct(Record, path, "record")
+    problems: list[str] = []
+    measurement = with_arrays(record, path, problems)
+    if problems:
+        raise RecordError(problems[0])
+    return measurement
+
+
+def with_arrays(record: Record, path: Path, problems: list[str]) -> Measurement:
+    """The measurement of a record, with the arrays beside `path`; `problems` gets a line for each
+    that is missing or broken."""
+    found: dict[ArrayKind, Floats] = {}
+    lengths: dict[ArrayKind, int] = {}
+    if record.quality:
+        lengths["nll"] = record.quality.n_positions
+    if record.speed:
+        lengths["tpot"] = record.speed.n_tokens
+    for kind, n in lengths.items():
+        try:
+            found[kind] = read_array(array_path(path, kind), n)
+        except RecordError as error:
+            problems.append(str(error))
+    return Measurement(record, found.get("nll"), found.get("tpot"), path)
+
+
+def write_struct(path: Path, value: msgspec.Struct) -> None:
+    """Write as JSON; a reader sees the old file or the new one, never half."""
+    write_bytes(path, msgspec.json.format(msgspec.json.encode(value), indent=1) + b"\n")
+
+
+def read_struct(kind: type[_Kind], path: Path, called: str) -> _Kind:
+    """Read what `write_struct` wrote of a kind that has a version, named as people call it.
+
+    Raises:
+        RecordError: no such file, of another kind, or of another version.
+    """
+    try:
+        found = msgspec.json.decode(path.read_bytes(), type=kind)
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise RecordError(f"{path} is not a readable streamcache {called}: {error}") from error
+    if found.version != SCHEMA_VERSION:
+        raise RecordError(
+            f"{path} has schema version {found.version}, this release reads {SCHEMA_VERSION}"
+        )
+    return found
+
+
+def array_path(path: Path, kind: ArrayKind) -> Path:
+    """Beside a record: NLL of each token, nats, or ms of each timed token."""
+    return path.with_name(f"{path.name.removesuffix('.json')}.{kind}.npy")
+
+
+def write_array(path: Path, values: ArrayLike) -> None:
+    """Write numbers as a .npy file, all or nothing."""
+    buffer = io.BytesIO()
+    numpy.save(buffer, numpy.asarray(values, dtype=numpy.float32))
+    write_bytes(path, buffer.getvalue())
+
+
+def read_array(path: Path, n: int | None = None) -> Floats:
+    """The `n` numbers of a .npy file; without `n`, all of them.
+
+    Raises:
+        RecordError: it cannot be read, or has another number of them.
+    """
+    try:
+        values: Floats = numpy.load(path, allow_pickle=False).astype(numpy.float64)
+    except (OSError, ValueError, EOFError, AttributeError) as error:
+        raise RecordError(f"{path} cannot be read: {error}") from error
+    if values.ndim != 1 or (n is not None and values.shape != (n,)):
+        raise RecordError(f"{path} has the shape {values.shape}, not {(n,)}")
+    return values

@@ -1,0 +1,351 @@
+"""The one way to measure: a configuration and a workload go in, a `Measurement` comes out."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Literal
+
+import numpy
+import torch
+
+from streamcache.decoding.nll import Advance, require_finite
+from streamcache.decoding.onepass import streaming_nll
+from streamcache.decoding.recompute import recompute_nll
+from streamcache.measure import quality as qualities
+from streamcache.measure.configurations import RECOMPUTE, Configuration, identity
+from streamcache.measure.measurement import (
+    Floats,
+    Measurement,
+    Quality,
+    Record,
+    RecordError,
+    Sizes,
+    Speed,
+    environment,
+    read,
+)
+from streamcache.measure.memory import peak_memory_bytes
+from streamcache.measure.quality import baseline_positions
+from streamcache.measure.speed import measure_speed
+from streamcache.measure.steps import decoded_nll
+from streamcache.measure.store import Store, read_partial, write_partial
+from streamcache.measure.workload import Workload
+from streamcache.policy import Evictions, count_evictions
+
+Method = Literal["one-pass", "sequential"]
+Progress = Callable[[str, int], AbstractContextManager[Advance]]  # description, total
+
+_SAVE_EVERY_S = 10.0
+_SLICE = 16  # positions of the baseline between looks at the clock
+
+
+class BaselineMismatch(ValueError):
+    """A stored baseline was made from something else; the message says what, and the way out."""
+
+
+@dataclasses.dataclass(frozen=True)
+class What:
+    """What is measured, and how thoroughly.
+
+    Attributes:
+        ppl: how the NLLs are taken; None: not at all.
+        positions: of the recompute baseline with a full window; None: all of the text.
+        tpot_tokens: timed tokens, at least; 0: no times.
+        pairs: timed blocks, each beside one of the baseline.
+        baseline_forwards: forwards of the baseline per block.
+        device_time: on a GPU, also the time that it computed.
+    """
+
+    ppl: Method | None = "one-pass"
+    positions: int | None = 64
+    tpot_tokens: int = 256
+    pairs: int = 8
+    baseline_forwards: int = 1
+    device_time: bool = False
+
+
+@contextmanager
+def no_progress(description: str, total: int) -> Iterator[Advance]:
+    """Progress that nobody sees."""
+    yield lambda n: None
+
+
+def run(
+    configuration: Configuration,
+    workload: Workload,
+    what: What = What(),
+    store: Store | None = None,
+    *,
+    progress: Progress = no_progress,
+    baseline_file: Path | None = None,
+    force: bool = False,
+) -> Measurement:
+    """Measure a configuration, or find in the store what was measured before.
+
+    Of a stored measurement that has only a part of what is asked for, the other part is measured.
+    PPL of anything but the recompute baseline is compared with the baseline, which is measured
+    first and kept in the same store.
+
+    Args:
+        store: where measurements are kept and found; None: nothing is kept.
+        progress: shows progress bars.
+        baseline_file: keep the baseline's record here, and find it here.
+        force: measure again whatever is stored.
+
+    Raises:
+        ValueError: the weights of the configuration are not those of the workload's models.
+        BaselineMismatch: `baseline_file` is a baseline of something else.
+        RecordError: `baseline_file` is not a record.
+        NotFiniteError: the model predicts something that is not a number.
+        UnsupportedModelError, OnePassUnsupported: the model cannot be streamed.
+    """
+    for loaded in (workload.loaded, workload.timed_model):
+        if loaded.quantization != configuration.weights:
+            raise ValueError(
+                f"the configuration has weights {configuration.weights!r} and {loaded.name} was "
+                f"loaded with {loaded.quantization!r}"
+            )
+    reason = workload.ppl_unavailable_reason
+    if reason:
+        what = dataclasses.replace(what, ppl=None)
+    path, stored = _stored(configuration, workload, what, store, baseline_file)
+    if force:
+        stored = None
+    ppl_done = what.ppl is None or (stored is not None and _has_ppl(stored, workload, what))
+    times_done = not what.tpot_tokens or (stored is not None and _has_times(stored, what))
+    if stored is not None and ppl_done and times_done:
+        return stored
+    record, nll, times = (stored.record, stored.nll, stored.tpot_ms) if stored else (None,) * 3
+    quality: Quality | None = record.quality if record else None
+    speed: Speed | None = record.speed if record else None
+    if not ppl_done:
+        nll, quality = _ppl(configuration, workload, what, store, progress, baseline_file, path)
+    if not times_done:
+        with progress(f"TPOT of {configuration.name}", what.pairs) as advance:
+            speed, token_ms = measure_speed(
+                configuration,
+                workload,
+                what.tpot_tokens,
+                what.pairs,
+                what.baseline_forwards,
+                what.device_time,
+                advance,
+            )
+        times = numpy.asarray(token_ms)
+    measured = Measurement(
+        _record(configuration, workload, quality, speed, (reason,) if reason else ()), nll, times
+    )
+    return store.put(path, measured) if store is not None and path is not None else measured
+
+
+def positions_of(what: What, workload: Workload) -> int:
+    """Positions with a full window at which the recompute baseline is evaluated."""
+    if workload.window is None:
+        return 0
+    available = max(0, len(workload.text.input_ids) - 1 - workload.window.floor)
+    return available if what.positions is None else min(what.positions, available)
+
+
+def is_finished(
+    configuration: Configuration, workload: Workload, what: What, store: Store
+) -> Measurement | None:
+    """The stored measurement that has all that is asked for; None where it must be measured."""
+    if workload.ppl_unavailable_reason:
+        what = dataclasses.replace(what, ppl=None)
+    _, stored = _stored(configuration, workload, what, store, None)
+    if stored is None or (what.ppl and not _has_ppl(stored, workload, what)):
+        return None
+    return stored if not what.tpot_tokens or _has_times(stored, what) else None
+
+
+def _stored(
+    configuration: Configuration,
+    workload: Workload,
+    what: What,
+    store: Store | None,
+    baseline_file: Path | None,
+) -> tuple[Path | None, Measurement | None]:
+    """Where a measurement is kept, and what is there."""
+    if configuration.recomputes and baseline_file is not None:
+        if not baseline_file.exists():
+            return baseline_file, None
+        found = read(baseline_file)
+        _check_baseline(found.record, configuration, workload, what, baseline_file)
+        return baseline_file, found
+    if store is None:
+        return None, None
+    where = environment(workload.timed_model.model.device)
+    positions = positions_of(what, workload) if configuration.recomputes else 0
+    path = store.path(configuration, workload.record, where, positions)
+    return path, store.find(path)
+
+
+def _has_ppl(stored: Measurement, workload: Workload, what: What) -> bool:
+    found = stored.record.quality
+    if found is None:
+        return False
+    if stored.record.recomputes:
+        return True
+    compared = found.late_positions >= positions_of(what, workload)
+    return found.method == what.ppl and compared
+
+
+def _has_times(stored: Measurement, what: What) -> bool:
+    found = stored.record.speed
+    if found is None or len(found.pairs) < what.pairs:
+        return False
+    return stored.record.recomputes or found.n_tokens >= what.tpot_tokens
+
+
+def _ppl(
+    configuration: Configuration,
+    workload: Workload,
+    what: What,
+    store: Store | None,
+    progress: Progress,
+    baseline_file: Path | None,
+    path: Path | None,
+) -> tuple[Floats, Quality]:
+    ids = workload.ids(workload.loaded)
+    late = positions_of(what, workload)
+    if configuration.recomputes:
+        return _baseline_ppl(configuration, workload, late, progress, path)
+    baseline: Floats | None = None
+    if workload.window is not None:
+        reference = dataclasses.replace(
+            configuration,
+            policy=workload.window,
+            cache=RECOMPUTE,
+            engine="eager",
+            overlap=0,
+            refresh=0,
+            batch=1,
+            label="baseline",
+        )
+        only_ppl = dataclasses.replace(what, tpot_tokens=0)
+        baseline = run(
+            reference, workload, only_ppl, store, progress=progress, baseline_file=baseline_file
+        ).nll
+    with progress(configuration.name, len(ids) - 1) as advance:
+        if what.ppl == "one-pass" and not configuration.refresh:
+            method = "one-pass"
+            found = streaming_nll(workload.loaded.model, ids, configuration.policy, advance)
+        else:
+            method = "sequential"
+            found = decoded_nll(configuration, workload.loaded.model, ids, advance)
+    nll = require_finite(found).cpu().double().numpy()
+    floor = 0 if workload.window is None else workload.window.floor
+    return nll, qualities.of_stream(nll, configuration.policy.floor, method, baseline, floor, late)
+
+
+def _baseline_ppl(
+    configuration: Configuration,
+    workload: Workload,
+    late: int,
+    progress: Progress,
+    path: Path | None,
+) -> tuple[Floats, Quality]:
+    """The recompute baseline; what is finished is kept, so an interrupted one goes on."""
+    policy, ids = configuration.policy, workload.ids(workload.loaded)
+    window_size = policy.floor - policy.n_sink
+    positions = baseline_positions(policy.floor, len(ids), late)
+    nll = read_partial(path)[: len(positions)] if path is not None else []
+    early = min(policy.floor, len(ids) - 1)
+    saved, n_saved = time.monotonic(), len(nll)
+    with progress("baseline", len(positions)) as advance:
+        advance(len(nll))
+        try:
+            while len(nll) < len(positions):
+                stop = early if len(nll) < early else len(nll) + _SLICE
+                part = torch.from_numpy(positions[len(nll) : stop])
+                rows = recompute_nll(
+                    workload.loaded.model, ids, policy.n_sink, window_size, part, advance=advance
+                )
+                nll += require_finite(rows).tolist()
+                if path is not None and time.monotonic() - saved > _SAVE_EVERY_S:
+                    write_partial(path, nll)
+                    saved, n_saved = time.monotonic(), len(nll)
+        finally:
+            if path is not None and n_saved < len(nll) < len(positions):
+                write_partial(path, nll)
+    values = numpy.asarray(nll)
+    return values, qualities.of_baseline(values, policy.floor, len(ids), late)
+
+
+def _record(
+    configuration: Configuration,
+    workload: Workload,
+    quality: Quality | None,
+    speed: Speed | None,
+    notes: tuple[str, ...],
+) -> Record:
+    policy, device = configuration.policy, workload.timed_model.model.device
+    fed = len(workload.text.input_ids) - 1
+    evictions = Evictions(0, 0, 0) if configuration.recomputes else count_evictions(policy, fed)
+    return Record(
+        label=configuration.name,
+        configuration=identity(configuration),
+        sizes=Sizes(
+            policy.n_sink,
+            policy.floor,
+            policy.capacity,
+            configuration.overlap,
+            configuration.refresh,
+        ),
+        workload=workload.record,
+        environment=environment(device),
+        quality=quality,
+        speed=speed,
+        evictions=evictions,
+        peak_memory_bytes=_peak_memory_bytes(device),
+        date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        notes=notes,
+    )
+
+
+def _peak_memory_bytes(device: torch.device) -> int | None:
+    """The high-water mark so far: of the device, or of the process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return peak_memory_bytes()
+
+
+def _check_baseline(
+    stored: Record, configuration: Configuration, workload: Workload, what: What, path: Path
+) -> None:
+    """Refuse a baseline that was made from something else.
+
+    Raises:
+        BaselineMismatch: names the first field that differs, both values, and the way out.
+    """
+    if not stored.recomputes:
+        raise RecordError(f"{path} is not a recompute baseline: it is a record of {stored.label}")
+    wanted_at, late = workload.record, positions_of(what, workload)
+    where = environment(workload.timed_model.model.device)
+    has_positions = stored.quality.late_positions if stored.quality else 0
+    pairs: list[tuple[str, object, object]] = [
+        (name, getattr(stored.workload, name), getattr(wanted_at, name))
+        for name in ("model", "revision", "dtype", "text_digest", "n_tokens")
+    ]
+    fields = identity(configuration)
+    pairs += [
+        (k, stored.configuration.get(k), fields.get(k)) for k in {**stored.configuration, **fields}
+    ]
+    pairs += [("positions", has_positions, late)] if workload.ppl_unavailable_reason is None else []
+    pairs += [
+        (name, getattr(stored.environment, name), getattr(where, name))
+        for name in ("device", "torch", "transformers", "streamcache")
+    ]
+    for name, have, want in pairs:
+        if have != want:
+            at = f" --positions {late}" if late else ""
+            policy = configuration.policy
+            raise BaselineMismatch(
+                f"{path} does not fit: its {name} is {have!r}, and this run compares with "
+                f"{want!r}; with the same model and text `streamcache baseline --n-sink "
+                f"{policy.n_sink} --window-size {policy.floor - policy.n_sink} --max-eval-tokens "
+                f"{wanted_at.n_tokens}{at} --baseline-file {path}` makes one that fits"
+            )

@@ -1,0 +1,65 @@
+"""What carries a configuration out: its cache, one step of a decode, a stream token by token."""
+
+from collections.abc import Callable
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from streamcache.caches.base import BoundedCache
+from streamcache.caches.refresh import RefreshCache
+from streamcache.decoding.captured import CapturedDecoder
+from streamcache.decoding.loop import (
+    CapturedSteadyDecode,
+    SteadyDecode,
+    captured_nll,
+    nll_between_evictions,
+    sequential_nll,
+)
+from streamcache.decoding.nll import Advance
+from streamcache.decoding.recompute import recompute_step
+from streamcache.measure.configurations import CACHES, Configuration
+
+
+def cache_of(configuration: Configuration, model: PreTrainedModel) -> BoundedCache:
+    """A new cache for a model.
+
+    Raises:
+        ValueError: the configuration recomputes its context and has no cache.
+    """
+    if configuration.recomputes:
+        raise ValueError(f"{configuration.name} recomputes its context and has no cache")
+    if configuration.refresh:
+        return RefreshCache(
+            model, configuration.policy, configuration.refresh, configuration.refresh_at
+        )
+    return CACHES[configuration.cache](model, configuration.policy)
+
+
+def steady_step(
+    configuration: Configuration, model: PreTrainedModel, input_ids: Tensor
+) -> Callable[[], object]:
+    """A function that decodes one token of the text [T] per call, in the steady state."""
+    policy, batch = configuration.policy, configuration.batch
+    if configuration.recomputes:
+        return recompute_step(model, input_ids, policy.n_sink, policy.floor - policy.n_sink)
+    if configuration.engine == "captured":
+        return CapturedSteadyDecode(CapturedDecoder(model, policy, batch), input_ids)
+    return SteadyDecode(model, input_ids, cache_of(configuration, model), batch)
+
+
+def decoded_nll(
+    configuration: Configuration,
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    advance: Advance | None = None,
+) -> Tensor:
+    """NLL [T - 1] of the text [T], decoded with the configuration's cache.
+
+    Token by token, but from eviction to eviction where evicted tokens are put back: between two
+    evictions such a cache only grows, so both agree.
+    """
+    if configuration.engine == "captured":
+        decoder = CapturedDecoder(model, configuration.policy)
+        return captured_nll(decoder, input_ids, advance)
+    decode = nll_between_evictions if configuration.refresh else sequential_nll
+    return decode(model, input_ids, cache_of(configuration, model), advance)

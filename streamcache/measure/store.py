@@ -1,0 +1,105 @@
+"""Where measurements are kept: one folder a workload, three files a measurement, found again."""
+
+import hashlib
+import re
+from pathlib import Path
+
+import msgspec
+
+from streamcache.measure.configurations import Configuration, identity
+from streamcache.measure.measurement import (
+    Environment,
+    Measurement,
+    RecordError,
+    WorkloadRecord,
+    array_path,
+    read,
+    read_array,
+    write,
+    write_array,
+)
+
+
+class Store:
+    """The measurements below a folder. Every command keeps and finds them in the same way.
+
+    A measurement is found by the fields of its configuration, by its workload and by where it was
+    taken, never by its name, which is in the file name for people only.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def path(
+        self,
+        configuration: Configuration,
+        workload: WorkloadRecord,
+        environment: Environment,
+        positions: int = 0,
+    ) -> Path:
+        """Where the record of a measurement is.
+
+        Args:
+            positions: of the recompute baseline with a full window; 0 for all others.
+        """
+        fields = {**identity(configuration), **({"positions": positions} if positions else {})}
+        stem = f"{file_stem(configuration.name)}-{_digest(fields, workload, environment)}"
+        return self.folder / folder_name(workload) / f"{stem}.json"
+
+    def find(self, path: Path) -> Measurement | None:
+        """What is at a path; None where nothing that can be read is."""
+        try:
+            return read(self._same(path))
+        except RecordError:
+            return None
+
+    def put(self, path: Path, measurement: Measurement) -> Measurement:
+        """Keep a measurement; it with its path."""
+        partial_path(path).unlink(missing_ok=True)
+        return write(self._same(path), measurement)
+
+    def _same(self, path: Path) -> Path:
+        """The file of the same digest, whatever label it was first measured under."""
+        digest = path.stem.rpartition("-")[2]
+        return next(iter(sorted(path.parent.glob(f"*-{digest}.json"))), path)
+
+
+def folder_name(workload: WorkloadRecord) -> str:
+    """The folder of a workload: what people need to tell it from others, and a digest."""
+    timed = "" if workload.timed == workload.model else f"-timed-{workload.timed}"
+    name = f"{workload.model}-{workload.dtype}{timed}-{workload.text}-{workload.n_tokens}"
+    return f"{file_stem(name)}-{_digest(workload)}"
+
+
+def partial_path(path: Path) -> Path:
+    """What an interrupted baseline has finished, beside its record."""
+    return array_path(path.with_name(f"{path.stem}.partial.json"), "nll")
+
+
+def read_partial(path: Path) -> list[float]:
+    """The NLLs that an interrupted baseline had finished; none where there is no such file."""
+    try:
+        return list(read_array(partial_path(path)))
+    except RecordError:
+        return []
+
+
+def write_partial(path: Path, nll: list[float]) -> None:
+    """Keep what a baseline has finished so far."""
+    write_array(partial_path(path), nll)
+
+
+def _digest(*parts: object) -> str:
+    workload_without_source = [
+        msgspec.structs.replace(p, text_source="") if isinstance(p, WorkloadRecord) else p
+        for p in parts
+    ]
+    data = msgspec.json.encode(workload_without_source, order="sorted")
+    return hashlib.sha256(data).hexdigest()[:8]
+
+
+def file_stem(text: str) -> str:
+    """As part of a file name on any system."""
+    for sign, word in (("=", ""), ("σ", "slack"), ("δ", "drop")):
+        text = text.replace(sign, word)
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", text).strip("-.")[:100]
