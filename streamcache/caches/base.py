@@ -1,31 +1,53 @@
 """What every bounded cache has in common: the bookkeeping of a stream and transformers' protocol.
 
-A forward pass over n tokens goes through `prepare(n)` (evict, before the append), the model's own
-mask creation (`get_mask_sizes`), and one `update` per layer. `attach` has `prepare` called before
-every forward of the model; without it (a cache built from a config, or a base model called
-directly) the first `update` evicts, and positions are never re-based.
+A forward pass over n tokens is `prepare(n)`, which decides what to evict and where positions start
+and changes nothing; one `update` per layer, the first of which evicts; and `finish`, which counts
+the tokens. The hooks on the model (see `hooks`) call the first and the last. So a forward that
+fails before its first `update` has changed nothing, one that fails later can be run again, and
+where neither holds the cache refuses every call until `reset()`.
 """
 
-from abc import abstractmethod
-from typing import Any
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
-from transformers import PreTrainedConfig, PreTrainedModel
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache
 
-from streamcache.caches.hooks import attach
-from streamcache.caches.probe import UnsupportedModelError, probe_rope
+from streamcache.caches.fingerprint import Fingerprint
+from streamcache.caches.hooks import attach, uncompiled
+from streamcache.caches.probe import UnsupportedModelError, decoder_of, probe_rope
 from streamcache.policy import Policy, evicted_by_chunk, warn_beyond
 
+Self = TypeVar("Self", bound="BoundedCache")
 
-class BoundedCache(Cache):
+
+@dataclass
+class Forward:
+    """What the forward pass at work does to a cache."""
+
+    n_tokens: int
+    n_evicted: int  # entries to evict before the append
+    base: int  # of positions, from this forward on
+    has_room: bool = False  # whether that was done
+    updated: set[int] = field(default_factory=set)  # layers that have appended
+
+
+class BoundedCache(Cache, ABC):
     """A KV cache that never holds more than `policy.capacity` entries.
 
+    A subclass stores the states of the layers: it defines `_make_room`, `_append`, `_select`,
+    `_forget` and `batch_size`, and `_next_base` if it starts positions anew.
+
     Args:
-        model_or_config: the model that will be fed, or its config. With the model every way of
-            calling it is handled (long prompts are split, positions re-based); with a config only,
-            chunks are at most as long as the window and positions grow with the stream.
+        model: the model that will be fed, or a wrapper around it (`torch.compile`, PEFT). Hooks on
+            it split inputs longer than the window, set positions and refuse padding; they go with
+            the last cache of the model.
         policy: what to evict and when.
 
     Attributes:
@@ -36,44 +58,73 @@ class BoundedCache(Cache):
 
     Raises:
         UnsupportedModelError: the model cannot be streamed correctly (see `probe_rope`).
+        TypeError: a config in place of a model.
     """
 
-    def __init__(self, model_or_config: PreTrainedModel | PreTrainedConfig, policy: Policy):
+    def __init__(self, model: nn.Module, policy: Policy):
         super().__init__(layers=[])
-        model = None if isinstance(model_or_config, PreTrainedConfig) else model_or_config
-        config: PreTrainedConfig = model_or_config if model is None else model.config  # type: ignore[assignment]
-        context = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
+        if isinstance(model, PreTrainedConfig):
+            raise TypeError(
+                "pass the model itself, not its config: without hooks on a model, padding would "
+                "become the attention sinks, and positions would grow without bound"
+            )
+        decoder = decoder_of(model)
+        config = decoder.config.get_text_config(decoder=True)
         self.policy = policy
-        self.geometry = probe_rope(model_or_config)
+        self.geometry = probe_rope(model)
         limit = self.geometry.max_position
         if limit is not None and policy.capacity > limit:
             raise UnsupportedModelError(
-                f"{config.model_type} turns its keys by a table that holds for {limit} positions "
+                f"{config.model_type} rotates its keys by a table that holds for {limit} positions "
                 f"and this cache holds {policy.capacity}; choose a smaller total"
             )
-        warn_beyond(policy, context)
-        if model is not None:
-            attach(model, BoundedCache)  # type: ignore[type-abstract]
+        warn_beyond(policy, getattr(config, "max_position_embeddings", None))
+        self._model = model
+        self._fingerprint = Fingerprint(decoder)
         self.reset()
+        attach(self, model, decoder)
 
     @abstractmethod
-    def _make_room(self, n_tokens: int, dropped: int, rebase: bool) -> None:
-        """Remove the `dropped` oldest entries that are no sinks (already counted in `evicted`)."""
+    def _make_room(self, n_tokens: int, n_evicted: int, base: int) -> None:
+        """Remove the `n_evicted` oldest entries that are no sinks (already counted in `evicted`),
+        and move what is held from positions less `self.base` to positions less `base`."""
 
     @abstractmethod
     def _append(self, layer_idx: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Store a layer's new states [B, H, n, D]; return all it holds [B, H, size + n, D]."""
+        """Store a layer's new states [B, H, n, D]; return all it holds [B, H, size + n, D].
+
+        May be called again for the same tokens, with `seen` as before, after an interruption.
+        """
 
     @abstractmethod
     def _select(self, rows: Tensor) -> None:
         """Make the batch consist of these rows of the present one."""
 
     @abstractmethod
+    def _forget(self) -> None:
+        """Drop the states of all layers."""
+
+    @property
+    @abstractmethod
+    def batch_size(self) -> int:
+        """Streams held side by side; -1 before the first."""
+
+    def _next_base(self, n_tokens: int, n_evicted: int) -> int:
+        """The base of positions from the next forward on, which evicts `n_evicted` entries."""
+        return self.base
+
+    def _count(self, n_tokens: int) -> None:
+        """The tokens of a forward are in all layers, and about to be counted in `seen`."""
+
     def reset(self) -> None:
         """Forget the stream."""
+        self._damage: str | None = "interrupted in reset()"
+        self._forward: Forward | None = None
+        self._forget()
         self.seen = self.evicted = self.base = 0
-        self._prepared = 0  # tokens the next forward has room for
-        self.leading_logits: list[Tensor] = []  # of the pieces of an input that was split
+        self._ahead = 0  # entries evicted for a forward that was then interrupted
+        self._half_fed = False  # with a long input
+        self._damage = None
 
     @property
     def size(self) -> int:
@@ -83,59 +134,134 @@ class BoundedCache(Cache):
     @property
     def next_position(self) -> int:
         """The position the model must give to the next token."""
-        return self.seen - self.base
+        return self.seen - (self._forward.base if self._forward else self.base)
+
+    @contextmanager
+    def changing(self, act: str) -> Iterator[None]:
+        """A change that must be finished: interrupted, it leaves a cache that refuses all calls."""
+        self._damage = f"interrupted {act}"
+        yield
+        self._damage = None
+
+    def require_intact(self) -> None:
+        """
+        Raises:
+            RuntimeError: a change of the cache, or a long input, was interrupted.
+        """
+        if self._half_fed:
+            raise RuntimeError(
+                f"a long input was interrupted, and of its tokens some are among the {self.seen} "
+                "seen: reset() the cache to start anew"
+            )
+        if self._damage:
+            raise RuntimeError(f"this cache was {self._damage}: reset() it to start anew")
+
+    def require_same_model(self) -> None:
+        """
+        Raises:
+            RuntimeError: the model takes its angles from other numbers than when it was probed.
+        """
+        if not self._fingerprint.is_current():
+            raise RuntimeError(
+                "the model was cast, or its rotary frequencies changed, after this cache was built "
+                "for it: build a new cache"
+            )
 
     def prepare(self, n_tokens: int, rebase: bool = True) -> None:
-        """Evict for the next `n_tokens`, and start positions anew if it is time.
+        """Decide what the next forward evicts, and where its positions start; change nothing.
 
-        Starting anew gives the next token position 0 and turns what is held to before it. So the
-        angles a model takes in float32 stay small: below the capacity in positions.
+        Where positions start anew, the next token gets a small position and what is held is
+        rotated to before it. So the angles a model takes in float32 stay small.
 
         Raises:
             PolicyError: more tokens than the window of the policy has.
-            RuntimeError: room was made for a forward of another length, which was interrupted.
+            RuntimeError: entries were evicted for a longer forward, which was interrupted.
         """
-        if self._prepared == n_tokens:  # a forward that was interrupted is run again
-            return
-        if self._prepared:
+        size = self.size + self._ahead  # as the last finished forward left it
+        n_evicted = evicted_by_chunk(self.policy, self.seen, size, n_tokens) - self._ahead
+        if n_evicted < 0:
             raise RuntimeError(
-                f"a forward of {self._prepared} tokens was interrupted, for which the cache has "
-                f"evicted: run it again, or reset() the cache"
+                "a longer forward was interrupted, for which the cache has evicted: "
+                "run it again, or reset() the cache"
             )
-        dropped = evicted_by_chunk(self.policy, self.seen, self.size, n_tokens)
-        self.evicted += dropped
-        self._make_room(n_tokens, dropped, rebase)
-        self._prepared = n_tokens
+        self._forward = None
+        base = self._next_base(n_tokens, n_evicted) if rebase else self.base
+        self._forward = Forward(n_tokens, n_evicted, base)
+        limit = self.geometry.max_position
+        if limit is not None and self.next_position + n_tokens > limit:
+            self._forward = None
+            raise UnsupportedModelError(
+                f"position {limit} is past the model's table of angles, and the model takes no "
+                "position_ids by which positions could start anew"
+            )
 
+    def evict(self) -> None:
+        """Do what `prepare` has decided."""
+        forward = self._prepared()
+        with self.changing("while it evicted"):
+            self.evicted += forward.n_evicted
+            self._ahead += forward.n_evicted
+            self._make_room(forward.n_tokens, forward.n_evicted, forward.base)
+            self.base = forward.base
+            forward.has_room = True
+
+    @uncompiled
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        n_tokens = key_states.shape[-2]
-        if self.base and self._prepared != n_tokens:
-            raise RuntimeError(
-                "positions of this stream were re-based: go on calling the model the cache was "
-                "built for, not a part of it"
-            )
-        if layer_idx == 0 and self.seen and key_states.shape[0] != self.batch_size:
-            raise ValueError(
-                f"the cache holds a batch of {self.batch_size} streams and is given "
-                f"{key_states.shape[0]}: reset() it to start anew"
-            )
-        self.prepare(n_tokens, rebase=False)
-        self._check_position(n_tokens)
-        keys, values = self._append(layer_idx, key_states.detach(), value_states.detach())
-        if layer_idx == len(self.geometry.layers) - 1:
-            self.seen += n_tokens
-            self._prepared = 0
-        return keys, values
+        """Append a layer's new states [B, H, n, D]; all that the layer holds [B, H, size + n, D].
 
-    def _check_position(self, n_tokens: int) -> None:
-        limit = self.geometry.max_position
-        if limit is not None and self.next_position + n_tokens > limit:
-            raise UnsupportedModelError(
-                f"position {limit} is past the model's table of angles; build the cache from the "
-                "model (not its config) so that positions are re-based"
+        Raises:
+            RuntimeError: no forward was prepared, or another one.
+            ValueError: a batch of another size than the cache holds.
+        """
+        forward = self._prepared()
+        if key_states.shape[-2] != forward.n_tokens or layer_idx in forward.updated:
+            raise RuntimeError(
+                f"layer {layer_idx} appends {key_states.shape[-2]} tokens to the cache in a forward"
+                f" of {forward.n_tokens}, or a second time: it cannot be streamed"
             )
+        if not forward.has_room:
+            if self.seen and key_states.shape[0] != self.batch_size:
+                raise ValueError(
+                    f"the cache holds a batch of {self.batch_size} streams and is given "
+                    f"{key_states.shape[0]}: reset() it to start anew"
+                )
+            self.evict()
+        held = self._append(layer_idx, key_states.detach(), value_states.detach())
+        forward.updated.add(layer_idx)
+        return held
+
+    def finish(self, more_to_come: bool = False) -> None:
+        """Count the tokens of the forward, once all layers have appended them.
+
+        Args:
+            more_to_come: they are a part of a longer input. Until the rest is counted, too, the
+                cache refuses another input.
+
+        Raises:
+            RuntimeError: some layers have not.
+        """
+        forward = self._prepared()
+        if len(forward.updated) < len(self):
+            self._forward = None
+            raise RuntimeError(
+                f"{len(forward.updated)} of {len(self)} layers have appended to the cache: the "
+                "model was called in a way that uses none (gradient checkpointing does so)"
+            )
+        with self.changing("while it counted tokens"):
+            self._count(forward.n_tokens)
+            self.seen += forward.n_tokens
+            self._ahead = 0
+            self._forward = None
+            self._half_fed = more_to_come
+
+    def _prepared(self) -> Forward:
+        if self._forward is None:
+            raise RuntimeError(
+                "the cache is fed by another model than it was built for, or by a part of it"
+            )
+        return self._forward
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """All tokens seen: what `generate` slices its inputs by."""
@@ -143,18 +269,20 @@ class BoundedCache(Cache):
 
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
         kept = self.size
-        if self._prepared != query_length:
-            kept -= evicted_by_chunk(self.policy, self.seen, self.size, query_length)
+        if self._forward and not self._forward.has_room:
+            kept -= self._forward.n_evicted
         return kept + query_length, self.seen - kept
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        self._select(beam_idx)
+        self.batch_select_indices(beam_idx)
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        self._select(indices)
+        self.require_intact()
+        with self.changing("while rows of its batch were chosen"):
+            self._select(indices)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        self._select(torch.arange(self.batch_size).repeat_interleave(repeats))
+        self.batch_select_indices(torch.arange(self.batch_size).repeat_interleave(repeats))
 
     def crop(self, tokens_to_remove: int) -> None:
         raise NotImplementedError("a bounded cache cannot be rolled back: what it evicted is gone")
@@ -172,6 +300,43 @@ class BoundedCache(Cache):
     @property
     def is_initialized(self) -> bool:
         return self.seen > 0
+
+    @property
+    def is_sliding(self) -> list[bool]:
+        return [False] * len(self)  # no layer limits the mask by itself
+
+    @property
+    def is_linear(self) -> list[bool]:
+        return [False] * len(self)
+
+    @property
+    def is_dummy(self) -> list[bool]:
+        return [False] * len(self)
+
+    def has_previous_state(
+        self, layer_idx: int | None = None, state_idx: int | None = None
+    ) -> bool:
+        return False  # of layers with another state than keys and values there are none
+
+    def is_recording_past(self, layer_idx: int) -> bool:
+        return False
+
+    def activate_past_recording(self) -> None:
+        self.crop(0)
+
+    def early_initialization(self, *args: Any, **kwargs: Any) -> None:
+        raise NotImplementedError("a bounded cache allocates what it needs in its first forward")
+
+    @torch.inference_mode(False)  # so that a copy made in inference mode may leave it
+    def __deepcopy__(self: Self, memo: dict[int, Any]) -> Self:
+        """A fork of the stream, which goes on by itself on the same model."""
+        other = type(self).__new__(type(self))
+        memo[id(self)] = other
+        for shared in (self._model, self._fingerprint, self.geometry, self.policy):
+            memo[id(shared)] = shared
+        other.__dict__.update({k: copy.deepcopy(v, memo) for k, v in self.__dict__.items()})
+        attach(other, self._model, decoder_of(self._model))
+        return other
 
     def __len__(self) -> int:
         return len(self.geometry.layers)

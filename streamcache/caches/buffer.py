@@ -2,13 +2,13 @@
 
 Each layer has `n_slots` slots. The live entries, sinks first, are one contiguous run that slides to
 the right: a token is written behind it, and an eviction moves its start. The sinks are then written
-anew just before the window, turned to where they belong from copies that were never turned before.
+anew just before the window, rotated to where they belong from copies that were never rotated.
 """
 
 import torch
 from torch import Tensor
 
-from streamcache.caches.rope import Rotation, turn
+from streamcache.caches.rope import Rotation, rotate
 
 
 class Arena:
@@ -19,7 +19,7 @@ class Arena:
             key_dim] once the first states have told batch size B, dtype and device.
         wide: keep bfloat16 keys in float32.
         n_sink, n_slots: entries.
-        rotation: how the layers turn their keys, inv_freq [n_layers, 1, 1, 1, n]; None: they don't.
+        rotation: how the layers rotate their keys, inv_freq [n_layers, 1, 1, 1, n]; None: not.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class Arena:
         self.n_sink = n_sink
         self.wide = wide
         self.keys = self.values = torch.empty(0)
-        self._sink_keys = self._sink_values = self._sink_planes = torch.empty(0)
+        self._sink_keys = self._sink_values = self._sink_pairs = torch.empty(0)
 
     def write(self, layer: int, slot: int, keys: Tensor, values: Tensor) -> None:
         """Store states [B, H, n, D] in the slots from `slot`."""
@@ -58,21 +58,21 @@ class Arena:
         lead = (n_layers, like.shape[0], n_heads, n_slots)
         with torch.inference_mode(False):  # so that the stream may leave inference mode later
             dtype = torch.float32 if self.wide and like.dtype is torch.bfloat16 else like.dtype
-            self.keys = like.new_empty((*lead, key_dim), dtype=dtype)
-            self.values = like.new_empty((*lead, value_dim))
+            keys = like.new_empty((*lead, key_dim), dtype=dtype)
+            self.keys, self.values = keys, like.new_empty((*lead, value_dim))
         if self.rotation is not None:
             self.rotation = self.rotation.to(like.device)
 
     def save_sinks(self) -> None:
-        """Keep pristine copies of the sinks, which are at the positions they came with."""
+        """Keep copies of the sinks, which are at the positions they came with."""
         self._sink_keys = self.keys[..., : self.n_sink, :].clone()
         self._sink_values = self.values[..., : self.n_sink, :].clone()
         if self.rotation is not None:
-            planes = self.rotation.planes(self._sink_keys)
-            self._sink_planes = planes.to(torch.promote_types(planes.dtype, torch.float32))
+            pairs = self.rotation.pairs(self._sink_keys)
+            self._sink_pairs = pairs.to(torch.promote_types(pairs.dtype, torch.float32))
 
     def place_sinks(self, begin: int, offset: int) -> None:
-        """Write the sinks to the slots from `begin`, turned by `offset` positions."""
+        """Write the sinks to the slots from `begin`, moved by `offset` positions."""
         if self.n_sink == 0:
             return
         sinks = slice(begin, begin + self.n_sink)
@@ -81,7 +81,7 @@ class Arena:
         self.values[..., sinks, :] = self._sink_values
         if self.rotation is not None and offset:
             phase = self.rotation.phase(offset)
-            self.rotation.planes(keys).copy_(turn(self._sink_planes, phase))
+            self.rotation.pairs(keys).copy_(rotate(self._sink_pairs, phase))
 
     def move(self, begin: int, end: int, to: int) -> None:
         """Copy the slots begin ... end - 1 to `to` onwards; the two may not overlap."""
@@ -89,10 +89,10 @@ class Arena:
         self.keys[..., target, :] = self.keys[..., begin:end, :]
         self.values[..., target, :] = self.values[..., begin:end, :]
 
-    def turn(self, begin: int, end: int, offset: int) -> None:
-        """Turn the keys in the slots begin ... end - 1 by `offset` positions, in place."""
+    def rotate(self, begin: int, end: int, offset: int) -> None:
+        """Move the keys in the slots begin ... end - 1 by `offset` positions, in place."""
         if self.rotation is not None and begin < end:
-            self.rotation.turn_(self.keys[..., begin:end, :], offset)
+            self.rotation.rotate_(self.keys[..., begin:end, :], offset)
 
     @torch.inference_mode(False)
     def select(self, rows: Tensor) -> None:
@@ -105,8 +105,8 @@ class Arena:
         if self._sink_keys.numel():
             self._sink_keys = self._sink_keys.index_select(1, rows)
             self._sink_values = self._sink_values.index_select(1, rows)
-            self._sink_planes = self._sink_planes.index_select(1, rows)
+            self._sink_pairs = self._sink_pairs.index_select(1, rows)
 
     def clear(self) -> None:
         self.keys = self.values = torch.empty(0)
-        self._sink_keys = self._sink_values = self._sink_planes = torch.empty(0)
+        self._sink_keys = self._sink_values = self._sink_pairs = torch.empty(0)

@@ -1,38 +1,153 @@
 """Hooks that let a model be called as usual with a bounded cache in `past_key_values`.
 
 A cache sees keys and values only. What it cannot see, and what would be silently wrong, is settled
-before the forward: padding is refused, prompts longer than the window are fed in pieces, and the
-positions are those the cache expects. Other calls of the model pass through untouched.
+around the forward of the decoder, the part of a model that has the layers: padding is refused,
+inputs longer than the window are fed in pieces, positions are those the cache expects, and
+afterwards every layer must have been fed. A hook on the whole model counts the tokens only when
+its forward has ended: one that fails in the output embedding can be run again. Calls with other
+caches pass through untouched, and the hooks go with the last cache of a model.
 """
 
 import inspect
+import threading
+import weakref
 from collections.abc import Callable
-from functools import cache, partial
-from typing import TYPE_CHECKING, Any
+from functools import cache
+from types import MethodType
+from typing import Any, Protocol, TypeVar
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-from streamcache.policy import window_size
-
-if TYPE_CHECKING:
-    from streamcache.caches.base import BoundedCache
+from streamcache.caches.outputs import inference_only, joined
+from streamcache.policy import Policy, window_size
 
 
 class PaddingError(ValueError):
     """The batch is padded: pad tokens would become the attention sinks."""
 
 
-_OUTPUTS = ("output_hidden_states", "output_attentions")
+class HookedCache(Protocol):
+    """What the hooks must know of a cache: `BoundedCache`."""
+
+    policy: Policy
+    seen: int
+
+    @property
+    def size(self) -> int: ...
+    @property
+    def next_position(self) -> int: ...
+    def require_intact(self) -> None: ...
+    def require_same_model(self) -> None: ...
+    def prepare(self, n_tokens: int, rebase: bool = True) -> None: ...
+    def finish(self, more_to_come: bool = False) -> None: ...
 
 
-def attach(model: PreTrainedModel, cache_type: type["BoundedCache"]) -> None:
-    """Register the hooks on a model, once; they act on calls with a cache of `cache_type`."""
-    if not getattr(model, "_streamcache_attached", False):
-        model.register_forward_pre_hook(partial(_before, cache_type), with_kwargs=True)
-        model.register_forward_hook(partial(_after, cache_type), with_kwargs=True)
-        model._streamcache_attached = True  # type: ignore[assignment]
+class _Call:
+    """A call with a cache, from its beginning until its tokens are counted."""
+
+    def __init__(self, has_images: bool = False):
+        self.has_images = has_images
+        self.in_decoder = False
+        self.of_model = False  # whether the tokens are counted when the whole model has ended
+        self.pieces: list[Any] = []  # outputs of the decoder, of all pieces but the last
+        self.as_tuple = False
+
+
+class _Hooked:
+    """A module with hooks, the caches for which it has them, and their calls at work."""
+
+    def __init__(self) -> None:
+        self.caches: WeakSet[Any] = WeakSet()
+        self.handles: list[RemovableHandle] = []
+
+
+_hooked: WeakKeyDictionary[nn.Module, _Hooked] = WeakKeyDictionary()
+_calls: WeakKeyDictionary[Any, _Call] = WeakKeyDictionary()
+_lock = threading.RLock()
+#: What transformers calls the cache: the latter from 5.24 on.
+_CACHE_NAMES = ("past_key_values", "cache")
+
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def uncompiled(function: Function) -> Function:
+    """Keep a function that changes from step to step out of what `torch.compile` compiles."""
+    return torch.compiler.disable(function)
+
+
+def attach(past: HookedCache, model: nn.Module, decoder: nn.Module) -> None:
+    """Register the hooks on a model and its decoder, once, for as long as a cache of it lives."""
+    whole = [m for m in _wrappers(model) if m is not decoder]
+    with _lock:
+        for module in (decoder, *whole):
+            hooked = _hooked.setdefault(module, _Hooked())
+            hooked.caches.add(past)
+            weakref.finalize(past, _detach, weakref.ref(module)).atexit = False
+            if not hooked.handles:
+                _remove_own(module)
+                of_decoder = module is decoder
+                before, after = (_before, _after) if of_decoder else (_before_model, _after_model)
+                hooked.handles = [
+                    module.register_forward_pre_hook(before, with_kwargs=True),
+                    module.register_forward_hook(after, with_kwargs=True, always_call=True),
+                ]
+                if hasattr(module, "generate_batch"):
+                    vars(module)["generate_batch"] = MethodType(generate_batch, module)
+
+
+def _is_own(hook: object) -> bool:
+    """Whether a hook is one of these, which find no cache on a copy of the module they are on."""
+    return hook in (_before, _after, _before_model, _after_model)
+
+
+def _remove_own(module: nn.Module) -> None:
+    """Of a copy of a model with hooks: take away those that came along."""
+    for hooks in (module._forward_pre_hooks, module._forward_hooks):
+        for key, hook in list(hooks.items()):
+            if _is_own(hook):
+                del hooks[key]
+    vars(module).pop("generate_batch", None)
+
+
+def _wrappers(model: nn.Module) -> list[nn.Module]:
+    """The modules whose forward is one of the whole model: a model, and a wrapper around it."""
+    model = getattr(model, "_orig_mod", model)  # of torch.compile, whose hooks are the model's
+    inner = next((m for m in model.modules() if isinstance(m, PreTrainedModel)), model)
+    return [model] if inner is model else [model, inner]
+
+
+def _detach(module_ref: "weakref.ref[nn.Module]") -> None:
+    module = module_ref()
+    with _lock:
+        hooked = _hooked.get(module) if module is not None else None
+        if module is None or hooked is None or any(True for _ in hooked.caches):
+            return
+        for handle in hooked.handles:
+            handle.remove()
+        vars(module).pop("generate_batch", None)
+        del _hooked[module]
+
+
+def generate_batch(model: PreTrainedModel, *args: Any, **kwargs: Any) -> Any:
+    """transformers' continuous batching, which would leave a bounded cache unused, unsaid."""
+    if _cache_in(model, kwargs) is not None:
+        raise ValueError(
+            "generate_batch pages a cache of its own, without bound: call generate with a bounded "
+            "cache"
+        )
+    return type(model).generate_batch(model, *args, **kwargs)  # type: ignore[attr-defined]
+
+
+def _cache_in(module: nn.Module, kwargs: dict[str, Any]) -> Any:
+    """The bounded cache of this module that a call passes, if it does."""
+    hooked = _hooked.get(module)
+    given = (kwargs.get(name) for name in _CACHE_NAMES)
+    return next((c for c in given if hooked and c in hooked.caches), None)
 
 
 @cache
@@ -41,103 +156,190 @@ def _parameters(forward: Callable[..., Any]) -> tuple[str, ...]:
     return tuple(inspect.signature(forward).parameters)[1:]
 
 
-def _before(
-    cache_type: type["BoundedCache"],
-    model: PreTrainedModel,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
+def cache_name(forward: Callable[..., Any]) -> str:
+    """What a forward calls the cache."""
+    names = _parameters(forward)
+    return next((name for name in _CACHE_NAMES if name in names), _CACHE_NAMES[0])
+
+
+def takes_cache(module: object) -> bool:
+    """Whether a module's forward knows a cache by one of the names."""
+    return isinstance(module, nn.Module) and any(
+        name in _parameters(type(module).forward) for name in _CACHE_NAMES
+    )
+
+
+def _named(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a call by name, and the cache by the name that the forward knows."""
+    forward = type(module).forward
+    kwargs = {**dict(zip(_parameters(forward), args)), **kwargs}
+    if (past := _cache_in(module, kwargs)) is not None:
+        kwargs = {name: v for name, v in kwargs.items() if v is not past}
+        kwargs[cache_name(forward)] = past
+    return kwargs
+
+
+@uncompiled
+def _before_model(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-    names = _parameters(type(model).forward)
-    kwargs = {**dict(zip(names, args)), **kwargs}
-    past = kwargs.get("past_key_values")
-    if not isinstance(past, cache_type):
+    named = _named(model, args, kwargs)
+    past = _cache_in(model, named)
+    if past is None:
         return None
+    past.require_intact()
+    _refuse_no_cache(named)
+    _refuse_mask(named.get("attention_mask"), _is_step(past, named))
+    if "attention_mask" in named:
+        named["attention_mask"] = None
+    _calls[past] = _Call(any(_is_of_images(name) for name, v in named.items() if v is not None))
+    return (), named
+
+
+@uncompiled
+def _after_model(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any
+) -> None:
+    past = _cache_in(model, kwargs)
+    call = None if past is None else _calls.pop(past, None)
+    if call and call.of_model and outputs is not None:  # None: its forward has raised
+        past.finish()
+
+
+@uncompiled
+def _before(
+    decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    kwargs = _named(decoder, args, kwargs)
+    past = _cache_in(decoder, kwargs)
+    if past is None:
+        return None
+    past.require_intact()
+    past.require_same_model()
+    call = _calls.get(past)
+    if call is None or call.in_decoder:  # the decoder is called by itself
+        call = _calls[past] = _Call()
+    else:
+        call.of_model = True
+    call.in_decoder = True
     key = "input_ids" if kwargs.get("input_ids") is not None else "inputs_embeds"
-    n_tokens = kwargs[key].shape[1]
-    if n_tokens == 0:
+    tokens: Tensor = kwargs[key]
+    if tokens.shape[1] == 0:
         raise ValueError(
             f"there is no token to feed: of what is passed the cache has seen {past.seen} tokens "
             "(`generate` wants the whole conversation, and slices off what was seen)"
         )
-    is_step = past.seen > 0 and n_tokens == 1
-    _refuse_padding(kwargs.get("attention_mask"), is_step)
+    is_step = _is_step(past, kwargs)
+    _refuse_no_cache(kwargs)
+    if not call.of_model or call.has_images:  # else the model has made it from none
+        _refuse_mask(kwargs.get("attention_mask"), is_step, call.has_images)
     _refuse_positions(kwargs.get("position_ids"), past.seen, is_step)
     kwargs["attention_mask"] = None
-    positioned = "position_ids" in names
-    if positioned:
-        kwargs["position_ids"] = None
-    past.leading_logits = []
-    if n_tokens > window_size(past.policy):
-        kwargs[key] = _feed_all_but_last(model, past, key, kwargs)
-        n_tokens = kwargs[key].shape[1]
+    if tokens.shape[1] > window_size(past.policy):
+        kwargs = _feed_all_but_last(decoder, past, call, key, kwargs)
+    return (), _placed(decoder, past, key, kwargs)
+
+
+@uncompiled
+def _after(decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> Any:
+    past = _cache_in(decoder, kwargs)
+    call = None if past is None else _calls.get(past)
+    if past is None or call is None or outputs is None:
+        return outputs
+    if call.pieces:
+        outputs = joined([*call.pieces, outputs], outputs["last_hidden_state"].shape[0])
+        call.pieces = []
+    outputs = inference_only(outputs)
+    if call.as_tuple:
+        outputs = outputs.to_tuple()
+    if not call.of_model:
+        del _calls[past]
+        past.finish()
+    return outputs
+
+
+def _placed(
+    decoder: nn.Module, past: HookedCache, key: str, kwargs: dict[str, Any]
+) -> dict[str, Any]:
+    """The arguments for tokens that the cache is prepared for, at the positions it expects."""
+    positioned = "position_ids" in _parameters(type(decoder).forward)
+    n_tokens = kwargs[key].shape[1]
     past.prepare(n_tokens, rebase=positioned)
-    if positioned:
-        first = past.next_position
-        kwargs["position_ids"] = torch.arange(
-            first, first + n_tokens, device=kwargs[key].device
-        ).unsqueeze(0)
-    return (), kwargs
+    if not positioned:
+        return kwargs
+    first = past.next_position
+    position_ids = torch.arange(first, first + n_tokens, device=kwargs[key].device)
+    return {**kwargs, "position_ids": position_ids.unsqueeze(0)}
 
 
 def _feed_all_but_last(
-    model: PreTrainedModel, past: "BoundedCache", key: str, kwargs: dict[str, Any]
-) -> Tensor:
-    """Feed a long input in pieces and return the last; the others' logits wait on the cache.
+    decoder: nn.Module, past: HookedCache, call: _Call, key: str, kwargs: dict[str, Any]
+) -> dict[str, Any]:
+    """Feed a long input in pieces; the arguments for the last one.
 
     The first piece fills the cache. The others are an eighth of the window: the queries of a piece
     no longer see what the whole piece evicts, so short pieces stay close to the exact stream.
     """
-    wanted = {
-        "labels": kwargs.get("labels") is not None,
-        "a tensor of logits_to_keep": isinstance(kwargs.get("logits_to_keep"), Tensor),
-        **{name: _wants(model, kwargs, name) for name in _OUTPUTS},
-    }
-    for name in (name for name, applies in wanted.items() if applies):
-        raise ValueError(
-            f"{name} needs the input in one forward, and it is longer than the window of "
-            f"{window_size(past.policy)} tokens: feed it in pieces"
-        )
     tokens: Tensor = kwargs[key]
-    room = max(0, min(past.policy.capacity - past.size, window_size(past.policy)))
+    _refuse_splitting(decoder, key, kwargs, tokens.shape[1])
+    call.as_tuple = kwargs.get("return_dict") is False
+    if "return_dict" in kwargs:
+        kwargs = {**kwargs, "return_dict": True}
+    window = window_size(past.policy)
+    room = max(0, min(past.policy.capacity - past.size, window))
     pieces = [tokens[:, :room]] if room else []
-    pieces += tokens[:, room:].split(max(1, window_size(past.policy) // 8), dim=1)
-    past.leading_logits = [
-        model(**{**kwargs, key: piece, "return_dict": True}).logits for piece in pieces[:-1]
+    pieces += tokens[:, room:].split(max(1, window // 8), dim=1)
+    for piece in pieces[:-1]:
+        inputs = _placed(decoder, past, key, {**kwargs, key: piece})
+        call.pieces.append(decoder.forward(**inputs))
+        past.finish(more_to_come=True)
+    return {**kwargs, key: pieces[-1]}
+
+
+def _refuse_splitting(decoder: nn.Module, key: str, kwargs: dict[str, Any], n_tokens: int) -> None:
+    per_token = [
+        name
+        for name, value in kwargs.items()
+        if name not in (key, "position_ids")
+        and isinstance(value, Tensor)
+        and n_tokens in value.shape[:2]
     ]
-    return pieces[-1]
+    asked = kwargs.get("output_attentions")
+    if getattr(decoder.config, "output_attentions", False) if asked is None else asked:
+        per_token.append("output_attentions")
+    for name in per_token:
+        raise ValueError(
+            f"{name} needs the input in one forward, and it is longer than the window: "
+            "feed it in pieces"
+        )
 
 
-def _wants(model: PreTrainedModel, kwargs: dict[str, Any], name: str) -> bool:
-    """Whether an output is asked for, by the call or by the config."""
-    asked = kwargs.get(name)
-    return bool(getattr(model.config, name, False) if asked is None else asked)
+def _is_step(past: HookedCache, kwargs: dict[str, Any]) -> bool:
+    tokens = kwargs.get("input_ids")
+    if tokens is None:
+        tokens = kwargs.get("inputs_embeds")
+    return past.seen > 0 and tokens is not None and tokens.shape[1] == 1
 
 
-def _after(
-    cache_type: type["BoundedCache"],
-    model: PreTrainedModel,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    outputs: Any,
-) -> Any:
-    past = kwargs.get("past_key_values")
-    if isinstance(past, cache_type) and past.leading_logits:
-        last = outputs[0] if isinstance(outputs, tuple) else outputs.logits
-        logits = torch.cat([*past.leading_logits, last], dim=1)
-        logits = logits[:, -kwargs.get("logits_to_keep", 0) :]
-        past.leading_logits = []
-        if isinstance(outputs, tuple):
-            return (logits, *outputs[1:])
-        outputs.logits = logits
-    return outputs
+def _is_of_images(name: str) -> bool:
+    return name.startswith(("pixel_values", "image", "video", "mm_encoder"))
 
 
-def _refuse_padding(attention_mask: Any, is_step: bool) -> None:
+def _refuse_no_cache(kwargs: dict[str, Any]) -> None:
+    if kwargs.get("use_cache") is False:
+        raise ValueError("use_cache=False contradicts the cache that is passed: leave one of them")
+
+
+def _refuse_mask(attention_mask: Any, is_step: bool, has_images: bool = False) -> None:
     if attention_mask is None:
         return
     if not isinstance(attention_mask, Tensor) or attention_mask.ndim != 2:
+        if has_images:
+            raise PaddingError(
+                "images are not streamed with this model: it masks them in a way of its own"
+            )
         raise PaddingError("a bounded cache makes its own mask; pass a 2-D attention_mask or none")
-    if _is_dear(attention_mask, is_step):
+    if _would_sync_device(attention_mask, is_step):
         return
     if not bool(attention_mask.all()):
         raise PaddingError(
@@ -146,16 +348,22 @@ def _refuse_padding(attention_mask: Any, is_step: bool) -> None:
         )
 
 
-def _is_dear(values: Tensor, is_step: bool) -> bool:
-    """Reading a GPU's tensor waits for all its work: too dear at every step of a decode."""
+def _would_sync_device(values: Tensor, is_step: bool) -> bool:
+    """Reading a GPU's tensor waits for all its work: not at every step of a decode."""
     return is_step and values.device.type != "cpu"
 
 
 def _refuse_positions(position_ids: Tensor | None, seen: int, is_step: bool) -> None:
-    if position_ids is None or _is_dear(position_ids, is_step):
+    if position_ids is None or _would_sync_device(position_ids, is_step):
         return
     expected = torch.arange(seen, seen + position_ids.shape[-1], device=position_ids.device)
-    if not bool((position_ids == expected).all()):
+    if bool((position_ids == expected).all()):
+        return
+    if position_ids.ndim == 3:
         raise ValueError(
-            f"position_ids must count on from the {seen} tokens seen; pass none, the cache knows"
+            "images and videos are not streamed with this model: it gives them positions in more "
+            "than one dimension, which a bounded cache does not keep"
         )
+    raise ValueError(
+        f"position_ids must count on from the {seen} tokens seen; pass none, the cache knows"
+    )

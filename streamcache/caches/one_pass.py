@@ -142,7 +142,7 @@ class OnePass:
 
 
 class Angles(NamedTuple):
-    """Cosines and sines [n, planes] of n tokens, in float64."""
+    """Cosines and sines [n, pairs] of n tokens, in float64."""
 
     cos: Tensor
     sin: Tensor
@@ -157,9 +157,9 @@ def rotate(states: Tensor, rotation: Rotation, by: Angles) -> Tensor:
     """States [B, H, n, D] rotated in float32, or float64, and rounded once."""
     wide = torch.promote_types(states.dtype, torch.float32)
     cos, sin = by.cos.to(wide), by.sin.to(wide)
-    x, y = rotation.planes(states).to(wide).unbind(dim=-1)
+    x, y = rotation.pairs(states).to(wide).unbind(dim=-1)
     out = states.clone()
-    out_x, out_y = rotation.planes(out).unbind(dim=-1)
+    out_x, out_y = rotation.pairs(out).unbind(dim=-1)
     out_x.copy_(x * cos - y * sin)
     out_y.copy_(x * sin + y * cos)
     return out

@@ -7,18 +7,17 @@ dimensions turn, in which pairs and how fast, for any model and without a list o
 whose keys do not obey it (learned positions, tables that switch with the length) is refused.
 """
 
-import copy
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache
 
+from streamcache.caches.hooks import cache_name, takes_cache
 from streamcache.caches.rope import Rotation
 from streamcache.caches.shared_copy import shared_copy
 
@@ -61,20 +60,34 @@ class ModelGeometry:
 _measured: WeakKeyDictionary[PreTrainedModel, tuple[object, ModelGeometry]] = WeakKeyDictionary()
 
 
-def probe_rope(model_or_config: PreTrainedModel | PreTrainedConfig) -> ModelGeometry:
-    """The rotary geometry of a model, from a few one-token forwards (once per model).
+def pretrained(model: nn.Module) -> PreTrainedModel:
+    """The model of transformers that a wrapper is around: `torch.compile`, PEFT, data parallel.
 
-    A config is measured on a model of its shape with a small vocabulary, built for the purpose on
-    the CPU: pass the model where there is one.
+    Raises:
+        TypeError: there is none.
+    """
+    inner = next((m for m in model.modules() if isinstance(m, PreTrainedModel)), None)
+    if inner is None:
+        raise TypeError(f"{type(model).__name__} holds no model of transformers")
+    return inner
+
+
+def decoder_of(model: nn.Module) -> PreTrainedModel:
+    """The part of a model that has its layers, and is fed a cache."""
+    inner = pretrained(model)
+    candidates = (inner.get_decoder(), inner.base_model)
+    found: Any = next((m for m in candidates if takes_cache(m)), inner)
+    return found
+
+
+def probe_rope(wrapped: nn.Module) -> ModelGeometry:
+    """The rotary geometry of a model, from a few one-token forwards (once per model).
 
     Raises:
         UnsupportedModelError: the model's positions are not a rotation of its keys, or something
             else about it would make a bounded cache silently wrong.
     """
-    if isinstance(model_or_config, PreTrainedConfig):
-        _refuse_by_config(model_or_config)
-        return probe_rope(_model_of(model_or_config))
-    model = model_or_config
+    model = pretrained(wrapped)
     state = _turns_by(model)
     found, geometry = _measured.get(model, (None, None))
     if geometry is None or found != state:
@@ -146,7 +159,7 @@ def _states_at(model: PreTrainedModel, position: int) -> dict[int, tuple[Tensor,
     probe = _Probe(position)
     vocabulary = int(model.config.get_text_config(decoder=True).vocab_size)
     ids = torch.arange(_BATCH, device=model.device)[:, None] * (vocabulary // _BATCH)
-    model(input_ids=ids, past_key_values=probe, use_cache=True)
+    model(input_ids=ids, use_cache=True, **{cache_name(type(model).forward): probe})
     return probe.states
 
 
@@ -154,7 +167,8 @@ def _two_tokens(model: PreTrainedModel, position: int) -> Tensor:
     """Logits [2, V] of two tokens, the first at `position`: a single one tells nothing of queries,
     which some models scale by position."""
     ids = torch.arange(2, device=model.device)[None]
-    logits: Tensor = model(input_ids=ids, past_key_values=_Probe(position), use_cache=True).logits
+    passed: Any = {cache_name(type(model).forward): _Probe(position)}
+    logits: Tensor = model(input_ids=ids, use_cache=True, **passed).logits
     return logits[0].double()
 
 
@@ -267,17 +281,3 @@ def _frequencies(model: PreTrainedModel, head_dim: int) -> Iterator[Tensor]:
     # In float32, as the models that keep no buffer compute it; the keys tell if it fits.
     exponents = torch.arange(0, rotary_dim, 2, dtype=torch.int64).float() / rotary_dim
     yield (1.0 / (theta**exponents)).double()
-
-
-def _model_of(config: PreTrainedConfig) -> PreTrainedModel:
-    """A model with the config's attention and as little else as it lets us leave out."""
-    small = copy.deepcopy(config)
-    text = small.get_text_config(decoder=True)
-    text.vocab_size = 64
-    for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
-        setattr(text, name, None)
-    with warnings.catch_warnings(), torch.random.fork_rng([]):
-        warnings.simplefilter("ignore")
-        torch.manual_seed(0)
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(small, dtype=torch.float32)
-    return model.eval()

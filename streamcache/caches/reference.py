@@ -1,4 +1,4 @@
-"""`mit`: StreamingLLM as first published, the oracle of the house.
+"""`mit`: StreamingLLM as first published, what the other caches are compared with.
 
 Keys are kept unrotated and all of them are rotated at every step to their place in the cache
 (Xiao et al. 2023, section 3.2). Slow and plain on purpose, and written apart from the other caches:
@@ -6,8 +6,7 @@ it shares their bookkeeping, and no line of their storage, eviction or rotation.
 """
 
 import torch
-from torch import Tensor
-from transformers import PreTrainedConfig, PreTrainedModel
+from torch import Tensor, nn
 
 from streamcache.caches.base import BoundedCache
 from streamcache.caches.rope import Rotation
@@ -15,21 +14,22 @@ from streamcache.policy import Policy
 
 
 class ReferenceCache(BoundedCache):
-    """`mit`: unrotated keys, rotated anew at every step."""
+    """`mit`: unrotated keys, all rotated at every step."""
 
-    def __init__(self, model_or_config: PreTrainedModel | PreTrainedConfig, policy: Policy):
+    def __init__(self, model: nn.Module, policy: Policy):
         self._keys: dict[int, Tensor] = {}  # by layer, [B, H, size, D], unrotated
         self._values: dict[int, Tensor] = {}
-        super().__init__(model_or_config, policy)
+        super().__init__(model, policy)
 
-    def _make_room(self, n_tokens: int, dropped: int, rebase: bool) -> None:
-        if dropped:
+    def _next_base(self, n_tokens: int, n_evicted: int) -> int:
+        return self.seen
+
+    def _make_room(self, n_tokens: int, n_evicted: int, base: int) -> None:
+        if n_evicted:
             for states in (self._keys, self._values):
                 for layer, kept in states.items():
                     sinks, rest = kept[:, :, : self.policy.n_sink], kept[:, :, self.policy.n_sink :]
-                    states[layer] = torch.cat([sinks, rest[:, :, dropped:]], dim=2)
-        if rebase:
-            self.base = self.seen
+                    states[layer] = torch.cat([sinks, rest[:, :, n_evicted:]], dim=2)
 
     def _append(self, layer_idx: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         rotation = self.geometry.layers[layer_idx].rotation
@@ -51,14 +51,13 @@ class ReferenceCache(BoundedCache):
     def batch_size(self) -> int:
         return self._keys[0].shape[0] if self._keys else -1
 
-    def reset(self) -> None:
-        super().reset()
+    def _forget(self) -> None:
         self._keys.clear()
         self._values.clear()
 
 
 def rotate(keys: Tensor, position: Tensor, rotation: Rotation | None) -> Tensor:
-    """RoPE written out: keys [B, H, n, D] turned to `position` [n] (Su et al. 2021, eq. 34)."""
+    """RoPE written out: keys [B, H, n, D] rotated to `position` [n] (Su et al. 2021, eq. 34)."""
     if rotation is None:
         return keys
     start, end = rotation.start, rotation.start + 2 * rotation.inv_freq.shape[0]

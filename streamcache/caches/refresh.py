@@ -45,20 +45,21 @@ class RefreshCache(ReferenceCache):
         self.budget, self.where = budget, where
         super().__init__(model, policy)  # whose keys and values are here of all tokens seen
 
-    def reset(self) -> None:
-        super().reset()
+    def _forget(self) -> None:
+        super()._forget()
         self.places = torch.empty(0, dtype=torch.long)
 
-    def _make_room(self, n_tokens: int, dropped: int, rebase: bool) -> None:
-        if dropped:
+    def _make_room(self, n_tokens: int, n_evicted: int, base: int) -> None:
+        if n_evicted:
             sinks = torch.arange(self.policy.n_sink)
             window = torch.arange(self.policy.n_sink + self.evicted, self.seen)
             chosen = evenly_spaced(self.evicted, self.budget) + self.policy.n_sink
             middle = self.where == "middle"
             order = (sinks, chosen, window) if middle else (sinks, window, chosen)
             self.places = torch.cat(order)
-        if rebase:
-            self.base = self.seen  # the next token is at position 0, what is held before it
+
+    def _count(self, n_tokens: int) -> None:
+        self.places = torch.cat([self.places, torch.arange(self.seen, self.seen + n_tokens)])
 
     def _append(self, layer_idx: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         rotation = self.geometry.layers[layer_idx].rotation
@@ -69,8 +70,6 @@ class RefreshCache(ReferenceCache):
         unrotated = rotate(keys, -position[n_held:], rotation)
         all_keys = self._stored(self._keys, layer_idx, unrotated)
         all_values = self._stored(self._values, layer_idx, values)
-        if layer_idx == len(self.geometry.layers) - 1:
-            self.places = places
         places = places.to(keys.device)
         held = all_keys.index_select(2, places), all_values.index_select(2, places)
         return rotate(held[0], position, rotation), held[1]

@@ -2,19 +2,18 @@
 
 Token t lives in slot t if it is a sink (t < S) and in slot S + (t - S) mod (C - S) otherwise, for a
 capacity of C entries. So what is held is the sinks and one circular run of slots, and a step is
-known by four integers. Keys stay as they came. Instead of turning the sinks to right before the
-window, the query is turned once more, to meet them from its place in the cache: scores depend on
-differences only (Xiao et al. 2023, section 3.2, with the rotation on the other side).
+known by four integers. Keys keep their rotation. Instead of moving the sinks to right before the
+window, the query is rotated once more, to its place in the cache, for the scores with them: scores
+depend on differences only (Xiao et al. 2023, section 3.2, with the rotation on the other side).
 """
 
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
-from transformers import PreTrainedConfig, PreTrainedModel
+from torch import Tensor, nn
 
 from streamcache.caches.base import BoundedCache
-from streamcache.caches.rope import Rotation, Turn
+from streamcache.caches.rope import RopeTable, Rotation
 from streamcache.policy import Policy, checked_drop
 
 
@@ -32,22 +31,22 @@ class RingCache(BoundedCache):
 
     As a drop-in (`past_key_values`) it copies what it holds at every forward and is slower than
     `StreamingCache`. It is made to be read in place by an attention function that knows the steps
-    (`kernels.attention`). Positions start anew every few capacities, which turns the window once.
+    (`kernels.attention`). Positions start anew every few capacities, which rotates the window once.
 
     Attributes:
         keys, values: by layer, [B, H, C, D], once allocated.
-        turns: by layer, how to turn queries and keys; None where a layer does not.
+        rope_tables: by layer, how to rotate queries and keys; None where a layer does not.
     """
 
-    def __init__(self, model_or_config: PreTrainedModel | PreTrainedConfig, policy: Policy):
+    def __init__(self, model: nn.Module, policy: Policy):
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
-        self.turns: list[Turn | None] = []
-        super().__init__(model_or_config, policy)
+        self.rope_tables: list[RopeTable | None] = []
+        super().__init__(model, policy)
 
     @property
     def largest_position(self) -> int:
-        """Far enough that few keys are turned twice, near enough for float32 angles."""
+        """Far enough that few keys are rotated twice, near enough for float32 angles."""
         limit = self.geometry.max_position
         capacity = self.policy.capacity
         return (
@@ -56,21 +55,22 @@ class RingCache(BoundedCache):
 
     @torch.inference_mode(False)  # so that the stream may leave inference mode later
     def allocate(self, batch: int, dtype: torch.dtype, device: torch.device) -> None:
-        """Make the slots, and the tables to turn queries and keys by."""
-        self.keys, self.values, self.turns = [], [], []
-        made: list[tuple[Rotation, int, Turn]] = []
+        """Make the slots, and the tables to rotate queries and keys by."""
+        keys, values, tables = list[Tensor](), list[Tensor](), list[RopeTable | None]()
+        made: list[tuple[Rotation, int, RopeTable]] = []
         for layer in self.geometry.layers:
             shape = (batch, layer.n_kv_heads, self.policy.capacity)
-            self.keys.append(torch.zeros(*shape, layer.key_dim, dtype=dtype, device=device))
-            self.values.append(torch.zeros(*shape, layer.value_dim, dtype=dtype, device=device))
-            turning = None
+            keys.append(torch.zeros(*shape, layer.key_dim, dtype=dtype, device=device))
+            values.append(torch.zeros(*shape, layer.value_dim, dtype=dtype, device=device))
+            table = None
             if rotation := layer.rotation:
                 alike = (t for r, width, t in made if r is rotation and width == layer.key_dim)
-                turning = next(alike, None)
-                if turning is None:
-                    turning = Turn.of(rotation, layer.key_dim, self.largest_position, device)
-                    made.append((rotation, layer.key_dim, turning))
-            self.turns.append(turning)
+                table = next(alike, None)
+                if table is None:
+                    table = RopeTable.of(rotation, layer.key_dim, self.largest_position, device)
+                    made.append((rotation, layer.key_dim, table))
+            tables.append(table)
+        self.keys, self.values, self.rope_tables = keys, values, tables
 
     def plan(self, n_steps: int) -> list[Step]:
         """The next steps of a stream decoded token by token; fewer where positions must start anew.
@@ -94,19 +94,22 @@ class RingCache(BoundedCache):
         self.evicted = self.seen - step.size
 
     def rebase(self) -> None:
-        """Start positions anew: the window's keys are turned to where the cache has them."""
+        """Start positions anew: the window's keys are rotated to where the cache has them."""
+        with self.changing("while positions started anew"):
+            self._rotate_window(self.base - self.evicted)
+            self.base = self.evicted
+
+    def _rotate_window(self, offset: int) -> None:
         for keys, layer in zip(self.keys, self.geometry.layers):
             if layer.rotation is not None:
-                layer.rotation.turn_(keys[:, :, self.policy.n_sink :], self.base - self.evicted)
-        self.base = self.evicted
+                layer.rotation.rotate_(keys[:, :, self.policy.n_sink :], offset)
 
-    def reset(self) -> None:
-        """Forget the stream; the slots stay where they are.
+    def _forget(self) -> None:
+        """The slots stay where they are.
 
         They are emptied: slots that hold nothing yet are read, and counted for nothing, and nothing
         times a NaN of an earlier stream would be NaN.
         """
-        super().reset()
         for slots in (*self.keys, *self.values):
             slots.zero_()
 
@@ -114,10 +117,14 @@ class RingCache(BoundedCache):
     def _run(self) -> int:
         return self.policy.capacity - self.policy.n_sink
 
-    def _make_room(self, n_tokens: int, dropped: int, rebase: bool) -> None:
-        reach = self.geometry.max_position or self.largest_position + 1
-        if rebase and self.next_position + n_tokens > reach:
-            self.rebase()
+    def _next_base(self, n_tokens: int, n_evicted: int) -> int:
+        limit = self.geometry.max_position or self.largest_position + 1
+        is_due = self.seen - self.base + n_tokens > limit
+        return self.evicted + n_evicted if is_due else self.base
+
+    def _make_room(self, n_tokens: int, n_evicted: int, base: int) -> None:
+        if base != self.base:
+            self._rotate_window(self.base - base)
 
     def _append(self, layer_idx: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         if not self.keys or (self.seen == 0 and keys.shape[0] != self.batch_size):
@@ -133,7 +140,7 @@ class RingCache(BoundedCache):
         all_keys, all_values = (slots.index_select(2, kept) for slots in held)
         offset = self.evicted - self.base
         if n_sink and offset and (rotation := self.geometry.layers[layer_idx].rotation):
-            rotation.turn_(all_keys[:, :, :n_sink], offset)
+            rotation.rotate_(all_keys[:, :, :n_sink], offset)
         return all_keys, all_values
 
     def _slots(self, begin: int, end: int) -> Tensor:

@@ -9,25 +9,25 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Rotation:
-    """Which planes of a key vector turn with the position, and how fast.
+    """Which pairs of dimensions of a key rotate with the position, and how fast.
 
     Attributes:
         layout: the partner of dimension i is i + n ("half") or i + 1 ("interleaved").
-        start: first rotated dimension; the 2 n from there turn, the others do not.
-        inv_freq: float64 [n], radians per position (negative where a model turns backwards).
+        start: first rotated dimension; the 2 n from there rotate, the others do not.
+        inv_freq: float64 [n], radians per position (negative where a model rotates backwards).
     """
 
     layout: Literal["half", "interleaved"]
     start: int
     inv_freq: Tensor
 
-    def planes(self, keys: Tensor) -> Tensor:
-        """A view [..., n, 2] of keys [..., head_dim]: one row a plane."""
+    def pairs(self, keys: Tensor) -> Tensor:
+        """A view [..., n, 2] of keys [..., head_dim]: one row a pair of dimensions."""
         n = self.inv_freq.shape[-1]
-        turned = keys[..., self.start : self.start + 2 * n]
+        rotated = keys[..., self.start : self.start + 2 * n]
         if self.layout == "half":
-            return turned.unflatten(-1, (2, n)).transpose(-1, -2)
-        return turned.unflatten(-1, (n, 2))
+            return rotated.unflatten(-1, (2, n)).transpose(-1, -2)
+        return rotated.unflatten(-1, (n, 2))
 
     def shift(self, keys: Tensor, offset: int | Tensor) -> Tensor:
         """Keys [..., head_dim] moved by `offset` positions: a new tensor of the same dtype.
@@ -36,13 +36,13 @@ class Rotation:
         one shift costs one rounding. `offset` is a number or broadcasts over keys[..., 0].
         """
         shifted = keys.clone()
-        self.planes(shifted).copy_(turn(self.planes(keys), self.phase(offset)))
+        self.pairs(shifted).copy_(rotate(self.pairs(keys), self.phase(offset)))
         return shifted
 
-    def turn_(self, keys: Tensor, offset: int) -> None:
+    def rotate_(self, keys: Tensor, offset: int) -> None:
         """Move keys by `offset` positions in place, on their device, with the same rounding."""
-        planes = self.planes(keys)
-        planes.copy_(turn(planes, self.to(keys.device).phase(offset)))
+        pairs = self.pairs(keys)
+        pairs.copy_(rotate(pairs, self.to(keys.device).phase(offset)))
 
     def phase(self, offset: int | Tensor) -> Tensor:
         """The complex rotation by `offset` positions: complex128 [..., n]."""
@@ -55,20 +55,20 @@ class Rotation:
         return Rotation(self.layout, self.start, self.inv_freq.to(device))
 
 
-def turn(planes: Tensor, phase: Tensor) -> Tensor:
-    """Rotate planes [..., n, 2] by a complex phase [..., n], in at least float32."""
-    real = planes.to(torch.promote_types(planes.dtype, torch.float32)).contiguous()
-    turned = torch.view_as_complex(real)
-    return torch.view_as_real(turned * phase.to(turned.dtype))
+def rotate(pairs: Tensor, phase: Tensor) -> Tensor:
+    """Rotate pairs [..., n, 2] by a complex phase [..., n], in at least float32."""
+    real = pairs.to(torch.promote_types(pairs.dtype, torch.float32)).contiguous()
+    numbers = torch.view_as_complex(real)
+    return torch.view_as_real(numbers * phase.to(numbers.dtype))
 
 
-class Turn(NamedTuple):
-    """How to turn states, whatever the layout: x * cos[position] + x[partner] * sin[position].
+class RopeTable(NamedTuple):
+    """How to rotate states, whatever the layout: x * cos[position] + x[partner] * sin[position].
 
     Attributes:
-        cos, sin: float32 [positions, D], from angles in float64; 1 and 0 where nothing turns. The
+        cos, sin: float32 [positions, D], from angles in float64; 1 and 0 where nothing rotates. The
             sine has the sign of the dimension.
-        partner: int32 [D], the other dimension of the plane.
+        partner: int32 [D], the other dimension of the pair.
     """
 
     cos: Tensor
@@ -76,20 +76,20 @@ class Turn(NamedTuple):
     partner: Tensor
 
     @staticmethod
-    def of(rotation: Rotation, width: int, largest: int, device: torch.device) -> "Turn":
+    def of(rotation: Rotation, width: int, largest: int, device: torch.device) -> "RopeTable":
         """The table for positions 0 ... largest and states of `width` dimensions."""
         positions = torch.arange(largest + 1, device=rotation.inv_freq.device)
         phase = rotation.phase(positions)
         cos = torch.ones(largest + 1, width, device=phase.device)
         sin = torch.zeros_like(cos)
         partner = torch.arange(width, device=phase.device)
-        rotation.planes(cos).copy_(phase.real[..., None].expand(*phase.shape, 2))
-        rotation.planes(sin).copy_(torch.stack([-phase.imag, phase.imag], dim=-1))
-        rotation.planes(partner).copy_(rotation.planes(partner.clone()).flip(-1))
-        return Turn(cos.to(device), sin.to(device), partner.to(device, torch.int32))
+        rotation.pairs(cos).copy_(phase.real[..., None].expand(*phase.shape, 2))
+        rotation.pairs(sin).copy_(torch.stack([-phase.imag, phase.imag], dim=-1))
+        rotation.pairs(partner).copy_(rotation.pairs(partner.clone()).flip(-1))
+        return RopeTable(cos.to(device), sin.to(device), partner.to(device, torch.int32))
 
     def __call__(self, states: Tensor, position: Tensor) -> Tensor:
-        """States [..., D], as at position 0, turned to a position: int64 []."""
+        """States [..., D], as at position 0, rotated to a position: int64 []."""
         row = position[None]
         cos, sin = self.cos.index_select(0, row)[0], self.sin.index_select(0, row)[0]
         return states * cos + states[..., self.partner.long()] * sin

@@ -161,7 +161,7 @@ class CapturedDecoder:
         """Of one layer, over what the cache holds of it: see `kernels.attention.attend`."""
         cache = self.cache
         held = cache.keys[layer], cache.values[layer]
-        turn, n_sink = cache.turns[layer], cache.policy.n_sink
+        turn, n_sink = cache.rope_tables[layer], cache.policy.n_sink
         scaling, softcap, sliding_window, sinks = scores
         if sinks is not None:
             raise AttentionOverrideError("its attention takes 's_aux'")

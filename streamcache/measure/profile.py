@@ -102,17 +102,17 @@ class Profile(msgspec.Struct, frozen=True, tag="streamcache-profile", tag_field=
 @contextmanager
 def evictions_marked() -> Iterator[None]:
     """Have caches show their evictions to the profiler."""
-    prepare = BoundedCache.prepare
+    evict = BoundedCache.evict
 
-    def marked(self: BoundedCache, n_tokens: int, rebase: bool = True) -> None:
+    def marked(self: BoundedCache) -> None:
         with record_function(_EVICTION):
-            prepare(self, n_tokens, rebase)
+            evict(self)
 
-    BoundedCache.prepare = marked  # type: ignore[method-assign]
+    BoundedCache.evict = marked  # type: ignore[method-assign]
     try:
         yield
     finally:
-        BoundedCache.prepare = prepare  # type: ignore[method-assign]
+        BoundedCache.evict = evict  # type: ignore[method-assign]
 
 
 def profile_steps(

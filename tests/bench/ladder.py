@@ -225,7 +225,7 @@ def kernels(ladder: Ladder, parts: Parts, model: Any) -> None:
 
     def attention() -> None:
         for i, (keys, values) in enumerate(zip(cache.keys, cache.values)):
-            turn = cache.turns[i]
+            turn = cache.rope_tables[i]
             attention_triton.attend(q, k, v, keys, values, parts.step, turn, POLICY.n_sink, 0.1)
 
     side_by_side, added = linear_triton.side_by_side, linear_triton.added
@@ -259,7 +259,7 @@ def chain(parts: Parts, model: Any) -> tuple[Callable[[], None], int]:
         for i, layer in enumerate(parts.layers):
             qkv, wide = first(layer, x, linear_triton.side_by_side)
             q, k, v = qkv.view(1, n_heads, 1, -1).chunk(3, dim=-1)
-            turn = cache.turns[i]
+            turn = cache.rope_tables[i]
             mixed = attention_triton.attend(
                 q, k, v, cache.keys[i], cache.values[i], parts.step, turn, POLICY.n_sink, 0.1
             )

@@ -165,7 +165,9 @@ DEFECTS = [
         TURNED,
         "ppl",
         patch(
-            ARENA, "turn(self._sink_planes, phase)", "turn(turn(self._sink_planes, phase), phase)"
+            ARENA,
+            "rotate(self._sink_pairs, phase)",
+            "rotate(rotate(self._sink_pairs, phase), phase)",
         ),
     ),
     fails(

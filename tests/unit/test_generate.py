@@ -11,14 +11,11 @@ from streamcache.caches.base import BoundedCache
 from streamcache.caches.reference import ReferenceCache
 from streamcache.caches.streaming import RerotatingCache, StreamingCache
 from streamcache.policy import EvictionPolicy
+from tests.cases import each_cache
 from tests.tiny import expected, llama, stream, text
 
 POLICY = EvictionPolicy(4, 16, 4, 3, 5)  # capacity 24
 WIDE = EvictionPolicy(4, 124)
-
-each_cache = pytest.mark.parametrize(
-    "cache_type", [StreamingCache, RerotatingCache, ReferenceCache]
-)
 
 
 @pytest.fixture(scope="module")

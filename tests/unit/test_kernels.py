@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from streamcache.caches.ring import Step
-from streamcache.caches.rope import Rotation, Turn
+from streamcache.caches.rope import RopeTable, Rotation
 from streamcache.decoding.kernels import linear
 from streamcache.decoding.kernels.attention import attend
 from streamcache.decoding.kernels.fusion import fuse
@@ -75,7 +75,7 @@ def attention_case(
     keys[:, :, slots[:-1]], values[:, :, slots[:-1]] = k_ring[:, :, :-1], v[:, :, :-1]
     first = n_sink + evicted % run
     step = Step(seen - base, int(slots[-1]), first, len(tokens))
-    turn = None if rotation is None else Turn.of(rotation, width, seen, device)
+    turn = None if rotation is None else RopeTable.of(rotation, width, seen, device)
     keys, values = keys.to(device), values.to(device)
     out = attend(
         q_given.to(device),

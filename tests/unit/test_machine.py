@@ -65,7 +65,6 @@ class Streams(RuleBasedStateMachine):
         cache_slack=st.none() | st.integers(0, 8),
         max_drop=st.none() | st.integers(1, 6),
         compress_every=st.integers(1, 12),
-        attached=st.sampled_from([True, True, True, False]),
     )
     def start(
         self,
@@ -74,10 +73,8 @@ class Streams(RuleBasedStateMachine):
         cache_slack: int | None,
         max_drop: int | None,
         compress_every: int,
-        attached: bool,
     ) -> None:
         self.policy = EvictionPolicy(n_sink, window_size, cache_slack, max_drop, compress_every)
-        self.attached = attached  # without, nobody calls prepare and positions never start anew
         kinds = (StreamingCache, RerotatingCache, ReferenceCache)
         self.caches: list[BoundedCache] = [kind(model(), self.policy) for kind in kinds]
         self.history = kept_after_each(N_STEPS * LONGEST_CHUNK, *rule_of(self.policy))
@@ -124,14 +121,15 @@ class Streams(RuleBasedStateMachine):
     def feed_one(self, cache: BoundedCache, n: int, interrupted: bool) -> None:
         seen, n_kept = len(self.tokens) - n, len(self.held) - n
         mask_sizes = (n_kept + n, seen - n_kept)
-        assert cache.get_seq_length() == seen
-        assert cache.get_mask_sizes(n, 0) == mask_sizes
-        if self.attached:
-            for _ in range(1 + interrupted):
-                cache.prepare(n)
-                assert cache.get_mask_sizes(n, 0) == mask_sizes
-        position = cache.next_position + torch.arange(n)
         labels = torch.tensor(self.tokens[seen:]).T
+        assert cache.get_seq_length() == seen
+        for _ in range(interrupted):  # after its first layer
+            cache.prepare(n)
+            position = cache.next_position + torch.arange(n)
+            cache.update(keys_at(position, labels, 0), values_of(labels, 0), 0)
+        cache.prepare(n)
+        assert cache.get_mask_sizes(n, 0) == mask_sizes
+        position = cache.next_position + torch.arange(n)
         held = torch.tensor([self.tokens[token] for token in self.held]).T
         for layer in range(N_LAYERS):
             states = keys_at(position, labels, layer), values_of(labels, layer)
@@ -141,6 +139,7 @@ class Streams(RuleBasedStateMachine):
             assert torch.equal(values, values_of(held, layer))
             assert torch.equal(positions(keys), place.expand(BATCH, N_HEADS, -1))
             assert (keys - keys_at(place, held, layer)).abs().max() < 1e-4
+        cache.finish()
 
     @invariant()
     def sizes_are_bounded_and_agree(self) -> None:

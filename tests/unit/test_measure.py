@@ -53,15 +53,6 @@ def test_modules_stay_in_the_mode_they_were_in() -> None:
     assert [module.training for module in model.modules()] == modes
 
 
-def test_a_config_is_measured_without_touching_the_random_state() -> None:
-    config = llama().config
-    torch.manual_seed(0)
-    expected = torch.rand(1)
-    torch.manual_seed(0)
-    probe_rope(config)
-    assert torch.equal(torch.rand(1), expected)
-
-
 def test_a_model_that_says_nan_is_not_refused_for_its_positions() -> None:
     model = llama()
     with torch.no_grad():

@@ -27,7 +27,8 @@ YARN = {
     "attention_factor": YARN_SCALE,
 }
 
-place_sinks, turn, move, make_arena = Arena.place_sinks, Arena.turn, Arena.move, Arena.__init__
+place_sinks, rotate, move = Arena.place_sinks, Arena.rotate, Arena.move
+make_arena = Arena.__init__
 make_room, drop = StreamingCache._make_room, EvictionPolicy.drop
 
 
@@ -63,23 +64,25 @@ def one_sink_less(self: Arena, *shape: Any) -> None:
     self.n_sink -= 1
 
 
-def no_turn_on_rebasing(self: Arena, begin: int, end: int, offset: int) -> None:
+def no_rotation_on_rebasing(self: Arena, begin: int, end: int, offset: int) -> None:
     pass
 
 
-def turn_of_wrong_sign_on_rebasing(self: Arena, begin: int, end: int, offset: int) -> None:
-    turn(self, begin, end, -offset)
+def rotation_of_wrong_sign_on_rebasing(self: Arena, begin: int, end: int, offset: int) -> None:
+    rotate(self, begin, end, -offset)
 
 
 def move_one_short(self: Arena, begin: int, end: int, to: int) -> None:
     move(self, begin, end - 1, to)
 
 
-def turn_by_chunk_length(self: StreamingCache, n_tokens: int, dropped: int, rebase: bool) -> None:
-    """Sinks turned by the length of the chunk to come instead of by the overflow."""
-    make_room(self, n_tokens, dropped, rebase)
-    for each in self._arenas if dropped else []:
-        each.place_sinks(self._begin, self.evicted - self.base - dropped + n_tokens)
+def rotation_by_chunk_length(
+    self: StreamingCache, n_tokens: int, n_evicted: int, base: int
+) -> None:
+    """Sinks rotated by the length of the chunk to come instead of by the overflow."""
+    make_room(self, n_tokens, n_evicted, base)
+    for each in self._arenas if n_evicted else []:
+        each.place_sinks(self._begin, self.evicted - base - n_evicted + n_tokens)
 
 
 def one_too_many_dropped(self: EvictionPolicy, seen: int, size: int) -> int:
@@ -116,10 +119,10 @@ MUTANTS: list[tuple[type, str, Callable[..., Any]]] = [
     (Arena, "place_sinks", sinks_left_behind),
     (Arena, "place_sinks", sink_values_left_behind),
     (Arena, "__init__", one_sink_less),
-    (Arena, "turn", no_turn_on_rebasing),
-    (Arena, "turn", turn_of_wrong_sign_on_rebasing),
+    (Arena, "rotate", no_rotation_on_rebasing),
+    (Arena, "rotate", rotation_of_wrong_sign_on_rebasing),
     (Arena, "move", move_one_short),
-    (StreamingCache, "_make_room", turn_by_chunk_length),
+    (StreamingCache, "_make_room", rotation_by_chunk_length),
     (EvictionPolicy, "drop", one_too_many_dropped),
     (EvictionPolicy, "drop", one_too_few_dropped),
     (EvictionPolicy, "drop", max_drop_ignored),

@@ -8,30 +8,16 @@ import torch
 from transformers import PreTrainedModel
 
 from streamcache.caches.base import BoundedCache
-from streamcache.caches.reference import ReferenceCache
-from streamcache.caches.streaming import RerotatingCache, StreamingCache
+from streamcache.caches.streaming import StreamingCache
 from streamcache.policy import EvictionPolicy
+from tests.cases import CACHES, POLICIES, each_cache
 from tests.tiny import copy_of, error, expected, llama, neox, stream, text, tiny
 
 Model = Callable[..., PreTrainedModel]
 
-CACHES = [StreamingCache, RerotatingCache, ReferenceCache]
 MODELS = [neox, llama]
 TIGHT = 1e-4  # of the logits' standard deviation, in float32
 
-#                                 S   W  sigma delta R
-POLICIES = {
-    "vanilla": EvictionPolicy(4, 12),
-    "no sinks": EvictionPolicy(0, 11),
-    "one sink": EvictionPolicy(1, 16, 0, None, 3),
-    "lazy": EvictionPolicy(4, 9, None, None, 8),
-    "slack": EvictionPolicy(2, 14, 3, None, 8),
-    "max drop": EvictionPolicy(3, 10, None, 2, 5),
-    "softlite": EvictionPolicy(6, 10, 4, 2, 16),
-    "window of one": EvictionPolicy(5, 1, 6, 3, 4),
-}
-
-each_cache = pytest.mark.parametrize("cache_type", CACHES)
 each_model = pytest.mark.parametrize("make", MODELS)
 
 
@@ -128,19 +114,6 @@ def test_scaled_rope(scaling: str) -> None:
     reference = expected(model, policy, ids)
     for cache_type in CACHES:
         assert error(stream(model, cache_type(model, policy), ids), reference) < TIGHT, cache_type
-
-
-@each_cache
-@each_model
-def test_a_cache_made_from_a_config(make: Model, cache_type: type[BoundedCache]) -> None:
-    """Nothing is attached to the model then, positions grow with the stream."""
-    model, policy, chunks = make(), POLICIES["softlite"], [1] * 60 + [10, 3, 1, 10] * 4
-    ids = text(sum(chunks))
-    cache = cache_type(model.config, policy)
-    logits = stream(model, cache, ids, chunks)
-    assert error(logits, expected(model, policy, ids, chunks)) < TIGHT
-    assert cache.next_position == sum(chunks)
-    assert not model._forward_pre_hooks
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])

@@ -60,11 +60,11 @@ def test_a_captured_step_has_no_eviction() -> None:
 
 
 def test_marks_are_taken_off_whatever_happens() -> None:
-    before = BoundedCache.prepare
+    before = BoundedCache.evict
     with pytest.raises(KeyboardInterrupt), evictions_marked():
-        assert BoundedCache.prepare is not before
+        assert BoundedCache.evict is not before
         raise KeyboardInterrupt
-    assert BoundedCache.prepare is before
+    assert BoundedCache.evict is before
 
 
 def host(name: str, us: float, *children: Any, kernels: tuple[tuple[str, float], ...] = ()) -> Any:

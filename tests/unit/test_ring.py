@@ -13,21 +13,10 @@ from streamcache.caches.ring import RingCache
 from streamcache.decoding.captured import CapturedDecoder, EagerWarning
 from streamcache.decoding.kernels.fusion import fuse
 from streamcache.policy import EvictionPolicy
+from tests.cases import POLICIES
 from tests.tiny import error, expected, llama, neox, stream, text, tiny
 
 TIGHT = 1e-4  # of the logits' standard deviation, in float32
-
-#                                 S   W  sigma delta R
-POLICIES = {
-    "vanilla": EvictionPolicy(4, 12),
-    "no sinks": EvictionPolicy(0, 11),
-    "one sink": EvictionPolicy(1, 16, 0, None, 3),
-    "lazy": EvictionPolicy(4, 9, None, None, 8),
-    "slack": EvictionPolicy(2, 14, 3, None, 8),
-    "max drop": EvictionPolicy(3, 10, None, 2, 5),
-    "softlite": EvictionPolicy(6, 10, 4, 2, 16),
-    "window of one": EvictionPolicy(5, 1, 6, 3, 4),
-}
 
 FAMILIES: dict[str, dict[str, Any]] = {
     "cohere": {"num_key_value_heads": 2},  # interleaved
@@ -183,7 +172,7 @@ def test_a_step_is_traced_whole_and_fused_without_its_rotations(family: str) -> 
     done=st.integers(0, 200),
 )
 def test_a_plan_is_what_the_policy_does(policy: EvictionPolicy, done: int) -> None:
-    cache = RingCache(MODEL.config, policy)
+    cache = RingCache(MODEL, policy)
     held: list[int] = []
     for t in range(done + 40):
         if not cache.plan(1):

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from streamcache.caches.rope import Turn
+from streamcache.caches.rope import RopeTable
 from streamcache.decoding.kernels import has_kernels
 
 
@@ -14,7 +14,7 @@ def attend(
     keys: Tensor,
     values: Tensor,
     step: Tensor,
-    turn: Turn | None,
+    turn: RopeTable | None,
     n_sink: int,
     scaling: float,
     softcap: float = 0.0,

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from streamcache.caches.rope import Turn
+from streamcache.caches.rope import RopeTable
 from streamcache.decoding.kernels.linear_triton import _wait, launch
 
 # Keys a step, warps, and how many programs fill an H200.
@@ -32,7 +32,7 @@ def _tile(ptr, rows, mask, D: tl.constexpr, D_PAD: tl.constexpr):
 
 @triton.jit
 def _turning(cos_ptr, sin_ptr, partner_ptr, position, D: tl.constexpr, D_PAD: tl.constexpr):
-    """What turns a state [D] to a position: see `ring.Turn`."""
+    """What turns a state [D] to a position: see `rope.RopeTable`."""
     d = tl.arange(0, D_PAD)
     cos, sin, partner = 1.0, 0.0, d
     if cos_ptr is not None:
@@ -175,7 +175,7 @@ def attend(
     keys: Tensor,
     values: Tensor,
     step: Tensor,
-    turn: Turn | None,
+    turn: RopeTable | None,
     n_sink: int,
     scaling: float,
     softcap: float = 0.0,

@@ -11,16 +11,13 @@ from transformers import DynamicCache, PreTrainedModel
 
 from streamcache.caches.base import BoundedCache
 from streamcache.caches.hooks import PaddingError
-from streamcache.caches.reference import ReferenceCache
-from streamcache.caches.streaming import RerotatingCache, StreamingCache
-from streamcache.policy import EvictionPolicy, PolicyError
-from tests.tiny import copy_of, error, expected, llama, neox, stream, text
+from streamcache.caches.streaming import StreamingCache
+from streamcache.policy import EvictionPolicy
+from tests.cases import CACHES, each_cache
+from tests.tiny import error, expected, llama, neox, stream, text
 
 POLICY = EvictionPolicy(4, 16, 4, 3, 5)  # capacity 24
 TIGHT = 1e-4
-
-CACHES = [StreamingCache, RerotatingCache, ReferenceCache]
-each_cache = pytest.mark.parametrize("cache_type", CACHES)
 
 
 @pytest.fixture(scope="module")
@@ -78,17 +75,17 @@ REFUSED: dict[str, tuple[type[Exception], str, Call]] = {
             input_ids=ids, position_ids=torch.arange(1, 41)[None], past_key_values=cache
         ),
     ),
-    "the loss of a long input": (
+    "no use of the cache": (
         ValueError,
-        "longer than the window of 16",
-        lambda model, cache, ids: model(input_ids=ids, labels=ids, past_key_values=cache),
-    ),
-    "some logits of a long input": (
-        ValueError,
-        "a tensor of logits_to_keep .* longer than the window",
-        lambda model, cache, ids: model(
-            input_ids=ids, logits_to_keep=torch.tensor([1]), past_key_values=cache
+        "use_cache=False contradicts the cache",
+        lambda model, cache, ids: model.generate(
+            ids[:, :9], past_key_values=cache, use_cache=False, max_new_tokens=4
         ),
+    ),
+    "continuous batching": (
+        ValueError,
+        "generate_batch pages a cache of its own",
+        lambda model, cache, ids: model.generate_batch([[1, 2]], past_key_values=cache),
     ),
     "no token": (
         ValueError,
@@ -108,10 +105,10 @@ def test_refused_before_a_token_is_processed(model: PreTrainedModel, case: str) 
     assert error(stream(model, cache, ids), expected(model, POLICY, ids)) < TIGHT
 
 
-def test_hidden_states_of_a_long_input_are_refused_where_the_config_asks_for_them() -> None:
-    model, ids = llama(), text(40)
-    model.config.output_hidden_states = True
-    with pytest.raises(ValueError, match="output_hidden_states needs the input in one forward"):
+def test_the_attentions_of_an_input_longer_than_the_window_are_refused() -> None:
+    model, ids = llama(attn_implementation="eager"), text(40)
+    model.config.output_attentions = True
+    with pytest.raises(ValueError, match="output_attentions needs the input in one forward"):
         stream(model, StreamingCache(model, POLICY), ids, [40])
 
 
@@ -158,9 +155,10 @@ def test_other_caches_pass_through(cache_type: type[BoundedCache]) -> None:
 
 
 def test_a_model_is_attached_to_once(model: PreTrainedModel) -> None:
-    for cache_type in CACHES:
-        cache_type(model, POLICY)
-    assert len(model._forward_pre_hooks) == len(model._forward_hooks) == 1
+    caches = [cache_type(model, POLICY) for cache_type in CACHES]
+    for module in (model, model.get_decoder()):
+        assert len(module._forward_pre_hooks) == len(module._forward_hooks) == 1
+    del caches
 
 
 @each_cache
@@ -179,28 +177,20 @@ def test_a_deep_copy_of_a_model(cache_type: type[BoundedCache]) -> None:
     assert error(-negated, reference) < TIGHT
 
 
-def test_the_base_model_alone(model: PreTrainedModel) -> None:
-    """Called below the hooks from the start, the stream is exact as long as chunks fit."""
-    ids, whole = text(100), copy_of(model, torch.float32)
-    cache = StreamingCache(whole, POLICY)
+def test_the_decoder_called_by_itself(model: PreTrainedModel) -> None:
+    """Before and after positions started anew, in inputs of any length, and in turns."""
+    ids, cache = text(160), StreamingCache(model, POLICY)
+    head = stream(model, cache, ids[:, :60])
+    decoder, output_embeddings = model.get_decoder(), model.get_output_embeddings()
     with torch.no_grad():
         pieces = [
-            whole.get_decoder()(input_ids=piece, past_key_values=cache).last_hidden_state
-            for piece in ids.split(1, dim=1)
+            decoder(input_ids=p, past_key_values=cache)[0] for p in ids[:, 60:100].split(8, 1)
         ]
-        logits = whole.get_output_embeddings()(torch.cat(pieces, dim=1))
-        assert error(logits, expected(model, POLICY, ids)) < TIGHT
-        with pytest.raises(PolicyError, match="17 tokens does not fit window_size=16"):
-            whole.get_decoder()(input_ids=ids[:, :17], past_key_values=cache)
-
-
-def test_the_base_model_after_positions_started_anew(model: PreTrainedModel) -> None:
-    """Below the hooks the model counts all tokens seen, which is wrong by then."""
-    ids, cache = text(61), StreamingCache(model, POLICY)
-    stream(model, cache, ids[:, :60])
-    assert cache.base > 0
-    with pytest.raises((RuntimeError, ValueError)), torch.no_grad():
-        model.get_decoder()(input_ids=ids[:, 60:], past_key_values=cache)
+        middle = output_embeddings(torch.cat(pieces, dim=1))
+    tail = stream(model, cache, ids[:, 100:])
+    assert cache.seen == 160
+    reference = expected(model, POLICY, ids, [1] * 60 + [8] * 5 + [1] * 60)
+    assert error(torch.cat([head, middle, tail], dim=1), reference) < TIGHT
 
 
 @each_cache
@@ -213,7 +203,7 @@ def test_a_bounded_cache_cannot_be_rolled_back(
         cache.crop(5)
 
 
-def test_an_interrupted_long_input_leaves_nothing_behind() -> None:
+def test_an_interrupted_long_input_is_not_fed_twice() -> None:
     model: Any = neox()
     cache = StreamingCache(model, EvictionPolicy(4, 16))
     last_of_eight_pieces = stop_at(8)
@@ -221,9 +211,10 @@ def test_an_interrupted_long_input_leaves_nothing_behind() -> None:
     with torch.no_grad(), pytest.raises(KeyboardInterrupt):
         model(input_ids=text(30), past_key_values=cache)
     handle.remove()
-    with torch.no_grad():
-        logits = model(input_ids=text(2), past_key_values=cache).logits
-    assert logits.shape[1] == 2
+    with pytest.raises(RuntimeError, match=r"a long input was .* among the 28 seen"):
+        stream(model, cache, text(30), [30])
+    cache.reset()
+    assert error(stream(model, cache, text(9)), expected(model, POLICY, text(9))) < TIGHT
 
 
 def stop_at(call: int) -> Any:

@@ -1,0 +1,179 @@
+"""An exception at every line of the caches: the next call continues exactly, or refuses.
+
+A refusal is a RuntimeError that names `reset()`, after which the cache is as good as new. What must
+never happen is a stream that goes on and is silently wrong.
+"""
+
+import copy
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+import streamcache
+from streamcache.caches.base import BoundedCache
+from streamcache.policy import EvictionPolicy
+from tests.cases import each_cache
+from tests.tiny import error, expected, llama, text
+
+POLICY = EvictionPolicy(2, 6, 2, 2, 3)  # capacity 10
+ROOT = str(Path(streamcache.__file__).parent)
+
+#: Tokens fed before, and the length of the input that is interrupted.
+INPUTS = {
+    "the first token": (0, 1),
+    "a prompt": (0, 5),
+    "a prompt longer than the window": (0, 14),
+    "a step that evicts": (24, 1),
+    "a chunk that evicts and starts positions anew": (19, 5),
+}
+
+
+class Interrupted(BaseException):
+    """Neither an Exception, like KeyboardInterrupt, nor one that anybody handles."""
+
+
+class Oom(Exception):
+    """An Exception, like the one of a full GPU."""
+
+
+class RaiseAtLine:
+    """Raises at the n-th line of `streamcache` that is executed."""
+
+    def __init__(self, line: int, kind: type[BaseException]):
+        self.left, self.kind = line, kind
+
+    def __call__(self, frame: FrameType, event: str, arg: Any) -> Any:
+        if not frame.f_code.co_filename.startswith(ROOT):
+            return None
+        if event == "line":
+            self.left -= 1
+            if self.left == 0:
+                raise self.kind
+        return self
+
+    def run(self, call: Callable[[], object]) -> bool:
+        """Whether it came to that."""
+        before = sys.gettrace()
+        sys.settrace(self)
+        try:
+            call()
+        except self.kind:
+            return True
+        finally:
+            sys.settrace(before)
+        return False
+
+
+@pytest.fixture(scope="module")
+def model() -> PreTrainedModel:
+    return llama(num_hidden_layers=2)
+
+
+def feed(model: PreTrainedModel, cache: BoundedCache, ids: Tensor) -> Tensor:
+    with torch.no_grad():
+        return model(input_ids=ids, past_key_values=cache).logits
+
+
+@each_cache
+@pytest.mark.parametrize("case", INPUTS)
+@pytest.mark.parametrize("stride", [11, pytest.param(1, marks=pytest.mark.slow)])
+def test_an_exception_at_any_line_leaves_nothing_silently_wrong(
+    model: PreTrainedModel, cache_type: type[BoundedCache], case: str, stride: int
+) -> None:
+    n_before, n_tokens = INPUTS[case]
+    before, at_work, after = text(n_before + n_tokens + 4).split([n_before, n_tokens, 4], dim=1)
+    fresh = cache_type(model, POLICY)
+    for token in before.split(1, dim=1) if n_before else ():
+        feed(model, fresh, token)
+    whole = copy.deepcopy(fresh)
+    feed(model, whole, at_work)
+    reference = feed(model, whole, after)
+    n_continued = n_refused = 0
+    for line in range(1, 10_000, stride):
+        cache = copy.deepcopy(fresh)
+        interruption = RaiseAtLine(line, Interrupted if line // stride % 2 else Oom)
+        if not interruption.run(partial(feed, model, cache, at_work)):
+            break
+        try:
+            if cache.seen != n_before + n_tokens:
+                feed(model, cache, at_work)
+            logits = feed(model, cache, after)
+        except RuntimeError as refusal:
+            assert "reset()" in str(refusal)
+            n_refused += 1
+            if n_refused % 8 == 0:
+                cache.reset()
+                assert torch.equal(
+                    feed(model, cache, after), feed(model, cache_type(model, POLICY), after)
+                )
+        else:
+            n_continued += 1
+            assert error(logits, reference) < 1e-4, f"silently wrong after line {line}"
+    assert line > 60 and n_continued > 0
+
+
+@each_cache
+def test_a_forward_that_failed_in_the_output_embedding_can_be_run_again(
+    cache_type: type[BoundedCache],
+) -> None:
+    """The token is in every layer by then, but not counted."""
+    model, ids = llama(), text(40)
+    cache = cache_type(model, POLICY)
+    head = torch.cat([feed(model, cache, ids[:, t : t + 1]) for t in range(20)], dim=1)
+
+    def fail(*_: object) -> None:
+        raise Oom
+
+    for _ in range(3):
+        handle = model.get_output_embeddings().register_forward_pre_hook(fail)
+        with pytest.raises(Oom):
+            feed(model, cache, ids[:, 20:21])
+        handle.remove()
+        assert cache.seen == 20
+    rest = torch.cat([feed(model, cache, ids[:, t : t + 1]) for t in range(20, 40)], dim=1)
+    reference = expected(model, POLICY, ids)
+    assert error(torch.cat([head, rest], dim=1), reference) < 1e-4
+
+
+@each_cache
+def test_a_bad_token_id_changes_nothing(
+    model: PreTrainedModel, cache_type: type[BoundedCache]
+) -> None:
+    ids, cache = text(40), cache_type(model, POLICY)
+    for t in range(20):
+        feed(model, cache, ids[:, t : t + 1])
+    bad = torch.full((1, 5), 10_000)
+    with pytest.raises(IndexError):
+        feed(model, cache, bad)
+    assert (cache.seen, cache.evicted) == (20, cache.evicted)
+    rest = torch.cat([feed(model, cache, ids[:, t : t + 1]) for t in range(20, 40)], dim=1)
+    assert error(rest, expected(model, POLICY, ids)[:, 20:]) < 1e-4
+
+
+@each_cache
+def test_a_longer_input_may_follow_an_interrupted_shorter_one(
+    cache_type: type[BoundedCache],
+) -> None:
+    """What was evicted for the first is a part of what is evicted for the second."""
+    model, ids = llama(), text(40)
+    cache = cache_type(model, POLICY)
+    for t in range(20):
+        feed(model, cache, ids[:, t : t + 1])
+
+    def fail(*_: object) -> None:
+        raise Oom
+
+    handle = model.get_decoder().layers[1].register_forward_pre_hook(fail)
+    with pytest.raises(Oom):
+        feed(model, cache, ids[:, 20:22])
+    handle.remove()
+    logits = feed(model, cache, ids[:, 20:26])
+    assert error(logits, expected(model, POLICY, ids[:, :26], [1] * 20 + [6])[:, 20:]) < 1e-4
