@@ -19,6 +19,7 @@ _COMMANDS = {  # the module and the name of the function in it
     "compare": ("measure", "compare"),
     "diagnose": ("diagnose", "diagnose"),
     "eval": ("measure", "evaluate_one"),
+    "ladder": ("ladder", "ladder"),
     "paper": ("paper", "paper"),
     "profile": ("profile", "profile"),
     "summarize": ("summarize", "summarize"),

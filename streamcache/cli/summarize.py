@@ -36,6 +36,7 @@ def summarize(output_dir: Path, audit_file: Path | None) -> None:
         sections.append(("Diagnosis", [diagnoses]))
     if profiles := tables.profiles(found.profiles):
         sections.append(("Profile", [profiles, *map(tables.most_expensive, found.profiles)]))
+    sections += [("Ways to decode", [tables.ladder_table(each)]) for each in found.ladders]
     markdown = ["# Summary\n", "## Audit\n", render.markdown(verdicts)]
     latex = [render.latex(verdicts)]
     for title, made in sections:
@@ -47,8 +48,7 @@ def summarize(output_dir: Path, audit_file: Path | None) -> None:
     write(output_dir / "summary.tex", "\n".join(latex))
     if audit_file:
         write(audit_file, audited)
-    ladder = output_dir / "ladder.json"
-    html = page.page(found, verdicts, ladder if ladder.exists() else None)
+    html = page.page(found, verdicts)
     write(output_dir / "index.html", html)
 
 

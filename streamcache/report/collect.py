@@ -11,6 +11,7 @@ import numpy
 
 from streamcache.measure.configurations import NAMED, Configuration, identity, with_budget
 from streamcache.measure.diagnose import Diagnosis
+from streamcache.measure.ladder import Ladder
 from streamcache.measure.measurement import (
     SCHEMA_VERSION,
     Fields,
@@ -22,10 +23,11 @@ from streamcache.measure.profile import Profile
 from streamcache.policy import PolicyError
 
 _MAX_BYTES = 1 << 25  # a longer file is a trace
-_KINDS: dict[str, type[Record] | type[Diagnosis] | type[Profile]] = {
+_KINDS: dict[str, type[Record | Diagnosis | Profile | Ladder]] = {
     "streamcache-measurement": Record,
     "streamcache-diagnosis": Diagnosis,
     "streamcache-profile": Profile,
+    "streamcache-ladder": Ladder,
 }
 
 
@@ -133,6 +135,7 @@ class Found(NamedTuple):
     groups: list[Group]
     diagnoses: list[Diagnosis]
     profiles: list[Profile]
+    ladders: list[Ladder]
     bad: list[str]
 
 
@@ -145,6 +148,7 @@ def collect(folder: Path) -> Found:
     measurements: list[Measurement] = []
     diagnoses: list[Diagnosis] = []
     profiles: list[Profile] = []
+    ladders: list[Ladder] = []
     bad: list[str] = []
     for path in sorted(folder.rglob("*.json")):
         try:
@@ -176,10 +180,12 @@ def collect(folder: Path) -> Found:
                 )
             elif isinstance(found, Diagnosis):
                 diagnoses.append(found)
-            else:
+            elif isinstance(found, Profile):
                 profiles.append(found)
+            else:
+                ladders.append(found)
     measurements.sort(key=lambda one: one.record.date)
-    return Found(_grouped(measurements), diagnoses, profiles, bad)
+    return Found(_grouped(measurements), diagnoses, profiles, ladders, bad)
 
 
 def _entries(content: Any) -> list[dict[str, Any]]:

@@ -3,7 +3,6 @@
 import re
 from collections.abc import Iterator
 from html import escape
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from streamcache.measure.diagnose import Diagnosis
@@ -43,11 +42,8 @@ nav ul { columns: 2 20rem; padding-left: 1.1rem; }
 """
 
 
-def page(found: Found, audit: Table, ladder: Path | None) -> str:
+def page(found: Found, audit: Table) -> str:
     """The whole page.
-
-    Args:
-        ladder: a ladder.json of `tests.bench.ladder`, where there is one.
 
     Raises:
         MissingExtra: matplotlib is not installed.
@@ -64,9 +60,11 @@ def page(found: Found, audit: Table, ladder: Path | None) -> str:
             content = [_table(profiles, heading=False)]
             content += [_table(tables.most_expensive(made)) for made in found.profiles]
             sections.append((profiles.title, "\n".join(content)))
-        if ladder is not None and (made := plots.ladder(ladder)):
+        for i, each in enumerate(found.ladders):
+            table = tables.ladder_table(each)
             about = "From eager decoding down to reading the weights and the cache once."
-            sections.append(("The ladder to the roofline", _figure(made, "ladder", about)))
+            picture = _figure(plots.ladder(each), f"ladder{i}", about)
+            sections.append((table.title, f"{_table(table, heading=False)}\n{picture}"))
     links = "\n".join(
         f'<li><a href="#s{i}">{escape(title)}</a></li>' for i, (title, _) in enumerate(sections)
     )

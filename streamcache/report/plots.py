@@ -1,11 +1,9 @@
 """Plots of records. Raw values, and binned means where the axis says so; nothing is smoothed."""
 
 import io
-import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy
@@ -13,6 +11,7 @@ import numpy
 from streamcache.extras import require
 from streamcache.measure.configurations import ABLATIONS
 from streamcache.measure.diagnose import Diagnosis
+from streamcache.measure.ladder import Ladder
 from streamcache.measure.measurement import Floats, Measurement, Record
 from streamcache.policy import evictions
 from streamcache.report import published
@@ -304,34 +303,19 @@ def tail(group: Group) -> "Figure | None":
     return made
 
 
-def ladder(path: Path) -> "Figure | None":
-    """From eager decoding down to the roofline, from a ladder.json of `tests.bench.ladder`."""
-    try:
-        rows: Any = json.loads(path.read_bytes())
-    except ValueError:  # named among what was left out
-        return None
-    steps: dict[str, dict[str, Any]] = {
-        name: row
-        for name, row in (rows.items() if isinstance(rows, dict) else ())
-        if isinstance(row, dict)
-        and "ms" in row
-        and "tb_s" not in row
-        and "batch" not in name  # no kernels, one stream
-    }
-    if not steps:
-        return None
-    shown = [(name, row["ms"], row.get("over")) for name, row in steps.items()]
-    floors = {}
-    for name, row in steps.items():
-        if "roofline_ms" in row:
-            how = name.partition(",")[0] if name.startswith("int") else "weights"
-            floors[f"roofline: {how} and cache read once"] = row["roofline_ms"]
-    shown += [(name, ms, None) for name, ms in floors.items()]
+def ladder(found: Ladder) -> "Figure":
+    """The ways to decode one stream, from the slowest down to the roofline."""
+    steps = [
+        (row.name, row.ms, row.mbu) for row in found.rows if row.roofline_ms and row.batch == 1
+    ]
+    rooflines = {row.roofline_ms for row in found.rows if row.roofline_ms and row.batch == 1}
+    floor = "roofline: weights and cache read once"
+    shown = [*steps, *((floor, ms, None) for ms in sorted(rooflines)[:1])]
     shown.sort(key=lambda step: step[1])
     made, (axes,) = figure(1.2 + 0.42 * len(shown))
-    for i, (name, ms, over) in enumerate(shown):
-        axes.plot(ms, i, color=GREY if name in floors else BLUE, marker="o", ms=9)
-        text = f"{ms:.3g} ms" + (f", {over:.3g}× its roofline" if over else "")
+    for i, (name, ms, mbu) in enumerate(shown):
+        axes.plot(ms, i, color=GREY if name == floor else BLUE, marker="o", ms=9)
+        text = f"{ms:.3g} ms" + (f", MBU {mbu:.0%}" if mbu else "")
         axes.annotate(text, (ms, i), (9, 0), textcoords="offset points", va="center", fontsize=11)
     axes.set_yticks(range(len(shown)), [name for name, _, _ in shown])
     axes.set_xscale("log")

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 from streamcache.measure.configurations import ABLATIONS
 from streamcache.measure.diagnose import Diagnosis
+from streamcache.measure.ladder import Ladder
 from streamcache.measure.measurement import Quality, Record
 from streamcache.measure.profile import Profile
 from streamcache.report import published
@@ -162,6 +163,33 @@ def most_expensive(profile: Profile) -> Table:
     )
     title = f"{profile.label}: the most expensive {kind}s"
     return Table(title, (kind, "per token", "ms per token", "share"), cells)
+
+
+def ladder_table(found: Ladder) -> Table:
+    """A row per way to decode, in the order of their times."""
+    header = ("decoding", "ms per token", "roofline ms", "over it", "MBU", "tokens/s", "first, s")
+    rows = tuple(
+        (
+            row.name,
+            number(row.ms),
+            number(row.roofline_ms),
+            f"{row.ms / row.roofline_ms:.2f}×" if row.roofline_ms else DASH,
+            f"{row.mbu:.0%}" if row.mbu else DASH,
+            f"{row.tokens_per_s:.0f}" if row.roofline_ms else DASH,
+            number(row.seconds),
+        )
+        for row in sorted(found.rows, key=lambda row: row.ms)
+    )
+    notes = [
+        f"a large copy on this device moves {found.copy_tb_s:.3g} TB/s; roofline: weights and "
+        "cache read once at that rate; MBU: roofline over time; first: seconds until the first "
+        "token, with compiling",
+        "ms: medians, evictions included; of the streaming NLL, of the whole text",
+    ]
+    reasons = dict.fromkeys(row.eager_because for row in found.rows if row.eager_because)
+    notes += [f"captured rows ran eagerly: {reason}" for reason in reasons]
+    title = f"{found.model} {found.dtype}, {found.environment.device}: ways to decode"
+    return Table(title, header, rows, tuple(notes))
 
 
 def tables_for(group: Group) -> dict[str, Table]:

@@ -76,7 +76,12 @@ def test_streamcache_commands(
     monkeypatch.setattr(paper, "configurations", lambda *given: configurations(*given)[:2])
     ran = run(*words[1:], *small(words, tmp_path))
     assert ran.status == 0, ran.err
-    printed = {"summarize": "index.html", "diagnose": "after evictions", "profile": "eviction"}
+    printed = {
+        "summarize": "index.html",
+        "diagnose": "after evictions",
+        "profile": "eviction",
+        "ladder": "roofline",
+    }
     assert printed.get(words[1], "to make" if "--dry-run" in words else "TPOT") in ran.out
 
 
@@ -92,6 +97,8 @@ def small(words: list[str], folder: Path) -> list[str]:
     if words[1] == "profile":
         size = ["--cap-total", "100"] if "--cap-total" in words else ["--window-size", "60"]
         return ["--max-eval-tokens", "260", "--tokens", "4", *size]
+    if words[1] == "ladder":
+        return ["--model-name", "random:4x128", "--window-size", "60", "--tpot-tokens", "8"]
     more = [*SMALL] if words[1] == "baseline" else [*SMALL, "--tpot-tokens", "8"]
     sizes = {"--cap-total": "256", "--window-size": "120", "--overlap": "8"}
     for option, value in sizes.items():
