@@ -15,7 +15,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from streamcache.decoding.nll import Advance
 from streamcache.gate.recorder import Recorder
-from streamcache.inputs.corpora import TokenStream, digest_of
+from streamcache.inputs.corpora import TokenizedText, digest_of
 from streamcache.inputs.models import LoadedModel
 from streamcache.measure.configurations import BASELINE, RECOMPUTE, Configuration
 from streamcache.measure.measurement import Record
@@ -47,7 +47,7 @@ class Bench:
 
     timed: LoadedModel
     read: LoadedModel
-    text: TokenStream
+    text: TokenizedText
     positions: int | None
     window: EvictionPolicy
     block: int
@@ -56,7 +56,7 @@ class Bench:
     rel_tol: float
     notes: tuple[str, ...] = ()
 
-    def excerpt(self, n_tokens: int) -> TokenStream:
+    def excerpt(self, n_tokens: int) -> TokenizedText:
         """The first tokens of the text."""
         ids = self.text.input_ids[:n_tokens]
         return replace(self.text, input_ids=ids, digest=digest_of(ids))

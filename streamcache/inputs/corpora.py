@@ -45,7 +45,7 @@ class CorpusError(ValueError):
 
 
 @dataclass(frozen=True)
-class TokenStream:
+class TokenizedText:
     """The tokens of one text, ready to be fed to a model.
 
     Attributes:
@@ -68,7 +68,7 @@ def load_tokens(
     tokenizer: "PreTrainedTokenizerBase | None",
     max_tokens: int | None = None,
     data_dir: str | Path | None = None,
-) -> TokenStream:
+) -> TokenizedText:
     """The first `max_tokens` tokens of a corpus, the document marker counted in.
 
     The marker is the tokenizer's BOS, else its EOS; the text itself gets no special tokens.
@@ -109,7 +109,7 @@ def load_tokens(
             "or take a longer text"
         )
     ids = torch.tensor(numbers[:max_tokens], dtype=torch.int64)
-    return TokenStream(name, ids, digest_of(ids), source)
+    return TokenizedText(name, ids, digest_of(ids), source)
 
 
 def digest_of(input_ids: torch.Tensor) -> str:

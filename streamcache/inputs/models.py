@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
@@ -12,14 +13,13 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
-    GPTNeoXConfig,
-    LlamaConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
 from streamcache.inputs.quantize import Quantization, quantize
+from streamcache.inputs.shapes import SHAPES, config_of
 
 _auto: Any = AutoModelForCausalLM  # its types are those of no real model
 
@@ -38,19 +38,12 @@ PINNED = {
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 # What beside the weights tells what a folder's model predicts of a text.
-_DESCRIBE = ("config.json", "tokenizer*", "special_tokens*", "added_tokens*", "vocab*", "merges*")
-
-_NEOX = {  # hidden size, layers, heads, vocabulary
-    "pythia-70m": (512, 6, 8, 50304),
-    "pythia-160m": (768, 12, 12, 50304),
-    "pythia-410m": (1024, 24, 16, 50304),
-    "pythia-1b": (2048, 16, 8, 50304),
-    "pythia-1.4b": (2048, 24, 16, 50304),
-    "pythia-2.8b": (2560, 32, 32, 50304),
-    "pythia-6.9b": (4096, 32, 32, 50432),
-    "4x128": (128, 4, 4, 4096),  # fits a core's own cache: for times on a CPU
-}
-SHAPES = ("reference", *_NEOX, "llama-3.2-1b")
+_DESCRIBE = (
+    *("config.json", "model.safetensors.index.json", "adapter_*"),
+    *("tokenizer*", "special_tokens*", "added_tokens*", "vocab*", "merges*"),
+)
+# Masks and angles that older checkpoints kept beside the weights.
+_BUFFER = re.compile(r"\.(masked_bias|rotary_emb\.inv_freq|(attn|attention)\.bias)$")
 
 
 class ModelError(ValueError):
@@ -67,8 +60,8 @@ class LoadedModel:
         name: what was loaded: "reference", "random:<shape>", a hub id, or a folder's own name.
         quantization: of the weights; None: as they came.
         revision: commit of a hub id; for a folder "sha256:" and the first 16 hex digits of a
-            digest of its weights, config and tokenizer, for the packaged reference of its weights
-            alone, the rest being the release's; "seed0" for random weights.
+            digest of its weights, their index, config and tokenizer, for the packaged reference of
+            its weights alone, the rest being the release's; "seed0" for random weights.
     """
 
     model: PreTrainedModel
@@ -89,8 +82,9 @@ def load_model(
     """Load a causal language model: safetensors only, and never code from a repository.
 
     Args:
-        name: "reference", the packaged model; "random:<shape>", one of SHAPES with random
-            weights; an existing folder in the hub's layout; or a hub id, "org/name".
+        name: "reference", the packaged model; "random:reference" or "random:" and one of
+            SHAPES, with random weights; an existing folder in the hub's layout; or a hub id,
+            "org/name".
         revision: commit of a hub id; None is the pinned one, and an error where none is pinned.
         dtype: "float32", "float16", "bfloat16" or "auto": float32 on a CPU, float16 on a GPU.
         device: "cpu", "cuda" or "cuda:<index>".
@@ -108,24 +102,24 @@ def load_model(
 
 
 def _load(name: str, revision: str | None, dtype: str, device: str | torch.device) -> LoadedModel:
-    place = _device(device)
-    number = _dtype(dtype, place)
-    if place.type == "cuda":
-        torch.cuda.set_device(place)  # where events and graphs go, too
+    found_device = _device(device)
+    found_dtype = _dtype(dtype, found_device)
+    if found_device.type == "cuda":
+        torch.cuda.set_device(found_device)  # where events and graphs go, too
     kind, _, shape = name.partition(":")
     is_hub = kind != "random" and name != "reference" and not Path(name).is_dir()
     if revision is not None and not is_hub:
         raise ModelError(f"a revision is for hub ids only, and {name!r} is none")
 
     if kind == "random":
-        return _random(shape, number, place)
+        return _random(shape, found_dtype, found_device)
     if is_hub:
         commit = _commit(name, revision)
-        return LoadedModel(*_pretrained(name, commit, number, place), name, commit)
+        return LoadedModel(*_pretrained(name, commit, found_dtype, found_device), name, commit)
     folder = REFERENCE_FOLDER if name == "reference" else Path(name).resolve()
     label = name if name == "reference" else folder.name
     digest = _digest(folder, () if name == "reference" else _DESCRIBE)
-    return LoadedModel(*_pretrained(folder, "main", number, place), label, digest)
+    return LoadedModel(*_pretrained(folder, "main", found_dtype, found_device), label, digest)
 
 
 def _device(device: str | torch.device) -> torch.device:
@@ -133,15 +127,15 @@ def _device(device: str | torch.device) -> torch.device:
     known = ["cpu", "cuda", *gpus] if gpus else ["cpu"]
     if str(device) not in known:
         raise ModelError(f"no device {str(device)!r} here: give one of {', '.join(known)}")
-    place = torch.device(device)
-    if place.type == "cuda" and place.index is None:
+    found = torch.device(device)
+    if found.type == "cuda" and found.index is None:
         return torch.device("cuda", torch.cuda.current_device())
-    return place
+    return found
 
 
-def _dtype(dtype: str, place: torch.device) -> torch.dtype:
+def _dtype(dtype: str, device: torch.device) -> torch.dtype:
     if dtype == "auto":
-        return torch.float32 if place.type == "cpu" else torch.float16
+        return torch.float32 if device.type == "cpu" else torch.float16
     if dtype not in _DTYPES:
         raise ModelError(f"dtype must be one of auto, {', '.join(_DTYPES)}, got {dtype!r}")
     return _DTYPES[dtype]
@@ -180,11 +174,15 @@ def _digest(folder: Path, describe: tuple[str, ...]) -> str:
 
 
 def _pretrained(
-    source: str | Path, revision: str, dtype: torch.dtype, place: torch.device
+    source: str | Path, revision: str, dtype: torch.dtype, device: torch.device
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
     where: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
-    form = {"dtype": dtype, "attn_implementation": "sdpa", "use_safetensors": True}
     try:
+        config = AutoConfig.from_pretrained(source, **where)
+        # A config's own choice may be slower, or the name of compiled code on the hub. Without one
+        # transformers takes SDPA, or what it calls eager where a model has no SDPA.
+        config._attn_implementation = None
+        form = {"config": config, "dtype": dtype, "use_safetensors": True}
         model, report = _auto.from_pretrained(source, **where, **form, output_loading_info=True)
         # Without files to read, AutoTokenizer makes an empty tokenizer instead of an error.
         has_tokenizer = isinstance(source, str) or any(source.glob("tokenizer*"))
@@ -196,58 +194,41 @@ def _pretrained(
             "reference and random:<shape>"
         ) from error
     if report["missing_keys"]:  # transformers has filled them with random numbers
-        raise ModelError(f"{source} lacks weights: {', '.join(sorted(report['missing_keys']))}")
-    return model.to(place).eval().requires_grad_(False), tokenizer
+        raise ModelError(f"{source} lacks weights: {_listed(report['missing_keys'])}")
+    superfluous = {name for name in report["unexpected_keys"] if not _BUFFER.search(name)}
+    if superfluous:  # the model that was trained is another one
+        raise ModelError(
+            f"{source} has weights that its config.json has no place for: {_listed(superfluous)}"
+        )
+    vocabulary = model.get_input_embeddings().num_embeddings
+    if tokenizer is not None and len(tokenizer) > vocabulary:
+        raise ModelError(
+            f"{source}: its tokenizer has {len(tokenizer)} tokens and its embedding {vocabulary}; "
+            "they are not of one model"
+        )
+    return model.to(device).eval().requires_grad_(False), tokenizer
 
 
-def _random(shape: str, dtype: torch.dtype, place: torch.device) -> LoadedModel:
+def _listed(names: Iterable[str]) -> str:
+    """The first few of them."""
+    found = sorted(names)
+    return ", ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
+
+
+def _random(shape: str, dtype: torch.dtype, device: torch.device) -> LoadedModel:
     config = _config(shape)
     # Made where it will be used, in its dtype: on a GPU billions of weights take seconds.
-    with torch.random.fork_rng([place] if place.type == "cuda" else []), place:
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), device:
         torch.manual_seed(0)
-        model = _auto.from_config(config, dtype=dtype, attn_implementation="sdpa")
+        model = _auto.from_config(config, dtype=dtype)
     return LoadedModel(model.eval().requires_grad_(False), None, f"random:{shape}", "seed0")
 
 
 def _config(shape: str) -> PreTrainedConfig:
-    if shape not in SHAPES:
-        raise ModelError(f"no shape {shape!r}: give random: and one of {', '.join(SHAPES)}")
-    config: PreTrainedConfig
     if shape == "reference":
-        config = AutoConfig.from_pretrained(REFERENCE_FOLDER)
-    elif shape == "llama-3.2-1b":
-        config = LlamaConfig(
-            vocab_size=128256,
-            hidden_size=2048,
-            intermediate_size=8192,
-            num_hidden_layers=16,
-            num_attention_heads=32,
-            num_key_value_heads=8,
-            max_position_embeddings=131072,
-            rms_norm_eps=1e-5,
-            tie_word_embeddings=True,
-            bos_token_id=128000,
-            eos_token_id=128001,
-            rope_parameters={
-                "rope_type": "llama3",
-                "rope_theta": 500000.0,
-                "factor": 32.0,
-                "low_freq_factor": 1.0,
-                "high_freq_factor": 4.0,
-                "original_max_position_embeddings": 8192,
-            },
-        )
-    else:
-        hidden, layers, heads, vocabulary = _NEOX[shape]
-        config = GPTNeoXConfig(
-            vocab_size=vocabulary,
-            hidden_size=hidden,
-            intermediate_size=4 * hidden,
-            num_hidden_layers=layers,
-            num_attention_heads=heads,
-            max_position_embeddings=2048,
-            rope_parameters={"rope_theta": 10000.0, "partial_rotary_factor": 0.25},
-            bos_token_id=0,
-            eos_token_id=0,
-        )
-    return config
+        reference: PreTrainedConfig = AutoConfig.from_pretrained(REFERENCE_FOLDER)
+        return reference
+    if shape not in SHAPES:
+        known = ", ".join(["reference", *SHAPES])
+        raise ModelError(f"no shape {shape!r}: give random: and one of {known}")
+    return config_of(shape)

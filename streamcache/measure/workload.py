@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from streamcache.inputs.corpora import TokenStream
+from streamcache.inputs.corpora import TokenizedText
 from streamcache.inputs.models import LoadedModel
 from streamcache.measure.configurations import BASELINE
 from streamcache.measure.measurement import WorkloadRecord
@@ -23,7 +23,7 @@ class Workload:
     """
 
     loaded: LoadedModel
-    text: TokenStream
+    text: TokenizedText
     timed: LoadedModel | None = None
     window: EvictionPolicy | None = BASELINE
 
@@ -39,12 +39,21 @@ class Workload:
             model=self.loaded.name,
             revision=self.loaded.revision,
             dtype=str(self.loaded.model.dtype).removeprefix("torch."),
-            timed=self.timed_model.name,
+            timed=self._timed_name,
             text=self.text.name,
             text_source=self.text.source,
             text_digest=self.text.digest,
             n_tokens=len(self.text.input_ids),
         )
+
+    @property
+    def _timed_name(self) -> str:
+        """Of the model that is timed; of a folder with its digest, where it is another model."""
+        name, revision = self.timed_model.name, self.timed_model.revision
+        is_folder = revision.startswith("sha256:") and name != "reference"
+        if is_folder and revision != self.loaded.revision:
+            return f"{name}@{revision.removeprefix('sha256:')}"
+        return name
 
     @property
     def ppl_unavailable_reason(self) -> str | None:

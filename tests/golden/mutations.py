@@ -378,7 +378,9 @@ DEFECTS = [
         "another text behind the same digest",
         LAZY,
         "ppl",
-        patch(CORPORA, "return TokenStream(name, ids, ", "return TokenStream(name, ids.roll(1), "),
+        patch(
+            CORPORA, "return TokenizedText(name, ids, ", "return TokenizedText(name, ids.roll(1), "
+        ),
     ),
     fails(
         "NaN logits",

@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerFast
 
-from streamcache.inputs.models import _NEOX, REFERENCE_FOLDER, SHAPES, ModelError, load_model
+from streamcache.inputs.models import REFERENCE_FOLDER, ModelError, load_model
+from streamcache.inputs.shapes import SHAPES
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 needs_reference = pytest.mark.skipif(
@@ -62,7 +63,8 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def small_shape(monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setitem(_NEOX, "pythia-70m", (32, 2, 4, 300))
+    small = {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    monkeypatch.setitem(SHAPES, "pythia-70m", {**SHAPES["pythia-70m"], **small})
     return "random:pythia-70m"
 
 
@@ -127,8 +129,18 @@ def test_the_revision_of_shards_is_the_digest_of_all_together(tmp_path: Path) ->
     save_model(folder, max_shard_size="20KB")
     shards = sorted(folder.glob("*.safetensors"))
     assert len(shards) > 1
-    described = [folder / "config.json", *sorted(folder.glob("tokenizer*"))]
+    index = folder / "model.safetensors.index.json"
+    described = [folder / "config.json", index, *sorted(folder.glob("tokenizer*"))]
     assert load_model(str(folder)).revision == digest(*shards, *described)
+
+
+def test_an_index_that_takes_weights_from_elsewhere_is_another_revision(tmp_path: Path) -> None:
+    folder = tmp_path / "sharded"
+    save_model(folder, max_shard_size="20KB")
+    before = load_model(str(folder)).revision
+    index = folder / "model.safetensors.index.json"
+    index.write_text(index.read_text() + "\n")
+    assert load_model(str(folder)).revision != before
 
 
 def test_a_folder_without_tokenizer_has_none(folder: Path) -> None:
@@ -171,6 +183,10 @@ def test_random_weights_are_always_the_same_and_leave_torchs_numbers_alone(
         ("pythia-2.8b", 2_775_208_960),
         ("pythia-6.9b", 6_857_302_016),
         ("llama-3.2-1b", 1_235_814_400),
+        ("llama-3.1-8b", 8_030_261_248),
+        ("qwen3-4b", 4_022_468_096),
+        ("gemma2-2b", 2_614_341_888),
+        ("phi3-mini", 3_821_079_552),
     ],
 )
 def test_shapes_have_the_published_numbers_of_parameters(
@@ -179,7 +195,6 @@ def test_shapes_have_the_published_numbers_of_parameters(
     monkeypatch.setattr("streamcache.inputs.models._device", torch.device)
     model = load_model(f"random:{shape}", device="meta").model
     assert sum(parameter.numel() for parameter in model.parameters()) == parameters
-    assert shape in SHAPES
 
 
 def test_a_hub_id_is_loaded_at_its_commit(tmp_path: Path) -> None:
@@ -229,6 +244,38 @@ def test_lacking_weights_are_not_made_up(folder: Path) -> None:
     del state["gpt_neox.final_layer_norm.bias"]
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ModelError, match=r"tiny lacks weights: gpt_neox\.final_layer_norm\.bias"):
+        load_model(str(folder))
+
+
+def test_weights_that_the_config_has_no_place_for_are_refused(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 1}))
+    with pytest.raises(ModelError, match=r"no place for: gpt_neox\.layers\.1\..* and 9 more$"):
+        load_model(str(folder))
+
+
+def test_masks_and_angles_of_older_checkpoints_are_no_weights(folder: Path) -> None:
+    state = load_file(folder / "model.safetensors")
+    for name in ("bias", "masked_bias", "rotary_emb.inv_freq"):
+        state[f"gpt_neox.layers.0.attention.{name}"] = torch.ones(1)
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    load_model(str(folder))
+
+
+@pytest.mark.parametrize("asked", ["eager", "flex_attention", "kernels-community/flash-attn2", 5])
+@pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation"])
+def test_a_config_does_not_choose_the_attention(folder: Path, key: str, asked: object) -> None:
+    """It could name compiled code on the hub."""
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, key: asked}))
+    assert load_model(str(folder)).model.config._attn_implementation == "sdpa"
+
+
+def test_a_tokenizer_larger_than_the_embedding_is_refused(folder: Path) -> None:
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    tokenizer.add_tokens([f"<{i}>" for i in range(300)])
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(ModelError, match=r"its tokenizer has \d+ tokens and its embedding 300"):
         load_model(str(folder))
 
 

@@ -13,7 +13,7 @@ import torch
 from streamcache.decoding.nll import NotFiniteError
 from streamcache.decoding.onepass import streaming_nll
 from streamcache.decoding.recompute import recompute_nll
-from streamcache.inputs.corpora import TokenStream, digest_of
+from streamcache.inputs.corpora import TokenizedText, digest_of
 from streamcache.inputs.models import LoadedModel
 from streamcache.measure import measurement, quality, speed
 from streamcache.measure import run as measuring
@@ -37,7 +37,7 @@ ONLY_PPL = What(positions=5, tpot_tokens=0)
 
 def tiny_workload(n_tokens: int = 60, **changes: Any) -> Workload:
     ids = tiny.text(n_tokens)[0]
-    text = TokenStream("random", ids, digest_of(ids), "file")
+    text = TokenizedText("random", ids, digest_of(ids), "file")
     loaded = LoadedModel(tiny.llama(), None, "tiny", "sha256:0")
     return Workload(loaded, text, **{"window": WINDOW, **changes})
 
@@ -304,3 +304,10 @@ def test_a_budget_keeps_what_is_reserved() -> None:
     reserved = Configuration(EvictionPolicy(4, 20), "reference", refresh=8, label="r")
     assert with_budget(reserved, 64).policy == EvictionPolicy(4, 64 - 4 - 8)
     assert with_budget(reserved, 64).name == "r@64" and with_budget(reserved, 32) == reserved
+
+
+def test_two_timed_models_in_folders_of_one_name_are_two_workloads() -> None:
+    plain = tiny_workload()
+    timed = [dataclasses.replace(plain.loaded, revision=f"sha256:{i}") for i in (1, 2)]
+    records = {tiny_workload(timed=each).record for each in timed} | {plain.record}
+    assert {record.timed for record in records} == {"tiny", "tiny@1", "tiny@2"}
