@@ -39,9 +39,9 @@ def summarize(output_dir: Path, audit_file: Path | None) -> None:
     sections += [("Ways to decode", [tables.ladder_table(each)]) for each in found.ladders]
     markdown = ["# Summary\n", "## Audit\n", render.markdown(verdicts)]
     latex = [render.latex(verdicts)]
-    for title, made in sections:
+    for title, shown in sections:
         markdown.append(f"## {title}\n")
-        for table in made:
+        for table in shown:
             markdown += [f"### {table.title}\n", render.markdown(table)]
             latex.append(render.latex(table))
     write(output_dir / "summary.md", "\n".join(markdown))

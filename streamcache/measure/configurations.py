@@ -14,7 +14,7 @@ from streamcache.caches.ring import RingCache
 from streamcache.caches.streaming import RerotatingCache, StreamingCache
 from streamcache.policy import EvictionPolicy, Policy, PolicyWarning, fields_that_are_set
 
-RECOMPUTE = "recompute"  # in place of a cache: the context is encoded anew for every token
+RECOMPUTE = "recompute"  # in place of a cache: the context is encoded again for every token
 CACHES: dict[str, Callable[[PreTrainedModel, Policy], BoundedCache]] = {
     "reference": ReferenceCache,
     "rerotating": RerotatingCache,

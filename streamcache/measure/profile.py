@@ -145,8 +145,8 @@ def profile_steps(
     if trace is not None:
         _write_trace(watched, trace)
     dropped = islice(evictions(cache.policy, cache.seen), seen, None)
-    pruned = EvictedEntries(sum(n > 0 for n in dropped), cache.evicted - evicted)
-    return _summarize_events(watched.events(), n_tokens, laps.wall_ms / n_tokens, pruned)
+    evicted_entries = EvictedEntries(sum(n > 0 for n in dropped), cache.evicted - evicted)
+    return _summarize_events(watched.events(), n_tokens, laps.wall_ms / n_tokens, evicted_entries)
 
 
 def _summarize_events(

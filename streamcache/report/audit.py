@@ -41,7 +41,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Claim:
-    """What was published, and how it is put to the test."""
+    """What was published, and how it is tested."""
 
     text: str
     published: str

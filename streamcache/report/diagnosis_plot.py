@@ -1,4 +1,4 @@
-"""The picture of a diagnosis: some tokens, the mean around all prunes, and the shuffles."""
+"""The picture of a diagnosis: some tokens, the mean around all evictions, and the shuffles."""
 
 import io
 
@@ -16,27 +16,27 @@ _SHOWN = 400  # tokens in the first panels: more would not be told apart
 _BEFORE = 100  # of them before the first eviction
 
 
-def svg(made: Diagnosis, states: list[CacheState], nll: Floats, against: Floats) -> bytes:
+def svg(diagnosis: Diagnosis, states: list[CacheState], nll: Floats, against: Floats) -> bytes:
     """An SVG, 1000 px wide. Nothing is smoothed."""
     figure, panels = plt.subplots(4, 1, figsize=(10, 14), dpi=100, layout="constrained")
     figure.suptitle(
-        f"{made.configuration} against {made.against}: {made.workload.text}, "
-        f"{made.workload.n_tokens} tokens, {made.workload.model}"
+        f"{diagnosis.configuration} against {diagnosis.against}: {diagnosis.workload.text}, "
+        f"{diagnosis.workload.n_tokens} tokens, {diagnosis.workload.model}"
     )
-    first = made.first_position - 1
+    first = diagnosis.first_position - 1
     marked = [i for i in range(first, len(nll)) if states[i].evicted]
     begin = max(first, marked[0] - _BEFORE)
     shown = np.arange(begin, min(begin + _SHOWN, len(nll)))
     _tokens(panels[0], shown, nll, "NLL (nats per token)", "Tokens around the first evictions")
-    less = f"The same tokens, less their NLL under {made.against}"
+    less = f"The same tokens, less their NLL under {diagnosis.against}"
     _tokens(panels[1], shown, nll - against, "NLL difference (nats per token)", less)
     marks = [i + 1 for i in marked if i <= shown[-1]]
     for axes in panels[:2]:
         for position in marks if len(marks) <= _SHOWN // 8 else []:
             axes.axvline(position, color=_EVICTION, linewidth=1, alpha=0.6)
-    around_evictions(made, panels[2])
-    panels[2].set_title(f"Around {made.effect.n_boundaries} evictions")
-    _shuffles(panels[3], made)
+    around_evictions(diagnosis, panels[2])
+    panels[2].set_title(f"Around {diagnosis.effect.n_boundaries} evictions")
+    _shuffles(panels[3], diagnosis)
     for axes in panels:
         axes.grid(alpha=0.25)
     file = io.BytesIO()
@@ -50,8 +50,12 @@ def _tokens(axes: Axes, shown: NDArray[np.int64], series: Floats, label: str, ti
     axes.set(xlabel="position in the text (tokens); evictions in red", ylabel=label, title=title)
 
 
-def _shuffles(axes: Axes, made: Diagnosis) -> None:
-    rows = {"NLL as it is": made.raw, "control": made.control, "after evictions": made.effect}
+def _shuffles(axes: Axes, diagnosis: Diagnosis) -> None:
+    rows = {
+        "NLL as it is": diagnosis.raw,
+        "control": diagnosis.control,
+        "after evictions": diagnosis.effect,
+    }
     for height, effect in enumerate(rows.values()):
         axes.plot(effect.shuffled_excess, (height, height), color="grey", linewidth=8, alpha=0.4)
         axes.plot(effect.excess, height, "o", color=_POLICY)

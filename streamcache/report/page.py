@@ -58,7 +58,7 @@ def page(found: Found, audit: Table) -> str:
             sections.append((diagnoses.title, "\n".join(content)))
         if profiles := tables.profiles(found.profiles):
             content = [_table(profiles, heading=False)]
-            content += [_table(tables.most_expensive(made)) for made in found.profiles]
+            content += [_table(tables.most_expensive(profile)) for profile in found.profiles]
             sections.append((profiles.title, "\n".join(content)))
         for i, each in enumerate(found.ladders):
             table = tables.ladder_table(each)
@@ -98,34 +98,36 @@ def _group(group: Group, name: str) -> Iterator[str]:
     shown = tables.tables_for(group)
     if "methods" in shown:
         yield _table(shown["methods"])
-    if made := plots.tail(group):
+    if drawing := plots.tail(group):
         yield _figure(
-            made,
+            drawing,
             f"{name}-tail",
             "Each timed token, nothing averaged (left), and the share of tokens that take at least "
             "as long (right); evictions are among the slowest tokens.",
         )
-    if made := plots.nll(group):
+    if drawing := plots.nll(group):
         yield _figure(
-            made,
+            drawing,
             f"{name}-nll",
             "PPL over the stream (each point 256 tokens), and single tokens around evictions.",
         )
     for ablation, by in (("lazy", "compress_every"), ("sink", "n_sink"), ("softlite", "")):
         if found := shown.get(ablation):
             yield _table(found)
-            if made := plots.ablation(group, ablation, by):
-                yield _figure(made, f"{name}-{ablation}-plot", f"{found.title}: quality and speed.")
+            if drawing := plots.ablation(group, ablation, by):
+                yield _figure(
+                    drawing, f"{name}-{ablation}-plot", f"{found.title}: quality and speed."
+                )
 
 
-def _diagnosis(made: Diagnosis) -> str:
-    where = f"{made.workload.model}, {made.workload.text}, {made.workload.n_tokens:,} tokens"
-    title = f"{where}: {made.configuration} against {made.against}."
-    return _figure(plots.diagnosis(made), re.sub(r"\W+", "-", title).lower(), title)
+def _diagnosis(diagnosis: Diagnosis) -> str:
+    where = f"{diagnosis.workload.model}, {diagnosis.workload.text}, {diagnosis.workload.n_tokens:,} tokens"
+    title = f"{where}: {diagnosis.configuration} against {diagnosis.against}."
+    return _figure(plots.diagnosis(diagnosis), re.sub(r"\W+", "-", title).lower(), title)
 
 
-def _figure(made: "Figure", name: str, caption: str) -> str:
-    element = plots.svg(made, name).replace(
+def _figure(drawing: "Figure", name: str, caption: str) -> str:
+    element = plots.svg(drawing, name).replace(
         "<svg", f'<svg role="img" aria-label="{escape(caption)}"', 1
     )
     return (

@@ -61,7 +61,7 @@ WIDTH = 10.0  # inches: 1000 px on the page
 
 @contextmanager
 def style() -> Iterator[None]:
-    """The page's style, for the plots that are made within.
+    """The page's style, for the plots that are drawing within.
 
     Raises:
         MissingExtra: matplotlib is not installed.
@@ -77,17 +77,17 @@ def figure(height: float, rows: int = 1, columns: int = 1) -> "tuple[Figure, lis
     """A figure, height in inches, and its axes from left to right, top to bottom."""
     from matplotlib.figure import Figure
 
-    made = Figure(figsize=(WIDTH, height), layout="constrained")
-    return made, list(made.subplots(rows, columns, squeeze=False).flat)
+    drawing = Figure(figsize=(WIDTH, height), layout="constrained")
+    return drawing, list(drawing.subplots(rows, columns, squeeze=False).flat)
 
 
-def svg(made: "Figure", name: str) -> str:
+def svg(drawing: "Figure", name: str) -> str:
     """The figure as an <svg> element that takes the text colour of the page around it."""
     import matplotlib
 
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": name}):
-        made.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
+        drawing.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
     element = buffer.getvalue()
     element = element[element.index("<svg") :]
     element = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", element, count=1)
@@ -110,7 +110,7 @@ def ablation(group: Group, name: str, by: str) -> "Figure | None":
         return None
     rows = [row for _, row in found]
     judged = any(row.record.quality for row in rows)  # random weights are timed only
-    made, panels = figure(3.8, 1, 1 + judged)
+    drawing, panels = figure(3.8, 1, 1 + judged)
     cells = dict(zip(ABLATIONS["softlite"], ("none", "slack", "maxdrop", "full")))
     labels = [
         str(row.record.configuration.get(by, 1)) if by else cells[each] for each, row in found
@@ -122,7 +122,7 @@ def ablation(group: Group, name: str, by: str) -> "Figure | None":
     for axes in panels:
         axes.set_xlabel(names.get(by, "cell: slack σ, max_drop δ"))
         axes.set_xlim(-0.5, len(rows) - 0.5)
-    return made
+    return drawing
 
 
 def _increases(axes: "Axes", group: Group, rows: list[Measurement], labels: list[str]) -> None:
@@ -194,7 +194,7 @@ def nll(group: Group) -> "Figure | None":
     shown = [(name, row) for name in names if (row := group.get(name)) and row.nll is not None]
     if len(shown) < 2:
         return None
-    made, (whole, near, difference) = figure(9.0, 3, 1)
+    drawing, (whole, near, difference) = figure(9.0, 3, 1)
     bins = 256
     for (name, row), colour, width in zip(
         shown, (ORANGE, GREEN, BLUE), (4.5, 2.5, 1)
@@ -212,7 +212,7 @@ def nll(group: Group) -> "Figure | None":
     (standard_name, standard), (lazy_name, lazy) = shown[:2]
     evicted = _evictions(lazy.record)
     if len(evicted) < 2:
-        return made
+        return drawing
     start = evicted[len(evicted) // 2][0] - 8
     stop = min(start + 160, lazy.record.workload.n_tokens - 1)
     at = numpy.arange(start, stop)
@@ -240,7 +240,7 @@ def nll(group: Group) -> "Figure | None":
     near.plot([], [], color=GREY, linestyle="--", label="entries evicted")
     _legend(near, 3)
     _legend(difference)
-    return made
+    return drawing
 
 
 def _evictions(record: Record) -> list[tuple[int, int]]:
@@ -267,10 +267,10 @@ def around_evictions(found: Diagnosis, axes: "Axes") -> None:
 
 
 def diagnosis(found: Diagnosis) -> "Figure":
-    """The plot of `around_evictions`, by itself."""
-    drawn, (axes,) = figure(3.6)
+    """The plot of `around_evictions`, alone."""
+    drawing, (axes,) = figure(3.6)
     around_evictions(found, axes)
-    return drawn
+    return drawing
 
 
 def tail(group: Group) -> "Figure | None":
@@ -282,7 +282,7 @@ def tail(group: Group) -> "Figure | None":
     ]
     if not shown:
         return None
-    made, (each, share) = figure(4.2, 1, 2)
+    drawing, (each, share) = figure(4.2, 1, 2)
     for name, row, times in shown:
         colour, title = COLOURS[name], label(name, row)
         if name != "baseline":
@@ -297,10 +297,12 @@ def tail(group: Group) -> "Figure | None":
     share.set_ylabel("share of tokens at least as slow")
     share.set_xscale("log")
     share.set_yscale("log")
-    made.legend(*share.get_legend_handles_labels(), loc="outside upper left", ncols=6, fontsize=11)
+    drawing.legend(
+        *share.get_legend_handles_labels(), loc="outside upper left", ncols=6, fontsize=11
+    )
     for axis in (each.yaxis, share.xaxis):
         _plain(axis)
-    return made
+    return drawing
 
 
 def ladder(found: Ladder) -> "Figure":
@@ -312,7 +314,7 @@ def ladder(found: Ladder) -> "Figure":
     floor = "roofline: weights and cache read once"
     shown = [*steps, *((floor, ms, None) for ms in sorted(rooflines)[:1])]
     shown.sort(key=lambda step: step[1])
-    made, (axes,) = figure(1.2 + 0.42 * len(shown))
+    drawing, (axes,) = figure(1.2 + 0.42 * len(shown))
     for i, (name, ms, mbu) in enumerate(shown):
         axes.plot(ms, i, color=GREY if name == floor else BLUE, marker="o", ms=9)
         text = f"{ms:.3g} ms" + (f", MBU {mbu:.0%}" if mbu else "")
@@ -323,7 +325,7 @@ def ladder(found: Ladder) -> "Figure":
     axes.set_xlabel("ms per token, batch 1 (logarithmic)")
     _plain(axes.xaxis)
     axes.set_ylim(-0.5, len(shown) - 0.5)
-    return made
+    return drawing
 
 
 def _plain(axis: Any) -> None:
