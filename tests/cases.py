@@ -1,6 +1,6 @@
 """What is tested everywhere: the caches, policies of every kind, and the shapes of model families.
 
-A new cache, or a new rule, is one line here.
+A new cache is here as soon as it is registered with the configurations; a new rule is one line.
 """
 
 from typing import Any
@@ -8,12 +8,10 @@ from typing import Any
 import pytest
 
 from streamcache.caches.base import BoundedCache
-from streamcache.caches.reference import ReferenceCache
-from streamcache.caches.ring import RingCache
-from streamcache.caches.streaming import RerotatingCache, StreamingCache
+from streamcache.measure.configurations import CACHES as REGISTRY
 from streamcache.policy import EvictionPolicy
 
-CACHES: list[type[BoundedCache]] = [StreamingCache, RerotatingCache, ReferenceCache, RingCache]
+CACHES: list[type[BoundedCache]] = [*REGISTRY.values()]
 each_cache = pytest.mark.parametrize("cache_type", CACHES)
 
 #                                 S   W  sigma delta R

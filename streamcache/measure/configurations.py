@@ -1,11 +1,8 @@
 """What can be measured: a policy, the cache that carries it out, and how a token is decoded."""
 
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Literal
-
-from transformers import PreTrainedModel
 
 from streamcache.caches.base import BoundedCache
 from streamcache.caches.reference import ReferenceCache
@@ -15,7 +12,7 @@ from streamcache.caches.streaming import RerotatingCache, StreamingCache
 from streamcache.policy import EvictionPolicy, Policy, PolicyWarning, fields_that_are_set
 
 RECOMPUTE = "recompute"  # in place of a cache: the context is encoded again for every token
-CACHES: dict[str, Callable[[PreTrainedModel, Policy], BoundedCache]] = {
+CACHES: dict[str, type[BoundedCache]] = {
     "reference": ReferenceCache,
     "rerotating": RerotatingCache,
     "streaming": StreamingCache,

@@ -121,7 +121,8 @@ def _group(group: Group, name: str) -> Iterator[str]:
 
 
 def _diagnosis(diagnosis: Diagnosis) -> str:
-    where = f"{diagnosis.workload.model}, {diagnosis.workload.text}, {diagnosis.workload.n_tokens:,} tokens"
+    workload = diagnosis.workload
+    where = f"{workload.model}, {workload.text}, {workload.n_tokens:,} tokens"
     title = f"{where}: {diagnosis.configuration} against {diagnosis.against}."
     return _figure(plots.diagnosis(diagnosis), re.sub(r"\W+", "-", title).lower(), title)
 
