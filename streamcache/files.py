@@ -1,6 +1,8 @@
-"""Writing files all or nothing."""
+"""Files written all or nothing, and read only where they are files."""
 
+import errno
 import os
+import stat
 import tempfile
 from pathlib import Path
 from uuid import uuid4
@@ -46,3 +48,26 @@ def require_writable(path: Path) -> None:
     except OSError as error:
         error.filename = str(path)
         raise
+
+
+def read_bytes(path: Path, max_bytes: int | None = None) -> bytes:
+    """The content of a regular file. Of a pipe or a device nothing is read: it may have no end.
+
+    Raises:
+        OSError: it cannot be read, is no file, or has more bytes.
+    """
+    flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
+    with open(os.open(path, flags), "rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        if max_bytes is None:
+            return file.read()
+        data = file.read(max_bytes + 1) if status.st_size <= max_bytes else b""
+        if max(status.st_size, len(data)) > max_bytes:
+            raise OSError(errno.EFBIG, f"longer than {_size(max_bytes)}", str(path))
+        return data
+
+
+def _size(n_bytes: int) -> str:
+    return f"{n_bytes >> 20} MiB" if n_bytes >= 1 << 20 else f"{n_bytes} bytes"

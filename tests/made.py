@@ -6,6 +6,7 @@ import msgspec
 import numpy as np
 import torch
 
+from streamcache.measure.checked import write_struct
 from streamcache.measure.configurations import NAMED, Configuration, identity
 from streamcache.measure.diagnose import Diagnosis, Difference, eviction_effect
 from streamcache.measure.ladder import Ladder, Row
@@ -17,7 +18,6 @@ from streamcache.measure.measurement import (
     Speed,
     WorkloadRecord,
     environment,
-    write_struct,
 )
 from streamcache.measure.measurement import write as write_measurement
 from streamcache.measure.paper import configurations

@@ -15,6 +15,7 @@ from streamcache.cli.console import err, show
 from streamcache.cli.policies import policy_options
 from streamcache.extras import require
 from streamcache.files import write_bytes
+from streamcache.measure.checked import Floats, write_struct
 from streamcache.measure.configurations import NAMED, Configuration, label_of, settings
 from streamcache.measure.diagnose import (
     CacheState,
@@ -28,7 +29,7 @@ from streamcache.measure.diagnose import (
     span_of,
     tokens_csv,
 )
-from streamcache.measure.measurement import Floats, environment, write_struct
+from streamcache.measure.measurement import environment
 from streamcache.measure.run import What, run
 from streamcache.measure.store import Store, file_stem, folder_name
 from streamcache.measure.workload import Workload

@@ -8,8 +8,8 @@ from rich.markup import escape
 
 from streamcache.cli.common import bars, load_one, model_options
 from streamcache.cli.console import err, show
+from streamcache.measure.checked import write_struct
 from streamcache.measure.ladder import Ladder, Row, measure_ladder
-from streamcache.measure.measurement import write_struct
 from streamcache.measure.store import file_stem
 from streamcache.policy import EvictionPolicy
 from streamcache.report import terminal

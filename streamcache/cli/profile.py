@@ -11,8 +11,9 @@ from streamcache.cli.common import OutputFile, bars, load, workload_options
 from streamcache.cli.console import err, out, show
 from streamcache.cli.policies import policy_options
 from streamcache.decoding.loop import SteadyDecode
+from streamcache.measure.checked import write_struct
 from streamcache.measure.configurations import MODES, Configuration, identity, label_of
-from streamcache.measure.measurement import environment, write_struct
+from streamcache.measure.measurement import environment
 from streamcache.measure.profile import Profile, profile_steps
 from streamcache.measure.steps import steady_step
 from streamcache.measure.store import file_stem

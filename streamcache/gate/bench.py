@@ -17,6 +17,7 @@ from streamcache.decoding.nll import Advance
 from streamcache.gate.recorder import Recorder
 from streamcache.inputs.corpora import TokenizedText, digest_of
 from streamcache.inputs.models import LoadedModel
+from streamcache.measure.checked import with_checksum
 from streamcache.measure.configurations import BASELINE, RECOMPUTE, Configuration
 from streamcache.measure.measurement import Record
 from streamcache.measure.run import Progress, What, run
@@ -151,7 +152,7 @@ def record_configuration(
         peak_memory_bytes=speed.peak_memory_bytes,
         notes=bench.notes,
     )
-    benchmark.extra_info.update(msgspec.to_builtins(record))
+    benchmark.extra_info.update(with_checksum(record))
     return record
 
 

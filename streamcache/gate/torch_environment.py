@@ -6,12 +6,12 @@ import subprocess
 import time
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 
 import torch
 import transformers
 
 from streamcache.gate.environment import PARENT, Environment
+from streamcache.machine import cpu_model
 from streamcache.version import VERSION
 
 _THROTTLES = {  # bits of NVML's clock event reasons that slow a GPU: nvmlClocksEventReasons*
@@ -62,19 +62,6 @@ class TorchEnvironmentProbe:
             problems=problems,
             readings=readings,
         )
-
-
-@cache
-def cpu_model() -> str:
-    """Name, family, model and stepping: in virtual machines unlike CPUs share a name."""
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return platform.processor() or "unknown"
-    first = [line.partition(":") for line in text.partition("\n\n")[0].splitlines()]
-    facts = {key.strip(): value.strip() for key, _, value in first}
-    numbers = [facts.get(key, "?") for key in ("cpu family", "model", "stepping")]
-    return f"{facts.get('model name', 'unknown')} ({'.'.join(numbers)})"
 
 
 def gpu(device: torch.device) -> dict[str, str]:

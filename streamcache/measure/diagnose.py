@@ -16,7 +16,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from streamcache.measure.measurement import SCHEMA_VERSION, Environment, Floats, WorkloadRecord
+from streamcache.measure.checked import SCHEMA_VERSION, Floats
+from streamcache.measure.measurement import Environment, WorkloadRecord
 from streamcache.measure.student import student_t
 from streamcache.policy import EvictionPolicy, Evictions, Policy, evictions
 

@@ -20,8 +20,9 @@ from transformers import PreTrainedModel, StaticCache
 from streamcache.decoding.captured import CapturedDecoder
 from streamcache.decoding.onepass import streaming_nll
 from streamcache.inputs.models import LoadedModel
+from streamcache.measure.checked import SCHEMA_VERSION
 from streamcache.measure.configurations import BASELINE, RECOMPUTE, Configuration
-from streamcache.measure.measurement import SCHEMA_VERSION, Environment, environment
+from streamcache.measure.measurement import Environment, environment
 from streamcache.measure.steps import steady_step
 from streamcache.measure.timing import time_tokens, whole_rounds
 from streamcache.policy import EvictionPolicy

@@ -1,4 +1,4 @@
-"""A measurement: a record and its arrays, typed, versioned, written all or nothing.
+"""A measurement: a record and its arrays, typed, versioned, with checksums, all or nothing.
 
 Three files: the record `<name>.json`, the NLL of each predicted token `<name>.nll.npy` (nats) and
 the time of each timed token `<name>.tpot.npy` (ms). The record is written last, so a record that
@@ -6,44 +6,38 @@ can be read has its arrays.
 """
 
 import dataclasses
-import io
 import platform
 from pathlib import Path
-from typing import Literal, Protocol, TypeVar
+from typing import Literal
 
 import msgspec
-import numpy
 import torch
 import transformers
-from numpy.typing import ArrayLike, NDArray
 
 from streamcache.files import write_bytes
+from streamcache.machine import cpu_model
+from streamcache.measure.checked import (
+    SCHEMA_VERSION,
+    Floats,
+    RecordError,
+    array_bytes,
+    read_array,
+    read_struct,
+    sha256,
+    write_struct,
+)
 from streamcache.policy import EvictionPolicy, Evictions, Policy
 from streamcache.version import VERSION
 
-SCHEMA_VERSION = 2
-
-Floats = NDArray[numpy.float64]
 Fields = dict[str, str | int]  # the fields of a configuration that are set
 ArrayKind = Literal["nll", "tpot"]
-
-
-class _Versioned(Protocol):
-    @property
-    def version(self) -> int: ...
-
-
-_Kind = TypeVar("_Kind", bound=_Versioned)
-
-
-class RecordError(ValueError):
-    """A file is not a record of the expected kind and version; the message says what is wrong."""
 
 
 class Environment(msgspec.Struct, frozen=True):
     """Where it was measured. Times compare only within one environment."""
 
     device: str
+    cpu: str
     torch: str
     transformers: str
     python: str
@@ -123,6 +117,8 @@ class Record(msgspec.Struct, frozen=True, tag="streamcache-measurement", tag_fie
         peak_memory_bytes: high-water mark, of the device or of the process on a CPU; of all that
             the process has done so far.
         date: of the measurement, ISO 8601, UTC.
+        commit: of the source, where it was measured from a git checkout.
+        arrays: sha256 of the file of each array.
     """
 
     label: str
@@ -135,6 +131,8 @@ class Record(msgspec.Struct, frozen=True, tag="streamcache-measurement", tag_fie
     evictions: Evictions
     peak_memory_bytes: int | None
     date: str
+    commit: str | None = None
+    arrays: dict[str, str] = {}
     notes: tuple[str, ...] = ()
     version: int = SCHEMA_VERSION
 
@@ -185,6 +183,7 @@ def environment(device: torch.device) -> Environment:
     on_gpu = device.type == "cuda"
     return Environment(
         device=torch.cuda.get_device_name(device) if on_gpu else f"cpu {platform.machine()}",
+        cpu=cpu_model(),
         torch=str(torch.__version__),
         transformers=transformers.__version__,
         python=platform.python_version(),
@@ -194,19 +193,23 @@ def environment(device: torch.device) -> Environment:
 
 
 def write(path: Path, measurement: Measurement) -> Measurement:
-    """Write the files of a measurement, the record last; the measurement with its path."""
+    """Write the files of a measurement, the record last; the measurement as it can be read back."""
+    digests: dict[str, str] = {}
     for kind, values in (("nll", measurement.nll), ("tpot", measurement.tpot_ms)):
         if values is not None:
-            write_array(array_path(path, kind), values)  # type: ignore[arg-type]
-    write_struct(path, measurement.record)
-    return dataclasses.replace(measurement, path=path)
+            data = array_bytes(values)
+            write_bytes(array_path(path, kind), data)  # type: ignore[arg-type]
+            digests[kind] = sha256(data)
+    record = msgspec.structs.replace(measurement.record, arrays=digests)
+    write_struct(path, record)
+    return dataclasses.replace(measurement, record=record, path=path)
 
 
 def read(path: Path) -> Measurement:
     """Read a measurement with all its arrays.
 
     Raises:
-        RecordError: no such file, not a record, of another version, or an array is broken.
+        RecordError: no such file, not a record, of another version, or any of it is damaged.
     """
     record = read_struct(Record, path, "record")
     problems: list[str] = []
@@ -227,56 +230,12 @@ def with_arrays(record: Record, path: Path, problems: list[str]) -> Measurement:
         lengths["tpot"] = record.speed.n_tokens
     for kind, n in lengths.items():
         try:
-            found[kind] = read_array(array_path(path, kind), n)
+            found[kind] = read_array(array_path(path, kind), n, record.arrays.get(kind))
         except RecordError as error:
             problems.append(str(error))
     return Measurement(record, found.get("nll"), found.get("tpot"), path)
 
 
-def write_struct(path: Path, value: msgspec.Struct) -> None:
-    """Write as JSON; a reader sees the old file or the new one, never half."""
-    write_bytes(path, msgspec.json.format(msgspec.json.encode(value), indent=1) + b"\n")
-
-
-def read_struct(kind: type[_Kind], path: Path, called: str) -> _Kind:
-    """Read what `write_struct` wrote of a kind that has a version, named as people call it.
-
-    Raises:
-        RecordError: no such file, of another kind, or of another version.
-    """
-    try:
-        found = msgspec.json.decode(path.read_bytes(), type=kind)
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise RecordError(f"{path} is not a readable streamcache {called}: {error}") from error
-    if found.version != SCHEMA_VERSION:
-        raise RecordError(
-            f"{path} has schema version {found.version}, this release reads {SCHEMA_VERSION}"
-        )
-    return found
-
-
 def array_path(path: Path, kind: ArrayKind) -> Path:
     """Beside a record: NLL of each token, nats, or ms of each timed token."""
     return path.with_name(f"{path.name.removesuffix('.json')}.{kind}.npy")
-
-
-def write_array(path: Path, values: ArrayLike) -> None:
-    """Write numbers as a .npy file, all or nothing."""
-    buffer = io.BytesIO()
-    numpy.save(buffer, numpy.asarray(values, dtype=numpy.float32))
-    write_bytes(path, buffer.getvalue())
-
-
-def read_array(path: Path, n: int | None = None) -> Floats:
-    """The `n` numbers of a .npy file; without `n`, all of them.
-
-    Raises:
-        RecordError: it cannot be read, or has another number of them.
-    """
-    try:
-        values: Floats = numpy.load(path, allow_pickle=False).astype(numpy.float64)
-    except (OSError, ValueError, EOFError, AttributeError) as error:
-        raise RecordError(f"{path} cannot be read: {error}") from error
-    if values.ndim != 1 or (n is not None and values.shape != (n,)):
-        raise RecordError(f"{path} has the shape {values.shape}, not {(n,)}")
-    return values

@@ -20,12 +20,8 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from streamcache.caches.base import BoundedCache
 from streamcache.decoding.loop import SteadyDecode
 from streamcache.decoding.nll import Advance
-from streamcache.measure.measurement import (
-    SCHEMA_VERSION,
-    Environment,
-    Fields,
-    WorkloadRecord,
-)
+from streamcache.measure.checked import SCHEMA_VERSION
+from streamcache.measure.measurement import Environment, Fields, WorkloadRecord
 from streamcache.measure.timing import time_tokens
 from streamcache.policy import evictions
 

@@ -7,7 +7,8 @@ import torch
 from numpy.typing import NDArray
 
 from streamcache.decoding.nll import require_finite
-from streamcache.measure.measurement import Floats, Quality
+from streamcache.measure.checked import Floats
+from streamcache.measure.measurement import Quality
 
 Positions = NDArray[numpy.int64]
 

@@ -14,14 +14,14 @@ import torch
 from streamcache.decoding.nll import Advance, require_finite
 from streamcache.decoding.onepass import streaming_nll
 from streamcache.decoding.recompute import recompute_nll
+from streamcache.machine import source_commit
 from streamcache.measure import quality as qualities
+from streamcache.measure.checked import Floats, RecordError
 from streamcache.measure.configurations import RECOMPUTE, Configuration, identity
 from streamcache.measure.measurement import (
-    Floats,
     Measurement,
     Quality,
     Record,
-    RecordError,
     Sizes,
     Speed,
     environment,
@@ -302,6 +302,7 @@ def _record(
         evictions=evictions,
         peak_memory_bytes=_peak_memory_bytes(device),
         date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        commit=source_commit(),
         notes=notes,
     )
 
@@ -337,7 +338,7 @@ def _check_baseline(
     pairs += [("positions", has_positions, late)] if workload.ppl_unavailable_reason is None else []
     pairs += [
         (name, getattr(stored.environment, name), getattr(where, name))
-        for name in ("device", "torch", "transformers", "streamcache")
+        for name in ("device", "cpu", "torch", "transformers", "streamcache")
     ]
     for name, have, want in pairs:
         if have != want:

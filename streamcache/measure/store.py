@@ -6,17 +6,19 @@ from pathlib import Path
 
 import msgspec
 
+from streamcache.measure.checked import (
+    SCHEMA_VERSION,
+    RecordError,
+    read_struct,
+    write_struct,
+)
 from streamcache.measure.configurations import Configuration, identity
 from streamcache.measure.measurement import (
     Environment,
     Measurement,
-    RecordError,
     WorkloadRecord,
-    array_path,
     read,
-    read_array,
     write,
-    write_array,
 )
 
 
@@ -71,22 +73,29 @@ def folder_name(workload: WorkloadRecord) -> str:
     return f"{file_stem(name)}-{_digest(workload)}"
 
 
+class PartialBaseline(msgspec.Struct, frozen=True, tag="streamcache-partial", tag_field="schema"):
+    """What an interrupted baseline has finished: NLLs of its first positions, nats."""
+
+    nll: list[float]
+    version: int = SCHEMA_VERSION
+
+
 def partial_path(path: Path) -> Path:
     """What an interrupted baseline has finished, beside its record."""
-    return array_path(path.with_name(f"{path.stem}.partial.json"), "nll")
+    return path.with_name(f"{path.stem}.partial.json")
 
 
 def read_partial(path: Path) -> list[float]:
     """The NLLs that an interrupted baseline had finished; none where there is no such file."""
     try:
-        return list(read_array(partial_path(path)))
+        return read_struct(PartialBaseline, partial_path(path), "partial baseline").nll
     except RecordError:
         return []
 
 
 def write_partial(path: Path, nll: list[float]) -> None:
     """Keep what a baseline has finished so far."""
-    write_array(partial_path(path), nll)
+    write_struct(partial_path(path), PartialBaseline(nll))
 
 
 def _digest(*parts: object) -> str:

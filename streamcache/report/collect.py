@@ -1,6 +1,5 @@
 """The measurements of a folder, grouped by what can be compared."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,20 +8,15 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy
 
+from streamcache.measure.checked import RecordError, checked, read_json
 from streamcache.measure.configurations import NAMED, Configuration, identity, with_budget
 from streamcache.measure.diagnose import Diagnosis
 from streamcache.measure.ladder import Ladder
-from streamcache.measure.measurement import (
-    SCHEMA_VERSION,
-    Fields,
-    Measurement,
-    Record,
-    with_arrays,
-)
+from streamcache.measure.measurement import Fields, Measurement, Record, with_arrays
 from streamcache.measure.profile import Profile
 from streamcache.policy import PolicyError
 
-_MAX_BYTES = 1 << 25  # a longer file is a trace
+_PARTIAL = "streamcache-partial"  # of a baseline that was interrupted: not for people
 _KINDS: dict[str, type[Record | Diagnosis | Profile | Ladder]] = {
     "streamcache-measurement": Record,
     "streamcache-diagnosis": Diagnosis,
@@ -129,7 +123,8 @@ class Found(NamedTuple):
     """The contents of a folder.
 
     Attributes:
-        bad: a line for each file that is a record, or an array of one, and cannot be read.
+        bad: a line for each file that cannot be read, or is a record, or the array of one, that is
+            damaged.
     """
 
     groups: list[Group]
@@ -146,31 +141,19 @@ def collect(folder: Path) -> Found:
     pytest-benchmark are read, too.
     """
     measurements: list[Measurement] = []
-    diagnoses: list[Diagnosis] = []
-    profiles: list[Profile] = []
-    ladders: list[Ladder] = []
+    others: list[Diagnosis | Profile | Ladder] = []
     bad: list[str] = []
     for path in sorted(folder.rglob("*.json")):
         try:
-            if path.stat().st_size > _MAX_BYTES:
-                continue
-            content = json.loads(path.read_bytes())
-        except (OSError, ValueError, RecursionError) as error:
+            content = _content(path, folder)
+        except RecordError as error:
             bad.append(f"{path} cannot be read: {error}")
             continue
         for entry in _entries(content):
-            kind = _KINDS.get(str(entry.get("schema")))
-            if kind is None:
-                continue
-            if entry.get("version") != SCHEMA_VERSION:
-                bad.append(
-                    f"{path} has schema version {entry.get('version')}, not {SCHEMA_VERSION}"
-                )
-                continue
             try:
-                found = msgspec.convert(entry, kind)
-            except msgspec.ValidationError as error:
-                bad.append(f"{path} is a broken record: {error}")
+                found = _record(entry)
+            except RecordError as error:
+                bad.append(f"{path} is no record that counts: {error}")
                 continue
             if isinstance(found, Record):
                 # A benchmark's file has the record alone.
@@ -178,14 +161,48 @@ def collect(folder: Path) -> Found:
                 measurements.append(
                     Measurement(found, path=path) if alone else with_arrays(found, path, bad)
                 )
-            elif isinstance(found, Diagnosis):
-                diagnoses.append(found)
-            elif isinstance(found, Profile):
-                profiles.append(found)
-            else:
-                ladders.append(found)
+            elif found is not None:
+                others.append(found)
     measurements.sort(key=lambda one: one.record.date)
-    return Found(_grouped(measurements), diagnoses, profiles, ladders, bad)
+    return Found(
+        _grouped(measurements),
+        [one for one in others if isinstance(one, Diagnosis)],
+        [one for one in others if isinstance(one, Profile)],
+        [one for one in others if isinstance(one, Ladder)],
+        bad,
+    )
+
+
+def _content(path: Path, folder: Path) -> object:
+    """The JSON of a file.
+
+    Raises:
+        RecordError: it cannot be read, or is a link to what somebody keeps elsewhere.
+    """
+    try:
+        target = path.resolve(strict=True)
+    except (OSError, RuntimeError) as error:  # a link to nowhere, or to itself
+        raise RecordError(getattr(error, "strerror", None) or "a link to itself") from error
+    if not target.is_relative_to(folder.resolve()):
+        raise RecordError("a link out of the folder")
+    return read_json(path)
+
+
+def _record(entry: dict[str, Any]) -> Record | Diagnosis | Profile | Ladder | None:
+    """What an object of a JSON file is; None where it is not of this package.
+
+    Raises:
+        RecordError: it is a record of this package, and of another version, or damaged.
+    """
+    schema = entry.get("schema")
+    if schema == _PARTIAL:
+        return None
+    kind = _KINDS.get(schema) if isinstance(schema, str) else None
+    if kind is not None:
+        return checked(entry, kind)
+    if "checksum" in entry or str(schema).startswith("streamcache-"):
+        raise RecordError(f"damaged, or of a kind that this release does not know: {schema!r}")
+    return None
 
 
 def _entries(content: Any) -> list[dict[str, Any]]:

@@ -7,8 +7,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
+from streamcache.measure.checked import Floats
 from streamcache.measure.diagnose import CacheState, Diagnosis, EvictionEffect
-from streamcache.measure.measurement import Floats
 from streamcache.report.plots import around_evictions
 
 _POLICY, _EVICTION = "C0", "C3"

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy
 
 from streamcache.extras import require
+from streamcache.measure.checked import Floats
 from streamcache.measure.configurations import ABLATIONS
 from streamcache.measure.diagnose import Diagnosis
 from streamcache.measure.ladder import Ladder
-from streamcache.measure.measurement import Floats, Measurement, Record
+from streamcache.measure.measurement import Measurement, Record
 from streamcache.policy import evictions
 from streamcache.report import published
 from streamcache.report.collect import Group

@@ -4,7 +4,6 @@ a model that fits a core's own cache."""
 from dataclasses import replace
 from pathlib import Path
 
-import msgspec
 import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
@@ -19,6 +18,7 @@ from streamcache.gate.bench import (
 )
 from streamcache.gate.recorder import Recorder
 from streamcache.gate.torch_environment import TorchEnvironmentProbe
+from streamcache.measure.checked import with_checksum
 from streamcache.measure.configurations import MODES, NAMED, Configuration
 from streamcache.policy import EvictionPolicy
 
@@ -61,5 +61,5 @@ def test_speed(
 ) -> None:
     golden.identity(cache=configuration.cache)
     record = record_speed(cpu_bench, golden, benchmark, replace(configuration, label=""))
-    benchmark.extra_info.update(msgspec.to_builtins(record))
+    benchmark.extra_info.update(with_checksum(record))
     assert record.speed is not None and record.speed.speedup > 1

@@ -5,11 +5,11 @@ On the packaged reference model; a record each in `extra_info`. Results: docs/fi
 
 from pathlib import Path
 
-import msgspec
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from streamcache.gate.bench import Bench
+from streamcache.measure.checked import with_checksum
 from streamcache.measure.configurations import Configuration
 from streamcache.measure.run import Method, What, run
 from streamcache.measure.steps import steady_step
@@ -43,7 +43,7 @@ def test_reserved_entries(
     method: Method = "sequential" if configuration.refresh else "one-pass"
     workload = Workload(loaded, text, window=None)
     measured = run(configuration, workload, What(method, tpot_tokens=0), Store(measurements))
-    benchmark.extra_info.update(msgspec.to_builtins(measured.record))
+    benchmark.extra_info.update(with_checksum(measured.record))
     assert measured.record.sizes.total == TOTAL and measured.nll is not None
     assert measured.record.quality is not None
     PPL[configuration.name] = measured.record.quality.ppl

@@ -9,6 +9,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from streamcache.measure.checked import Floats
 from streamcache.measure.diagnose import (
     Diagnosis,
     DiagnosisError,
@@ -19,7 +20,6 @@ from streamcache.measure.diagnose import (
     small_window_control,
     span_of,
 )
-from streamcache.measure.measurement import Floats
 from streamcache.policy import EvictionPolicy, count_evictions
 from tests.oracle import kept_after_each
 from tests.shell import Run

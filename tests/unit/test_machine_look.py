@@ -11,6 +11,7 @@ import torch
 from streamcache.gate import torch_environment as machine
 from streamcache.gate.environment import PARENT, differences
 from streamcache.gate.torch_environment import TorchEnvironmentProbe
+from streamcache.machine import cpu_model
 
 UUID = "11111111-2222-3333-4444-555555555555"
 IDLE = "0x0000000000000001"
@@ -157,7 +158,7 @@ def test_a_cpu_is_its_kind_and_threads_and_its_model_the_host() -> None:
     look = TorchEnvironmentProbe(torch.device("cpu")).sample()
     assert set(look.machine) == {"device", "threads"}
     assert look.machine["threads"] == torch.get_num_threads()
-    assert look.host == {"cpu": machine.cpu_model()} and machine.cpu_model()
+    assert look.host == {"cpu": cpu_model()} and cpu_model()
     assert look.context["torch"] == torch.__version__ and "driver" not in look.context
 
 

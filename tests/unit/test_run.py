@@ -15,10 +15,10 @@ from streamcache.decoding.onepass import streaming_nll
 from streamcache.decoding.recompute import recompute_nll
 from streamcache.inputs.corpora import TokenizedText, digest_of
 from streamcache.inputs.models import LoadedModel
-from streamcache.measure import measurement, quality, speed
+from streamcache.measure import checked, measurement, quality, speed
 from streamcache.measure import run as measuring
+from streamcache.measure.checked import RecordError
 from streamcache.measure.configurations import RECOMPUTE, Configuration, with_budget
-from streamcache.measure.measurement import RecordError
 from streamcache.measure.pairs import alternate, speedup, speedup_error
 from streamcache.measure.run import BaselineMismatch, What, is_finished, run
 from streamcache.measure.speed import measure_speed
@@ -186,13 +186,13 @@ def test_a_baseline_of_something_else_is_refused(
         run(baseline, workload, what, Store(tmp_path), baseline_file=path)
 
 
-@pytest.mark.parametrize("name", ["device", "torch", "transformers", "streamcache"])
+@pytest.mark.parametrize("name", ["device", "cpu", "torch", "transformers", "streamcache"])
 def test_a_baseline_is_of_its_device_and_libraries(tmp_path: Path, name: str) -> None:
     path = tmp_path / "b.json"
     found = run(BASELINE, tiny_workload(), ONLY_PPL, Store(tmp_path), baseline_file=path)
     elsewhere = msgspec.structs.replace(found.record.environment, **{name: "other"})
     record = msgspec.structs.replace(found.record, environment=elsewhere)
-    measurement.write_struct(path, record)
+    checked.write_struct(path, record)
     with pytest.raises(BaselineMismatch, match=f"its {name} is 'other'"):
         run(BASELINE, tiny_workload(), ONLY_PPL, Store(tmp_path), baseline_file=path)
 
