@@ -62,9 +62,13 @@ def _bound(verdict: Verdict) -> str:
 HEADER = ("", "benchmark", "check", "now", "golden", "loss", "tau", "cause")
 
 
-def text(verdicts: Sequence[Verdict]) -> list[str]:
-    """A table in plain text, line by line."""
-    table = [HEADER, *rows(verdicts)]
+def _header(base: str) -> tuple[str, ...]:
+    return tuple(base if name == "golden" else name for name in HEADER)
+
+
+def text(verdicts: Sequence[Verdict], base: str = "golden") -> list[str]:
+    """A table in plain text, line by line; `base` names what is compared with."""
+    table = [_header(base), *rows(verdicts)]
     widths = [max(len(row[i]) for row in table) for i in range(len(HEADER) - 1)]
     lines = []
     for row in table:

@@ -126,11 +126,16 @@ def log_ratios(pairs: Pairs) -> list[float]:
 
 
 class Process(msgspec.Struct, frozen=True, tag="streamcache-samples", tag_field="schema"):
-    """All samples of a process: the section `streamcache` of a pytest-benchmark JSON."""
+    """All samples of a process: the section `streamcache` of a pytest-benchmark JSON.
+
+    Attributes:
+        failed: node ids of the tests that failed, and have no sample.
+    """
 
     environment: Environment
     samples: list[Sample]
     date: str = ""
+    failed: list[str] = []
     protocol: int = PROTOCOL
     version: int = VERSION
 

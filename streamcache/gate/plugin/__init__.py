@@ -14,6 +14,7 @@ from streamcache.gate.environment import Environment, EnvironmentProbe
 from streamcache.gate.goldens import GoldenError
 from streamcache.gate.plugin.clock import BenchmarkClock
 from streamcache.gate.plugin.options import Usage, golden_path, pytest_addoption
+from streamcache.gate.plugin.processes import Order
 from streamcache.gate.plugin.recording import pytest_cmdline_main
 from streamcache.gate.plugin.session import RECORDER, Session
 from streamcache.gate.plugin.usage import check_usage
@@ -65,7 +66,9 @@ def golden(
 ) -> Iterator[Recorder]:
     """Records what a benchmark measured; compared with the golden when the test has passed."""
     item = request.node
-    recorder = Recorder(item.nodeid, item.stash.get(_clock, Clock()), golden_environment)
+    clock = item.stash.get(_clock, Clock())
+    order = getattr(request.config.option, "golden_order", None) or Order()
+    recorder = Recorder(item.nodeid, clock, golden_environment, order.few_pairs)
     item.stash[RECORDER] = recorder
     yield recorder
     del item.stash[RECORDER]  # a test that is run again measures anew

@@ -6,12 +6,25 @@ import pytest
 
 from streamcache.gate.validation import MIN_PROCESSES
 
+ROUNDS = 4
+
 Usage = pytest.UsageError
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("golden", "golden baselines")
     group.addoption("--golden", metavar="NAME", help="gate against <golden_dir>/NAME.json")
+    group.addoption(
+        "--golden-against",
+        metavar="REV",
+        help="compare this tree with a commit, both measured in turns on this machine",
+    )
+    group.addoption(
+        "--golden-rounds", metavar="N", type=int, default=ROUNDS, help="of --golden-against"
+    )
+    group.addoption(
+        "--golden-build", metavar="COMMAND", help="builds each tree of --golden-against"
+    )
     group.addoption(
         "--golden-required", action="store_true", help="what has a golden must be measured"
     )

@@ -1,10 +1,9 @@
-"""Benchmarks measured in fresh processes: to record goldens, and to confirm a failure.
+"""Benchmarks measured in fresh processes: to record, to confirm a failure, to compare trees.
 
 A fresh process is called as this one was, so that its root, settings and plugins are the same. What
 it does otherwise it is told by an order in its environment, and follows when options are parsed.
 """
 
-import json
 import os
 import subprocess
 import sys
@@ -12,6 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from streamcache.gate import samples
@@ -20,7 +20,7 @@ from streamcache.gate.samples import Process, SampleError
 
 _ORDER = "STREAMCACHE_GOLDEN_ORDER"
 _GATES = (
-    *("golden", "golden_required", "golden_markdown", "golden_json"),
+    *("golden", "golden_required", "golden_markdown", "golden_json", "golden_against"),
     *("golden_update", "golden_update_new_only", "golden_from", "golden_reset_anchors"),
 )
 _WRITES = (
@@ -30,15 +30,36 @@ _WRITES = (
 )
 
 
+class Order(msgspec.Struct, frozen=True):
+    """What a fresh process does.
+
+    Attributes:
+        tests: node ids; all that it is called with where there are none.
+        plain: benchmarks without the fixture `golden` are measured, too.
+        few_pairs: of what takes many pairs to be sure alone, since there are other processes.
+        may_fail: failing tests are part of the result.
+        samples: the file to write.
+    """
+
+    tests: list[str] = []
+    plain: bool = False
+    few_pairs: bool = False
+    may_fail: bool = False
+    samples: str = ""
+
+
 def follow_order(config: pytest.Config) -> None:
     """In a fresh process: only measure, and write samples only."""
-    order = os.environ.pop(_ORDER, None)  # not for what tests may start
-    if order is None:
+    text = os.environ.pop(_ORDER, None)  # not for what tests may start
+    if text is None:
         return
-    path, test = json.loads(order)
-    vars(config.option).update(dict.fromkeys(_GATES + _WRITES), golden_samples=Path(path))
-    if test:
-        config.args[:] = [test]
+    order = msgspec.json.decode(text, type=Order)
+    vars(config.option).update(dict.fromkeys(_GATES + _WRITES))
+    vars(config.option).update(golden_samples=Path(order.samples), golden_order=order)
+    if order.tests:
+        named = (test.partition("::") for test in order.tests)
+        files = [(str(config.rootpath / file), mark, test) for file, mark, test in named]
+        config.args[:] = ["".join(parts) for parts in files if Path(parts[0]).exists()]
 
 
 def measured(config: pytest.Config) -> Iterator[Process]:
@@ -46,7 +67,7 @@ def measured(config: pytest.Config) -> Iterator[Process]:
     n = config.getoption("golden_processes")
     for i in range(n):
         print(f"golden: process {i + 1} of {n}", flush=True)
-        process, said = _fresh(config)
+        process, said = fresh(config, Order())
         for line in said.splitlines():
             if line.startswith("golden: "):
                 print(line, flush=True)
@@ -55,37 +76,64 @@ def measured(config: pytest.Config) -> Iterator[Process]:
 
 def measured_again(config: pytest.Config, name: str) -> Process:
     """One benchmark once more, in a fresh process; what kept it from that is its problem."""
-    file, _, test = name.partition("::")
     try:
         # This process, which may hold the device, does nothing meanwhile.
-        return _fresh(config, f"{config.rootpath / file}::{test}", {PARENT: "1"})[0]
+        return fresh(config, Order(tests=[name]), waits=True)[0]
     except SampleError as error:
         lines = str(error).splitlines()
         problem = " ... ".join(dict.fromkeys(lines[:1] + lines[-1:]))
         return Process(Environment(problems=[problem]), [])
 
 
-def _fresh(
-    config: pytest.Config, test: str = "", environment: dict[str, str] | None = None
+def fresh(
+    config: pytest.Config,
+    order: Order,
+    here: Path | None = None,
+    tree: Path | None = None,
+    waits: bool = False,
 ) -> tuple[Process, str]:
-    """What a fresh process measures, of all tests or of one, and what it says.
+    """What a fresh process measures, and what it says.
+
+    Args:
+        here, tree: the tree of this process, and the one to measure in its place.
+        waits: whether this process may hold a device meanwhile.
 
     Raises:
         SampleError: it failed.
     """
+    arguments, cwd = list(config.invocation_params.args), config.invocation_params.dir
+    environment = {**os.environ, **({PARENT: "1"} if waits else {})}
+    if here and tree:
+        arguments = [_moved(argument, here, tree) for argument in map(str, arguments)]
+        cwd = Path(_moved(str(cwd.resolve()), here, tree))
+        first = [str(p) for p in (tree / "src", tree) if p.is_dir()]
+        paths = [*first, *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+        environment["PYTHONPATH"] = os.pathsep.join(
+            p for p in paths if (p and Path(p).resolve() != here) or p in first
+        )
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "samples.json"
-        variables = {**os.environ, **(environment or {}), _ORDER: json.dumps([str(path), test])}
+        placed = msgspec.structs.replace(order, samples=str(path))
+        environment[_ORDER] = msgspec.json.encode(placed).decode()
         ran = subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", *config.invocation_params.args],
-            cwd=config.invocation_params.dir,
-            env=variables,
+            [sys.executable, "-m", "pytest", "-q", *arguments],
+            cwd=cwd,
+            env=environment,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
             errors="replace",
         )
-        if ran.returncode not in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
+        fine = [pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED]
+        if order.may_fail and path.exists():
+            fine.append(pytest.ExitCode.TESTS_FAILED)
+        if ran.returncode not in fine or not path.exists():
             tail = (ran.stdout + ran.stderr).strip()[-2000:]
-            raise SampleError(f"a process failed with status {ran.returncode}:\n{tail}")
+            where = f" in {tree}" if tree else ""
+            raise SampleError(f"a process failed{where} with status {ran.returncode}:\n{tail}")
         return samples.read(path), ran.stdout
+
+
+def _moved(text: str, here: Path, tree: Path) -> str:
+    """A path in one tree as the same in another; anything else as it is."""
+    return str(tree) + text.removeprefix(str(here)) if text.startswith(str(here)) else text

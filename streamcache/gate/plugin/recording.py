@@ -8,6 +8,7 @@ import pytest
 
 from streamcache.gate import samples, storage
 from streamcache.gate.goldens import Golden, GoldenError, Provenance
+from streamcache.gate.plugin import against
 from streamcache.gate.plugin.git import git
 from streamcache.gate.plugin.options import Usage, golden_path, updates
 from streamcache.gate.plugin.processes import follow_order, measured
@@ -21,15 +22,18 @@ _INVALID = 75
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> int | None:
-    """Recording runs no tests here: fresh processes measure, this one writes."""
+    """Recording and comparing run no tests here: fresh processes measure, this one writes."""
     follow_order(config)
-    if config.option.help or not updates(config):
+    asks = config.getoption("golden_against") or updates(config)
+    if config.option.help or not asks:
         return None
     try:
         check_usage(config)
+        if config.getoption("golden_against"):
+            return against.run(config)
         return _record(config, _old(config))
     except KeyboardInterrupt:
-        print("golden: interrupted, nothing was recorded", file=sys.stderr)
+        print("golden: interrupted, nothing was written", file=sys.stderr)
         return int(pytest.ExitCode.INTERRUPTED)
     except (Usage, GoldenError, SampleError, OSError) as error:
         print(f"ERROR: {error}", file=sys.stderr)

@@ -15,7 +15,8 @@ from streamcache.gate.plugin import outputs
 from streamcache.gate.plugin.hints import hints
 from streamcache.gate.plugin.missing import CollectedTests, MissingBenchmarkItem
 from streamcache.gate.plugin.options import golden_path
-from streamcache.gate.plugin.processes import measured_again
+from streamcache.gate.plugin.plain import plain_sample
+from streamcache.gate.plugin.processes import Order, measured_again
 from streamcache.gate.recorder import Recorder
 from streamcache.gate.samples import Process, Sample
 from streamcache.gate.verdicts import Status, Verdict, exit_status
@@ -28,6 +29,7 @@ class Session:
 
     def __init__(self, config: pytest.Config, golden: Golden | None):
         self.config, self.golden = config, golden
+        self.order: Order = getattr(config.option, "golden_order", None) or Order()
         self.date = datetime.now(timezone.utc).isoformat()  # to tell processes apart
         self.samples: list[Sample] = []
         self.environments: list[Environment] = []
@@ -80,6 +82,9 @@ class Session:
             verdicts = [Verdict(item.nodeid, "benchmark", Status.MISSING, cause=cause)]
         elif recorder := item.stash.get(RECORDER, None):
             verdicts = self._taken(recorder)
+        elif self.order.plain and (sample := plain_sample(item)):
+            self.samples.append(sample)
+            return
         else:
             return
         self.verdicts += verdicts
@@ -115,7 +120,8 @@ class Session:
 
     def process(self) -> Process:
         environment = merged(self.environments) if self.environments else Environment()
-        return Process(environment, self.samples, self.date)
+        failed = sorted(self.failed)
+        return Process(environment, self.samples, self.date, failed)
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_benchmark_update_machine_info(self, machine_info: dict[str, Any]) -> None:

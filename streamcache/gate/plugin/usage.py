@@ -4,6 +4,7 @@ import os
 
 import pytest
 
+from streamcache.gate.compare import MIN_ROUNDS
 from streamcache.gate.plugin import outputs
 from streamcache.gate.plugin.git import require_clean_worktree
 from streamcache.gate.plugin.options import Usage, golden_path, updates
@@ -19,6 +20,9 @@ def check_usage(config: pytest.Config) -> None:
     name, samples = config.getoption("golden"), config.getoption("golden_samples")
     if name == "":
         raise Usage("--golden is empty: give --golden NAME")
+    if config.getoption("golden_against"):
+        _check_against(config)
+        return
     asks = config.getoption("golden_required") or updates(config)
     if asks and not name:
         raise Usage("which goldens? give --golden NAME")
@@ -32,6 +36,15 @@ def check_usage(config: pytest.Config) -> None:
         _check_update(config)
     elif name or samples:
         outputs.check(config)
+
+
+def _check_against(config: pytest.Config) -> None:
+    if config.getoption("golden") or config.getoption("golden_samples") or updates(config):
+        raise Usage("--golden-against compares with a commit, and with no golden")
+    if config.getoption("golden_rounds") < MIN_ROUNDS:
+        raise Usage(f"--golden-rounds must be at least {MIN_ROUNDS}")
+    _check_measures(config)
+    outputs.check(config)
 
 
 def _check_measures(config: pytest.Config) -> None:

@@ -1,0 +1,188 @@
+"""Two trees measured in turns on one machine: verdicts without a golden.
+
+A round is a fresh process of each tree. Figures are those of the first round, judged as against a
+golden. Times are compared round by round: what differs from process to process, memory layout and
+whatever else the machine does, shows in the spread of the rounds.
+"""
+
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+
+from streamcache.gate.environment import differences
+from streamcache.gate.figures import check_figures
+from streamcache.gate.goldens import MIN_TAU, Entry
+from streamcache.gate.samples import Pairs, Process, Sample, log_ratios
+from streamcache.gate.stats import MIN_PAIRS, error_of_median, percent
+from streamcache.gate.times import MIN_NOISE, ratio
+from streamcache.gate.verdicts import Status, Verdict
+from streamcache.measure.student import student_t
+
+MIN_ROUNDS = 3
+TAUS = {  # log-ratios; what counts as a loss
+    "speed": MIN_TAU,
+    "mean": math.log(1.15),  # rare slow blocks move it, but not the median
+    "baseline": math.log(1.10),  # the baseline's own time
+}
+
+
+class Round(NamedTuple):
+    """A fresh process of the base and one of this tree, one after the other."""
+
+    base: Process
+    new: Process
+
+
+def compare(rounds: Sequence[Round], required: bool = False) -> list[Verdict]:
+    """All verdicts on what either tree measured.
+
+    Args:
+        required: whether a benchmark of the base that this tree does not measure is missing.
+    """
+    base = {sample.name: sample for sample in rounds[0].base.samples}
+    new = {sample.name: sample for sample in rounds[0].new.samples}
+    failed = {*rounds[0].new.failed, *rounds[0].base.failed}
+    verdicts = [_failed(name) for name in rounds[0].new.failed if name not in rounds[0].base.failed]
+    for name in sorted((base.keys() | new.keys()) - failed):
+        if name not in base:
+            cause = "new here: there is nothing to compare it with"
+            verdicts.append(Verdict(name, "benchmark", Status.INCONCLUSIVE, cause=cause))
+        elif name not in new:
+            status = Status.MISSING if required else Status.INCONCLUSIVE
+            cause = "the base measures it, and this tree does not"
+            verdicts.append(Verdict(name, "benchmark", status, cause=cause))
+        elif differs := differences(new[name].identity, base[name].identity):
+            cause = f"not what the base measures: {differs}"
+            verdicts.append(Verdict(name, "identity", Status.INVALID, cause=cause))
+        else:
+            golden = Entry(metrics=base[name].metrics, equal=base[name].equal)
+            verdicts += [*check_figures(new[name], golden), *compare_times(name, rounds)]
+    return verdicts
+
+
+def _failed(name: str) -> Verdict:
+    cause = "the test fails here, and not at the base"
+    return Verdict(name, "test", Status.FAIL, cause=cause)
+
+
+def undecided(verdicts: Iterable[Verdict]) -> list[str]:
+    """Benchmarks whose times need more rounds: for what may be a failure, or only noise."""
+    open_ = (Status.FAIL, Status.INCONCLUSIVE)
+    return sorted({v.name for v in verdicts if v.status in open_ and v.margin is not None})
+
+
+def confirmed(
+    verdicts: Iterable[Verdict], rounds: Sequence[Round], more: Sequence[Round]
+) -> list[Verdict]:
+    """Verdicts after more rounds of what was `undecided`.
+
+    A failure is one where all rounds together show the loss, and the new ones by themselves have it
+    on average.
+    """
+    verdicts, names = list(verdicts), undecided(verdicts)
+    kept = [v for v in verdicts if v.name not in names or v.margin is None]
+    for name in names:
+        again = {v.check: v for v in compare_times(name, more)}
+        for verdict in compare_times(name, [*rounds, *more]):
+            second = again.get(verdict.check)
+            kept.append(_confirmed(verdict, second) if second else verdict)
+    return kept
+
+
+def _confirmed(verdict: Verdict, second: Verdict) -> Verdict:
+    if verdict.status is not Status.FAIL or verdict.tau is None or second.loss is None:
+        return verdict
+    if second.loss > ratio(verdict.tau) - 1:
+        return verdict
+    cause = f"{verdict.cause}; further rounds do not agree: {second.now}"
+    return msgspec.structs.replace(verdict, status=Status.SUSPECT, cause=cause)
+
+
+def compare_times(name: str, rounds: Sequence[Round]) -> list[Verdict]:
+    """The times of one benchmark over the rounds that measured it undisturbed."""
+    found = [(_sample(r.base, name), _sample(r.new, name), r) for r in rounds]
+    both = [(base, new, r) for base, new, r in found if base and new]
+    timed = [(base, new, r) for base, new, r in both if base.pairs or new.pairs]
+    if not timed:
+        return []
+    samples = [sample for base, new, _ in timed for sample in (base, new)]
+    if not all(sample.pairs for sample in samples):
+        cause = "one of the two trees has no times"
+        return [Verdict(name, "speed", Status.MISSING, cause=cause)]
+    if len({sample.host_bound for sample in samples}) > 1:
+        cause = "host times and device times do not compare"
+        return [Verdict(name, "identity", Status.INVALID, cause=cause)]
+    if not all(math.isfinite(log) for sample in samples for log in log_ratios(sample.gated_pairs)):
+        return [Verdict(name, "times", Status.FAIL, cause="a time is zero or not a number")]
+    if min(len(sample.gated_pairs) for sample in samples) < MIN_PAIRS:
+        cause = f"too few pairs of times, {MIN_PAIRS} are needed"
+        return [Verdict(name, "speed", Status.INVALID, cause=cause)]
+    problems = [p for _, _, r in timed for e in r for p in e.environment.problems]
+    calm = [
+        (base, new)
+        for base, new, r in timed
+        if not any(e.environment.problems for e in r) and not (base.disturbed or new.disturbed)
+    ]
+    if len(calm) < MIN_ROUNDS:
+        disturbed = [s.disturbed for s in samples if s.disturbed]
+        why = "; ".join(dict.fromkeys([*problems, *disturbed])) or "too few rounds"
+        cause = f"{len(calm)} rounds undisturbed, {MIN_ROUNDS} are needed: {why}"
+        return [Verdict(name, "speed", Status.INVALID, cause=cause)]
+    return [_check(name, check, tau, calm) for check, tau in TAUS.items()]
+
+
+def _sample(process: Process, name: str) -> Sample | None:
+    return next((s for s in process.samples if s.name == name), None)
+
+
+def _figure(check: str, pairs: Pairs) -> float:
+    """What a check compares, as a log."""
+    if check == "speed":
+        return statistics.median(log_ratios(pairs))
+    if check == "baseline":
+        return math.log(statistics.median(b for _, b in pairs))
+    candidate, baseline = zip(*pairs)
+    return math.log(sum(candidate) / sum(baseline))
+
+
+def _check(name: str, check: str, tau: float, calm: list[tuple[Sample, Sample]]) -> Verdict:
+    base = [_figure(check, b.gated_pairs) for b, _ in calm]
+    new = [_figure(check, n.gated_pairs) for _, n in calm]
+    changes = [n - b for b, n in zip(base, new)]
+    # Few rounds may agree by chance: their spread is at least what the pairs show by themselves.
+    own = [
+        math.hypot(error_of_median(b.log_ratios), error_of_median(n.log_ratios)) for b, n in calm
+    ]
+    spread = max(statistics.stdev(changes), statistics.fmean(own))
+    margin = student_t(0.95, len(changes) - 1) * spread / math.sqrt(len(changes))
+    estimate = statistics.fmean(changes)
+    unit = _milliseconds if check == "baseline" else _speedup
+    shown: dict[str, Any] = {
+        "now": unit(statistics.fmean(new)),
+        "golden": unit(statistics.fmean(base)),
+        "loss": ratio(estimate) - 1,
+        "margin": margin,
+        "tau": tau,
+    }
+    if estimate - margin > tau:
+        slower = "slower" if check == "speed" else f"{check} slower"
+        cause = f"{slower} by {percent(estimate):.1f} ± {percent(margin):.1f} %"
+        return Verdict(name, check, Status.FAIL, cause=cause, **shown)
+    if check == "speed" and estimate + margin < -tau:
+        cause = f"faster by {-percent(estimate):.1f} %"
+        return Verdict(name, check, Status.IMPROVED, cause=cause, **shown)
+    if margin > max(tau, MIN_NOISE):
+        cause = f"too noisy: the bound is {percent(margin):.0f} % wide"
+        return Verdict(name, check, Status.INCONCLUSIVE, cause=cause, **shown)
+    return Verdict(name, check, Status.PASS, **shown)
+
+
+def _speedup(log: float) -> str:
+    return f"{ratio(-log):.3f}x"
+
+
+def _milliseconds(log: float) -> str:
+    return f"{1e3 * ratio(log):.4g} ms"
