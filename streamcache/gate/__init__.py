@@ -13,20 +13,20 @@ if TYPE_CHECKING:
     from streamcache.gate.goldens import Golden, GoldenError
     from streamcache.gate.recorder import Recorder
     from streamcache.gate.samples import Metric, Sample
-    from streamcache.gate.stopwatch import Stopwatch
     from streamcache.gate.verdicts import Status, Verdict
+    from streamcache.measure.pairs import Stopwatch
 
 _HOMES = {
-    "Environment": "environment",
-    "EnvironmentProbe": "environment",
-    "Golden": "goldens",
-    "GoldenError": "goldens",
-    "Metric": "samples",
-    "Recorder": "recorder",
-    "Sample": "samples",
-    "Status": "verdicts",
-    "Stopwatch": "stopwatch",
-    "Verdict": "verdicts",
+    "Environment": "streamcache.gate.environment",
+    "EnvironmentProbe": "streamcache.gate.environment",
+    "Golden": "streamcache.gate.goldens",
+    "GoldenError": "streamcache.gate.goldens",
+    "Metric": "streamcache.gate.samples",
+    "Recorder": "streamcache.gate.recorder",
+    "Sample": "streamcache.gate.samples",
+    "Status": "streamcache.gate.verdicts",
+    "Stopwatch": "streamcache.measure.pairs",
+    "Verdict": "streamcache.gate.verdicts",
 }
 
 __all__ = [
@@ -46,7 +46,7 @@ __all__ = [
 def __getattr__(name: str) -> object:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return getattr(import_module(_HOMES[name]), name)
 
 
 def __dir__() -> list[str]:

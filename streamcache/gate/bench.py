@@ -104,10 +104,11 @@ def record_speed(
     """
     captured = configuration.engine == "captured"
     block = bench.block * (_CAPTURED_BLOCKS if captured else 1)
+    pairs = golden.n_pairs(bench.pairs)
     what = What(
         ppl=None,
-        tpot_tokens=block * bench.pairs,
-        pairs=bench.pairs,
+        tpot_tokens=block * pairs,
+        pairs=pairs,
         baseline_forwards=bench.baseline_forwards,
         device_time=True,
     )

@@ -15,10 +15,11 @@ import msgspec
 from streamcache.gate.environment import differences
 from streamcache.gate.figures import check_figures
 from streamcache.gate.goldens import MIN_TAU, Entry
-from streamcache.gate.samples import Pairs, Process, Sample, log_ratios
+from streamcache.gate.samples import Pairs, Process, Sample
 from streamcache.gate.stats import MIN_PAIRS, error_of_median, percent
 from streamcache.gate.times import MIN_NOISE, ratio
 from streamcache.gate.verdicts import Status, Verdict
+from streamcache.measure.pairs import log_ratios
 from streamcache.measure.student import student_t
 
 MIN_ROUNDS = 3

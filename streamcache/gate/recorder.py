@@ -8,12 +8,10 @@ from typing import Protocol
 from streamcache.gate.environment import Environment, EnvironmentProbe, Value
 from streamcache.gate.samples import Metric, Pairs, Sample
 from streamcache.gate.stats import MIN_PAIRS
-from streamcache.gate.stopwatch import Stopwatch
 from streamcache.gate.validation import limits_error
+from streamcache.measure.pairs import Seconds, Stopwatch, alternate
 
 FEW_PAIRS = 10  # where there are other processes that measure the same
-
-Seconds = Callable[[], float]  # runs a block and returns seconds per unit of work
 
 
 class Clock:
@@ -124,14 +122,14 @@ class Recorder:
         pairs = self.n_pairs(pairs)
         candidate(), baseline()
         with Stopwatch() as watch:
-            timed = [in_turn(turn, candidate, baseline) for turn in range(pairs // 2)]
+            timed = [alternate(turn, candidate, baseline) for turn in range(pairs // 2)]
             self.probe()
-            timed += [in_turn(turn, candidate, baseline) for turn in range(pairs // 2, pairs)]
+            timed += [alternate(turn, candidate, baseline) for turn in range(pairs // 2, pairs)]
         device_pairs = None
         if blocks := device_time or busy:
             blocks[0](), blocks[1]()
             few = max(MIN_PAIRS, pairs // 2)  # device time scatters little
-            device_pairs = [in_turn(turn, *blocks) for turn in range(few)]
+            device_pairs = [alternate(turn, *blocks) for turn in range(few)]
         wait_share = watch.wait_share if watch.seconds > 0.5 else 0.0  # of less it is luck
         self.record(benchmark, pairs=timed, device_pairs=device_pairs, wait_share=wait_share)
 
@@ -181,14 +179,6 @@ class Recorder:
             metrics=self._metrics,
             equal=self._equal,
         )
-
-
-def in_turn(turn: int, candidate: Seconds, baseline: Seconds) -> tuple[float, float]:
-    """Seconds of both; which comes first alternates."""
-    if turn % 2:
-        b = baseline()
-        return candidate(), b
-    return candidate(), baseline()
 
 
 def _value(key: str, value: object) -> Value:

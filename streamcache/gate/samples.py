@@ -8,6 +8,7 @@ from typing import Any, Literal
 import msgspec
 
 from streamcache.gate.environment import Environment, Value
+from streamcache.measure.pairs import log_ratios
 
 PROTOCOL = 1  # how samples are taken; samples of different protocols do not compare
 VERSION = 2  # of the files that hold samples
@@ -119,10 +120,6 @@ class Sample(msgspec.Struct, frozen=True):
     @property
     def candidate_s(self) -> float:
         return statistics.median(a for a, _ in self.gated_pairs)
-
-
-def log_ratios(pairs: Pairs) -> list[float]:
-    return [math.log(a) - math.log(b) if a > 0 and b > 0 else math.nan for a, b in pairs]
 
 
 class Process(msgspec.Struct, frozen=True, tag="streamcache-samples", tag_field="schema"):

@@ -9,9 +9,10 @@ import msgspec
 from streamcache.gate import canaries
 from streamcache.gate.environment import Environment, differences
 from streamcache.gate.goldens import Entry, Golden
-from streamcache.gate.samples import Sample, log_ratios
+from streamcache.gate.samples import Sample
 from streamcache.gate.stats import MIN_PAIRS, Loss, error_of_median, percent
 from streamcache.gate.verdicts import Status, Verdict
+from streamcache.measure.pairs import log_ratios
 
 MIN_NOISE = 0.05  # log; a narrower bound is never too wide
 

@@ -55,8 +55,8 @@ def test_a_failure_is_confirmed_by_further_rounds() -> None:
     first = compare(slow)
     assert undecided(first) == [NAME]
     assert worst(confirmed(first, slow, rounds(1.05))) is Status.FAIL
-    first = rounds(1.09)
-    doubted = {v.check: v for v in confirmed(compare(first), first, rounds(1.02))}
+    slow = rounds(1.1)
+    doubted = {v.check: v for v in confirmed(compare(slow), slow, rounds(1.02))}
     assert doubted["speed"].status is Status.SUSPECT
     assert "do not agree" in doubted["speed"].cause
 

@@ -12,7 +12,7 @@ from streamcache.gate.goldens import Entry, Golden, Provenance, PublishedRange
 
 SUITE = """
 import time
-from streamcache.gate.stopwatch import Stopwatch
+from streamcache.measure.pairs import Stopwatch
 from streamcache.gate.goldens import Entry, Golden, Provenance
 from streamcache.gate.goldens import Entry, Golden, Provenance, PublishedRange
 def block():

@@ -14,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamcache.gate import recorder as record
-from streamcache.gate import stopwatch as host
 from streamcache.gate.judge import judge
 from streamcache.gate.recorder import Clock, Recorder
-from streamcache.gate.stopwatch import Stopwatch
 from streamcache.gate.verdicts import Status, worst
+from streamcache.measure import pairs as host
+from streamcache.measure.pairs import Stopwatch
 from tests.goldens import HERE, golden, process, sample, slowed
 
 

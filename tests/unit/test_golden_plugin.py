@@ -65,7 +65,7 @@ def clock(request, monkeypatch):
         return took * next(wiggle)
     monkeypatch.setattr(request.module, "seconds", seconds, raising=False)
     # Nor is anything busy.
-    monkeypatch.setattr("streamcache.gate.stopwatch.run_queue_wait_s", lambda: 0.0)
+    monkeypatch.setattr("streamcache.measure.pairs.run_queue_wait_s", lambda: 0.0)
 """
 
 
