@@ -63,13 +63,22 @@ def without_golden(name: str) -> Edit:
     return edit
 
 
+def steady_decode(new: str) -> Edit:
+    """Something else where the timed decode takes its next token."""
+    old = "        return self._decode(self.input_ids[t : t + 1].expand(self.batch))\n"
+
+    def edit(root: Path) -> None:
+        patch(DECODE, old, new)(root)
+        patch(DECODE, "import torch\n", "import time\n\nimport torch\n")(root)
+
+    return edit
+
+
 def slower(share: float) -> Edit:
     """The decode loop takes longer by a share of what each step takes."""
-    return patch(
-        "streamcache/decoding/loop.py",
-        "        return self._decode(self.input_ids[t : t + 1])\n",
+    return steady_decode(
         f"""        began = time.thread_time()
-        logits = self._decode(self.input_ids[t : t + 1])
+        logits = self._decode(self.input_ids[t : t + 1].expand(self.batch))
         ended = time.thread_time()
         while time.thread_time() < ended + {share} * (ended - began):
             pass
@@ -82,18 +91,20 @@ def slower_on_device(share: float) -> Edit:
     """A captured step waits on the GPU: the host runs ahead, its waiting would not be seen."""
     return patch(
         "streamcache/decoding/loop.py",
-        """        super().__init__(decoder.model, input_ids, decoder.cache)
+        """        super().__init__(decoder.model, input_ids, decoder.cache, decoder.batch)
 
     def _decode(self, token: Tensor) -> Tensor:
         return self.decoder.step(token)
 """,
-        f"""        prefill(decoder.model, input_ids, decoder.cache)
+        f"""        from streamcache.measure.timing import time_tokens
+
+        prefill(decoder.model, input_ids, decoder.cache)
         device = input_ids.device
         step = time_tokens(lambda: decoder.step(input_ids[:1]), 64, device).token_ms
         wait = time_tokens(lambda: torch.cuda._sleep(10**6), 64, device).token_ms
         self.cycles = int({share} * sorted(step)[32] / sorted(wait)[32] * 10**6)
         decoder.reset()
-        super().__init__(decoder.model, input_ids, decoder.cache)
+        super().__init__(decoder.model, input_ids, decoder.cache, decoder.batch)
 
     def _decode(self, token: Tensor) -> Tensor:
         torch.cuda._sleep(self.cycles)
@@ -116,13 +127,14 @@ POLICY, RING, ONE_PASS, RETAINED, ONE_PASS_NLL = (
 DECODE, RECOMPUTE, MIT = (
     f"streamcache/{n}.py" for n in ("decoding/loop", "decoding/recompute", "caches/reference")
 )
-EVALUATE, MODELS, CORPORA = (
-    f"streamcache/{n}.py" for n in ("measure/evaluate", "inputs/models", "inputs/corpora")
+QUALITY, MODELS, CORPORA = (
+    f"streamcache/{n}.py" for n in ("measure/quality", "inputs/models", "inputs/corpora")
 )
 CONFIGURATIONS, KERNEL = (
     "streamcache/measure/configurations.py",
     "streamcache/decoding/kernels/attention.py",
 )
+STEPS = "streamcache/measure/steps.py"
 CONFTEST, BENCHMARKS = "tests/bench/conftest.py", "tests/bench/test_cpu.py"
 
 TURNED = ("test_decoding[fast]", "test_decoding[ours]")
@@ -134,7 +146,7 @@ LAZY = ("test_quality[lazy-R32]",)
 TIMED = tuple(f"test_speed[{name}]" for name in ("mit", "ours", "fast", "lazy"))
 
 PHASE = "phase = self.rotation.phase(offset)"
-PREPARE = "dropped = evicted_by_chunk(self.policy, self.seen, self.size, n_tokens)"
+PREPARE = "n_evicted = evicted_by_chunk(self.policy, self.seen, size, n_tokens) - self._ahead"
 NOTHING_DUE = "if need <= 0 or not ("
 DROPPED = "return need if self.max_drop is None else min(need, self.max_drop)"
 SHIFTED_BY_ONE = patch(ARENA, PHASE, "phase = self.rotation.phase(offset + 1)")
@@ -196,7 +208,7 @@ DEFECTS = [
         "the window turned the wrong way when positions start anew",
         TURNED,
         "ppl",
-        patch(CACHE, "self._end, self.base - self.seen)", "self._end, self.seen - self.base)"),
+        patch(CACHE, "self._end, self.base - base)", "self._end, base - self.base)"),
     ),
     fails(
         "keys stored before they are turned",
@@ -224,7 +236,7 @@ DEFECTS = [
         "the caches drop one too many",
         DROPPING,
         "ppl",
-        patch(BOUNDED, PREPARE, f"{PREPARE}\n        dropped += dropped > 0"),
+        patch(BOUNDED, PREPARE, f"{PREPARE}\n        n_evicted += n_evicted > 0"),
     ),
     fails("max_drop ignored", DECODED, "ppl", patch(POLICY, DROPPED, "return need")),
     fails(
@@ -263,7 +275,7 @@ DEFECTS = [
         "the caches never evict",
         ("test_decoding[mit]",),
         "ppl",
-        patch(BOUNDED, PREPARE, "dropped = 0"),
+        patch(BOUNDED, PREPARE, "n_evicted = 0"),
     ),
     fails(
         "the policy evicts at every step",
@@ -275,7 +287,7 @@ DEFECTS = [
         "the caches evict at every step",
         DROPPING,
         "ppl",
-        patch(BOUNDED, PREPARE, "dropped = max(0, self.size + n_tokens - self.policy.floor)"),
+        patch(BOUNDED, PREPARE, "n_evicted = max(0, size + n_tokens - self.policy.floor)"),
     ),
     fails(
         "ring slot off by one",
@@ -344,7 +356,7 @@ DEFECTS = [
         "steady state begins a position late",
         LAZY,
         "steady",
-        patch(EVALUATE, "nll[policy_floor - 1 :]", "nll[policy_floor:]"),
+        patch(QUALITY, "steady = nll[floor - 1 :]", "steady = nll[floor:]"),
     ),
     fails(
         "baseline context off by one",
@@ -360,7 +372,7 @@ DEFECTS = [
         "baseline compared at other positions",
         READ,
         "ppl / baseline",
-        patch(EVALUATE, "fingerprint.positions()[full]]", "fingerprint.positions()[full] - 1]"),
+        patch(QUALITY, "own = nll[positions[both_full]]", "own = nll[positions[both_full] - 1]"),
     ),
     fails(
         "wrong text",
@@ -388,9 +400,9 @@ DEFECTS = [
         "ppl",
         patch(
             MODELS,
-            "    return model.to(place)",
+            "    return model.to(device)",
             "    model.get_output_embeddings().weight.data[7] = torch.nan\n"
-            "    return model.to(place)",
+            "    return model.to(device)",
         ),
     ),
     # what is not what the golden measured
@@ -412,13 +424,13 @@ DEFECTS = [
         "ppl",
         patch(
             MODELS,
-            "    return model.to(place)",
-            "    model.get_output_embeddings().weight.data *= 1.01\n    return model.to(place)",
+            "    return model.to(device)",
+            "    model.get_output_embeddings().weight.data *= 1.01\n    return model.to(device)",
         ),
     ),
     Defect(
         "another attention",
-        (patch(MODELS, '"attn_implementation": "sdpa", ', '"attn_implementation": "eager", '),),
+        (patch(MODELS, "_attn_implementation = None", '_attn_implementation = "eager"'),),
         Status.INVALID,
         "identity",
         ("test_decoding[mit]",),
@@ -442,7 +454,7 @@ DEFECTS = [
         TURNED,
         "ppl",
         SHIFTED_BY_ONE,
-        patch(CONFTEST, "drift=2e-5", "drift=1.0"),
+        patch(CONFTEST, "rel_tol=2e-5", "rel_tol=1.0"),
     ),
     Defect(
         "a golden deleted",
@@ -465,8 +477,8 @@ DEFECTS = [
         (
             patch(
                 BENCHMARKS,
-                "    gate_baseline(cpu_bench, golden)\n",
-                '    pytest.skip("later")\n    gate_baseline(cpu_bench, golden)\n',
+                "    record_baseline(cpu_bench, golden)\n",
+                '    pytest.skip("later")\n    record_baseline(cpu_bench, golden)\n',
             ),
         ),
         Status.MISSING,
@@ -479,11 +491,9 @@ DEFECTS = [
         "a timed stream that skips tokens",
         TIMED[2:3],
         "timed",
-        patch(
-            DECODE,
-            "        return self._decode(self.input_ids[t : t + 1])\n",
+        steady_decode(
             "        if time.perf_counter_ns() % 3 == 0:\n            return self.input_ids\n"
-            "        return self._decode(self.input_ids[t : t + 1])\n",
+            "        return self._decode(self.input_ids[t : t + 1].expand(self.batch))\n",
         ),
     ),
     fails(
@@ -491,9 +501,10 @@ DEFECTS = [
         TIMED[2:3],
         "held",
         patch(
-            CONFIGURATIONS,
-            "_CACHES[self.mode](model, policy))",
-            "_CACHES[self.mode](model, EvictionPolicy(4, 124)))",
+            STEPS,
+            "return SteadyDecode(model, input_ids, cache_of(configuration, model), batch)",
+            "cache = CACHES[configuration.cache](model, type(policy)(4, 124))\n"
+            "    return SteadyDecode(model, input_ids, cache, batch)",
         ),
     ),
     Defect("decoding slower by 20 %", (slower(0.20),), Status.FAIL, "speed", TIMED),
@@ -533,11 +544,9 @@ DEFECTS = [
     Defect(  # what a host does more is hidden in its noise, but not what it starts
         "an eager step starts 20 kernels more",
         (
-            patch(
-                DECODE,
-                "        return self._decode(self.input_ids[t : t + 1])\n",
+            steady_decode(
                 "        for _ in range(20):\n            self.input_ids + 0\n"
-                "        return self._decode(self.input_ids[t : t + 1])\n",
+                "        return self._decode(self.input_ids[t : t + 1].expand(self.batch))\n",
             ),
         ),
         Status.FAIL,
