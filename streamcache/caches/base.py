@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache
 
+from streamcache.caches.admission import UnsupportedModelError, decoder_of
 from streamcache.caches.fingerprint import Fingerprint
 from streamcache.caches.hooks import attach, uncompiled
-from streamcache.caches.probe import UnsupportedModelError, decoder_of, probe_rope
+from streamcache.caches.probe import probe_rope
 from streamcache.policy import Policy, evicted_by_chunk, warn_beyond
 
 Self = TypeVar("Self", bound="BoundedCache")
@@ -161,6 +162,7 @@ class BoundedCache(Cache, ABC):
         Raises:
             RuntimeError: the model takes its angles from other numbers than when it was probed.
         """
+        self._fingerprint.undo_growth()
         if not self._fingerprint.is_current():
             raise RuntimeError(
                 "the model was cast, or its rotary frequencies changed, after this cache was built "

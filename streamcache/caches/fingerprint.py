@@ -12,9 +12,13 @@ class Fingerprint:
             (module, name, buffer)
             for module in model.modules()
             for name, buffer in module.named_buffers(recurse=False)
-            if holds_angles(name)
-            # beside its original, this one is what a table that switches has switched to
-            and f"original_{name}" not in dict(module.named_buffers(recurse=False))
+            if holds_angles(name) and not hasattr(module, _original(name))  # it switches, else
+        ]
+        self._dynamic = [
+            (module, name)
+            for module in model.modules()
+            for name, _ in module.named_buffers(recurse=False)
+            if holds_angles(name) and hasattr(module, _original(name))
         ]
 
     def is_current(self) -> bool:
@@ -29,6 +33,23 @@ class Fingerprint:
                 return False
             self._buffers[i] = module, name, now
         return True
+
+    def undo_growth(self) -> None:
+        """Give dynamic NTK tables, which another, longer input has grown, their first form again.
+
+        The model does so itself in a forward of fewer positions than it was trained on, but not in
+        one of as many.
+        """
+        for module, name in self._dynamic:
+            longest = name.replace("inv_freq", "max_seq_len_cached")
+            if isinstance(getattr(module, longest, None), Tensor):  # a number as long as not grown
+                original = getattr(module, _original(name)).to(getattr(module, name).device)
+                module.register_buffer(name, original, persistent=False)
+                setattr(module, longest, module.original_max_seq_len)
+
+
+def _original(name: str) -> str:
+    return name.replace("inv_freq", "original_inv_freq") if "inv_freq" in name else ""
 
 
 def holds_angles(name: str) -> bool:

@@ -151,28 +151,28 @@ def _cache_in(module: nn.Module, kwargs: dict[str, Any]) -> Any:
 
 
 @cache
-def _parameters(forward: Callable[..., Any]) -> tuple[str, ...]:
+def parameters_of(forward: Callable[..., Any]) -> tuple[str, ...]:
     """Names of the parameters of a model class's forward, without self."""
     return tuple(inspect.signature(forward).parameters)[1:]
 
 
 def cache_name(forward: Callable[..., Any]) -> str:
     """What a forward calls the cache."""
-    names = _parameters(forward)
+    names = parameters_of(forward)
     return next((name for name in _CACHE_NAMES if name in names), _CACHE_NAMES[0])
 
 
 def takes_cache(module: object) -> bool:
     """Whether a module's forward knows a cache by one of the names."""
     return isinstance(module, nn.Module) and any(
-        name in _parameters(type(module).forward) for name in _CACHE_NAMES
+        name in parameters_of(type(module).forward) for name in _CACHE_NAMES
     )
 
 
 def _named(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """The arguments of a call by name, and the cache by the name that the forward knows."""
     forward = type(module).forward
-    kwargs = {**dict(zip(_parameters(forward), args)), **kwargs}
+    kwargs = {**dict(zip(parameters_of(forward), args)), **kwargs}
     if (past := _cache_in(module, kwargs)) is not None:
         kwargs = {name: v for name, v in kwargs.items() if v is not past}
         kwargs[cache_name(forward)] = past
@@ -262,7 +262,7 @@ def _placed(
     decoder: nn.Module, past: HookedCache, key: str, kwargs: dict[str, Any]
 ) -> dict[str, Any]:
     """The arguments for tokens that the cache is prepared for, at the positions it expects."""
-    positioned = "position_ids" in _parameters(type(decoder).forward)
+    positioned = "position_ids" in parameters_of(type(decoder).forward)
     n_tokens = kwargs[key].shape[1]
     past.prepare(n_tokens, rebase=positioned)
     if not positioned:

@@ -1,31 +1,31 @@
-"""How a model rotates its keys, measured rather than looked up, and shifting keys by an offset.
+"""How a model rotates its keys, measured rather than looked up.
 
-A one-token forward attends to itself alone: its softmax is 1 whatever the position. So with rotary
-embeddings the hidden states of every layer are the same at every position, and the keys a layer
-hands to the cache obey K(p) = R(p) K(0). A few such forwards show, layer by layer, which
-dimensions turn, in which pairs and how fast, for any model and without a list of names; a model
-whose keys do not obey it (learned positions, tables that switch with the length) is refused.
+The keys that a layer hands to the cache obey K(p) = R(p) K(0) for the same input at position p. A
+few forwards show, layer by layer, which dimensions rotate, in which pairs and how fast, for any
+model and without a list of names. A model for which this does not hold, whose values depend on the
+position, or whose layers do more with it, is refused (see `isolated_layers`).
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.cache_utils import Cache
 
-from streamcache.caches.hooks import cache_name, takes_cache
+from streamcache.caches.admission import (
+    UnsupportedModelError,
+    decoder_of,
+    pretrained,
+    refusal,
+    require_admissible,
+)
+from streamcache.caches.fingerprint import holds_angles
+from streamcache.caches.isolated_layers import N_TOKENS, IsolatedLayers, States
 from streamcache.caches.rope import Rotation
-from streamcache.caches.shared_copy import shared_copy
 
-_BATCH = 8  # tokens probed at once: one may have small keys in a plane, eight have not
-
-
-class UnsupportedModelError(ValueError):
-    """Streaming this model with a bounded cache would be silently wrong; the message says why."""
+__all__ = ["LayerGeometry", "ModelGeometry", "UnsupportedModelError", "probe_rope"]
 
 
 @dataclass(frozen=True)
@@ -57,190 +57,160 @@ class ModelGeometry:
     max_position: int | None
 
 
-_measured: WeakKeyDictionary[PreTrainedModel, tuple[object, ModelGeometry]] = WeakKeyDictionary()
+_probed: WeakKeyDictionary[PreTrainedModel, tuple[object, ModelGeometry]] = WeakKeyDictionary()
+_EPS = torch.finfo(torch.float32).eps
 
 
-def pretrained(model: nn.Module) -> PreTrainedModel:
-    """The model of transformers that a wrapper is around: `torch.compile`, PEFT, data parallel.
-
-    Raises:
-        TypeError: there is none.
-    """
-    inner = next((m for m in model.modules() if isinstance(m, PreTrainedModel)), None)
-    if inner is None:
-        raise TypeError(f"{type(model).__name__} holds no model of transformers")
-    return inner
-
-
-def decoder_of(model: nn.Module) -> PreTrainedModel:
-    """The part of a model that has its layers, and is fed a cache."""
-    inner = pretrained(model)
-    candidates = (inner.get_decoder(), inner.base_model)
-    found: Any = next((m for m in candidates if takes_cache(m)), inner)
-    return found
-
-
-def probe_rope(wrapped: nn.Module) -> ModelGeometry:
-    """The rotary geometry of a model, from a few one-token forwards (once per model).
+@torch.no_grad()
+def probe_rope(model: nn.Module) -> ModelGeometry:
+    """The rotary geometry of a model, from a few short forwards (once per model).
 
     Raises:
         UnsupportedModelError: the model's positions are not a rotation of its keys, or something
             else about it would make a bounded cache silently wrong.
+        TypeError: it is no model of transformers, nor a wrapper around one.
     """
-    model = pretrained(wrapped)
-    state = _turns_by(model)
-    found, geometry = _measured.get(model, (None, None))
-    if geometry is None or found != state:
-        _refuse_by_config(model.config)
-        with torch.no_grad():
-            geometry = _measure(shared_copy(model))
-        _measured[model] = state, geometry
+    require_admissible(pretrained(model))
+    decoder = decoder_of(model)
+    state = _angles_of(decoder)
+    before, geometry = _probed.get(decoder, (None, None))
+    if geometry is None or before != state:
+        geometry = _Probe(decoder).geometry()
+        _probed[decoder] = state, geometry
     return geometry
 
 
-def _turns_by(model: PreTrainedModel) -> object:
+def _angles_of(decoder: PreTrainedModel) -> object:
     """What a geometry goes by: `.half()` rounds the frequencies that a model keeps, for good."""
-    frequencies = [b.tolist() for name, b in model.named_buffers() if "inv_freq" in name]
-    return model.dtype, model.device, frequencies
+    frequencies = [b.tolist() for name, b in decoder.named_buffers() if "inv_freq" in name]
+    return decoder.dtype, decoder.device, frequencies
 
 
-def _refuse_by_config(config: PreTrainedConfig) -> None:
-    text = config.get_text_config(decoder=True)
-    rope = getattr(text, "rope_parameters", None) or {}
-    tables = [rope, *(v for v in rope.values() if isinstance(v, dict))]
-    kinds = getattr(text, "layer_types", None) or []
-    stateful = ("conv", "linear", "mamba", "recurrent")
-    reasons = {
-        "some of its layers keep a state other than keys and values": any(
-            word in kind for kind in kinds for word in stateful
-        ),
-        "it is an encoder-decoder": getattr(config, "is_encoder_decoder", False),
-        "multi-head latent attention (MLA) rebuilds its keys from a shared latent": getattr(
-            text, "kv_lora_rank", None
-        ),
-        "chunked attention masks by absolute position": getattr(text, "attention_chunk_size", None),
-        "it scales its queries by absolute position": getattr(text, "attn_temperature_tuning", None)
-        or any(table.get("llama_4_scaling_beta") for table in tables),
-    }
-    for reason, applies in reasons.items():
-        if applies:
-            raise _refusal(config, reason)
+class _Probe:
+    """The layers of a decoder at the first position, and at a few others."""
 
+    def __init__(self, decoder: PreTrainedModel):
+        self.decoder, self.config = decoder, decoder.config
+        self.contexts = _contexts(self.config)
+        self.layers = IsolatedLayers(decoder)
+        tables = (b for n, b in decoder.named_buffers() if holds_angles(n.split(".")[-1]))
+        coarse = [torch.finfo(b.dtype).eps for b in tables if b.ndim == 2]  # of angles
+        self.rounding = max([_EPS, *coarse])
+        if not self.layers.in_float32:
+            self.rounding = torch.finfo(decoder.dtype).eps
+        self.origin = self._at(0)
 
-def _refusal(config: PreTrainedConfig, reason: str) -> UnsupportedModelError:
-    return UnsupportedModelError(
-        f"cannot stream {config.model_type} with a bounded cache: {reason}"
-    )
+    def _at(self, position: int) -> States:
+        try:
+            return self.layers.at(position)
+        except Exception as error:
+            reason = "its layers ask a cache for more than keys and values"
+            if getattr(self.config.get_text_config(decoder=True), "kv_lora_rank", None):
+                reason = "multi-head latent attention (MLA) keeps other states than keys and values"
+            elif position:
+                reason = "it cannot be run with a cache that holds fewer tokens than it has seen"
+            raise refusal(self.config, reason) from error
 
+    def geometry(self) -> ModelGeometry:
+        n_layers = self.config.get_text_config(decoder=True).num_hidden_layers
+        origin = self.origin
+        if sorted(origin.keys) != list(range(n_layers)) or len(origin.outputs) != n_layers:
+            raise refusal(self.config, "some of its layers keep no keys and values of their own")
+        last = max(1, min([510, *self.contexts]) - N_TOKENS)
+        near = {position: self._at(position) for position in (1, min(17, last), last)}
+        for position, states in near.items():
+            self._require_no_other_trace(states, position)
+        found: list[Rotation | None] = []
+        for layer in range(n_layers):
+            dim, device = origin.keys[layer].shape[-1], origin.keys[layer].device
+            # most models rotate every layer alike: try the last one's rotation first
+            before = [r for r in found[-1:] if r and r.start + 2 * r.inv_freq.shape[0] <= dim]
+            for rotation in [*before, None, *_hypotheses(self.decoder, dim, device)]:
+                if all(self._explains(rotation, layer, p, near[p]) for p in near):
+                    found.append(rotation)
+                    break
+            else:
+                raise refusal(
+                    self.config, "it rotates its keys in a way that no known frequencies explain"
+                )
+        layers = tuple(
+            LayerGeometry(
+                origin.keys[i].shape[1], origin.keys[i].shape[-1], origin.values[i].shape[-1], r
+            )
+            for i, r in enumerate(found)
+        )
+        return ModelGeometry(layers, self._position_limit(found))
 
-class _Probe(Cache):
-    """Claims to have seen `position` tokens, holds none, and notes the states it is given."""
+    def _require_no_other_trace(self, states: States, position: int) -> None:
+        """Positions may show in the keys alone: not in embeddings, values or what layers add."""
+        origin, few = self.origin, 32 * self.rounding
+        if _distance(states.embedding, origin.embedding) > few:
+            raise refusal(
+                self.config,
+                "positions enter its hidden states (learned or sinusoidal position embeddings)",
+            )
+        for layer, values in states.values.items():
+            if _distance(values, origin.values[layer]) > few:
+                raise refusal(
+                    self.config,
+                    "what it keeps as values depends on the position, as in multi-head latent "
+                    "attention (MLA)",
+                )
+        for now, then, hidden in zip(states.outputs, origin.outputs, origin.hidden):
+            # scores are off by the rounding of angles; the sum by that of its larger part
+            allowed = _TRACE * self.rounding / _EPS * then.norm() + few * hidden.norm()
+            if (now - then).norm() > allowed:
+                raise refusal(
+                    self.config, "what two tokens see of each other depends on where they stand"
+                )
 
-    def __init__(self, position: int):
-        super().__init__(layers=[])
-        self.position = position
-        self.states: dict[int, tuple[Tensor, Tensor]] = {}
+    def _explains(
+        self, rotation: Rotation | None, layer: int, position: int, states: States
+    ) -> bool:
+        """Whether keys at `position` are those of the origin, rotated; by pairs of dimensions."""
+        before, after = self.origin.keys[layer].double(), states.keys[layer].double()
+        expected = before if rotation is None else rotation.shift(before, position)
+        error = (after - expected).square().sum(dim=(0, 1, 2)).sqrt()
+        size = after.square().sum(dim=(0, 1, 2)).sqrt()
+        slack = torch.full_like(size, 256 * self.rounding)
+        if rotation is not None:  # an angle in float32 is off by more, the larger it is
+            angle = rotation.inv_freq.to(size).abs() * (position + N_TOKENS)
+            rotation.pairs(slack).add_(4 * _EPS * angle[:, None])
+            pair = rotation.pairs(size)
+            pair.copy_(pair.square().sum(dim=-1, keepdim=True).sqrt().expand_as(pair))
+        allowed = slack * size + 8 * self.rounding * size.norm()
+        return bool((error <= allowed).all())
 
-    def update(
-        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        self.states[layer_idx] = (key_states, value_states)
-        return key_states, value_states
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        return self.position
-
-    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
-        return query_length, self.position
-
-
-def _states_at(model: PreTrainedModel, position: int) -> dict[int, tuple[Tensor, Tensor]]:
-    """Keys and values of every layer for single tokens at `position`: {layer: [B, H, 1, D]}."""
-    probe = _Probe(position)
-    vocabulary = int(model.config.get_text_config(decoder=True).vocab_size)
-    ids = torch.arange(_BATCH, device=model.device)[:, None] * (vocabulary // _BATCH)
-    model(input_ids=ids, use_cache=True, **{cache_name(type(model).forward): probe})
-    return probe.states
-
-
-def _two_tokens(model: PreTrainedModel, position: int) -> Tensor:
-    """Logits [2, V] of two tokens, the first at `position`: a single one tells nothing of queries,
-    which some models scale by position."""
-    ids = torch.arange(2, device=model.device)[None]
-    passed: Any = {cache_name(type(model).forward): _Probe(position)}
-    logits: Tensor = model(input_ids=ids, use_cache=True, **passed).logits
-    return logits[0].double()
-
-
-def _measure(model: PreTrainedModel) -> ModelGeometry:
-    config = model.config
-    contexts = _contexts(config)
-    last = min([510, *contexts]) - 1
-    try:
-        origin = _states_at(model, 0)
-        near = {p: _states_at(model, p) for p in (1, 17, last)}
-    except Exception as error:
-        raise _refusal(config, f"a one-token forward failed ({error})") from error
-    n_layers = config.get_text_config(decoder=True).num_hidden_layers
-    if sorted(origin) != list(range(n_layers)):
-        missing = sorted(set(range(n_layers)) - set(origin))
-        raise _refusal(config, f"layers {missing} keep no keys and values of their own")
-
-    def fits(layer: int, rotation: Rotation | None, at: dict[int, Any], tolerance: float) -> bool:
-        before = origin[layer][0]
-        for position, states in at.items():
-            after = states[layer][0]
-            expected = before if rotation is None else rotation.shift(before, position)
-            error = (after.double() - expected.double()).norm() / after.double().norm()
-            if not error <= tolerance:
-                return False
-        return True
-
-    half = origin[0][0].dtype in (torch.float16, torch.bfloat16)
-    tolerance = 3e-2 if half else 1e-3
-    found: list[Rotation | None] = []
-    for layer in range(n_layers):
-        keys = origin[layer][0]
-        # most models turn every layer alike: try the last one's rotation first
-        dim = keys.shape[-1]
-        before = [r for r in found[-1:] if r and r.start + 2 * r.inv_freq.shape[0] <= dim]
-        for rotation in [*before, None, *_hypotheses(model, dim, keys.device)]:
-            if fits(layer, rotation, near, tolerance):
-                found.append(rotation)
-                break
-        else:
-            raise _refusal(config, _why_not(origin[layer][0], near[1][layer][0], layer))
-    layers = tuple(
-        LayerGeometry(keys.shape[1], keys.shape[-1], values.shape[-1], rotation)
-        for (keys, values), rotation in zip((origin[i] for i in range(n_layers)), found)
-    )
-    first, later = _two_tokens(model, 0), _two_tokens(model, last - 1)
-    # Nothing but rounding may differ: in float32 2e-6 at most, of scaled queries 1e-4 and more.
-    # A model that says NaN is broken otherwise, and what reads its logits says so.
-    if (later - first).norm() > (tolerance if half else 2e-5) * first.norm():
-        raise _refusal(config, "what two tokens see of each other depends on where they stand")
-    return ModelGeometry(layers, _position_limit(model, found, fits))
-
-
-def _why_not(before: Tensor, after: Tensor, layer: int) -> str:
-    norms = before.double().norm(dim=-1), after.double().norm(dim=-1)
-    if not torch.allclose(*norms, rtol=1e-2):
-        return "positions enter its hidden states (learned or sinusoidal position embeddings)"
-    return f"layer {layer} turns its keys in a way that no known rotary frequencies explain"
-
-
-def _position_limit(model: PreTrainedModel, found: list[Rotation | None], fits: Any) -> int | None:
-    """None if the rotations hold far past the trained context, else that context."""
-    contexts = _contexts(model.config)
-    if not contexts or not any(found):
+    def _position_limit(self, found: list[Rotation | None]) -> int | None:
+        """None if the rotations hold far past the trained context, else the positions they do."""
+        if not self.contexts or not any(found):
+            return None
+        least = min(self.contexts)
+        # A table with a row per position (GPT-J) is not probed past its end: on a GPU that is fatal
+        if any(b.ndim == 2 and b.shape[0] in self.contexts for b in self.decoder.buffers()):
+            return least
+        for position in {context + context // 2 for context in self.contexts}:
+            states = self._at(position)
+            for layer, rotation in enumerate(found):
+                if not self._explains(rotation, layer, position, states):
+                    return least
         return None
-    # A table with a row per position (GPT-J) is not probed past its end: on a GPU that is fatal.
-    if any(b.ndim == 2 and b.shape[0] in contexts for _, b in model.named_buffers()):
-        return min(contexts)
-    far = {p: _states_at(model, p) for p in (context + context // 2 for context in contexts)}
-    _states_at(model, 0)  # a dynamic table goes back to its short form
-    # float32 angles lose digits with the position: near 1e5 radians they are good to 1e-2
-    return None if all(fits(i, r, far, 0.2) for i, r in enumerate(found)) else min(contexts)
+
+
+_TRACE = 5e-5  # rounding leaves 1e-6, queries scaled by position 2e-3
+
+
+def _distance(now: Tensor, then: Tensor) -> float:
+    """Relative to `then`; 0 where that is not a number."""
+    return float(((now - then).norm() / then.norm()).nan_to_num(nan=0.0))
+
+
+def _frequencies_of(table: Tensor) -> Tensor:
+    """Of a table [positions, 2 n] of sines and cosines, as its last row tells them."""
+    sine, cosine = table[1:].chunk(2, dim=-1)
+    first, last = torch.atan2(sine[0], cosine[0]), torch.atan2(sine[-1], cosine[-1])
+    turns = ((len(sine) * first - last) / (2 * torch.pi)).round()
+    return (last + 2 * torch.pi * turns) / len(sine)
 
 
 def _contexts(config: PreTrainedConfig) -> list[int]:
@@ -270,6 +240,9 @@ def _frequencies(model: PreTrainedModel, head_dim: int) -> Iterator[Tensor]:
     """float64 [n] candidates: buffers the model rotates with, then the textbook formula."""
     seen: list[Tensor] = []
     for name, buffer in model.named_buffers():
+        if name.endswith("embed_positions") and buffer.ndim == 2 and len(seen) == 0:
+            seen.append(_frequencies_of(buffer.double()))
+            yield seen[-1]
         if "inv_freq" in name and buffer.ndim == 1 and buffer.numel() > 0:
             candidate = buffer.double()
             if not any(torch.equal(candidate, other) for other in seen):

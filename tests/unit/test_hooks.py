@@ -1,6 +1,8 @@
 """The hooks on a model: what they refuse, and what they leave alone."""
 
 import copy
+import gc
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +16,7 @@ from streamcache.caches.hooks import PaddingError
 from streamcache.caches.streaming import StreamingCache
 from streamcache.policy import EvictionPolicy
 from tests.cases import CACHES, each_cache
-from tests.tiny import error, expected, llama, neox, stream, text
+from tests.tiny import error, expected, llama, neox, stream, text, tiny
 
 POLICY = EvictionPolicy(4, 16, 4, 3, 5)  # capacity 24
 TIGHT = 1e-4
@@ -227,3 +229,120 @@ def stop_at(call: int) -> Any:
             raise KeyboardInterrupt
 
     return hook
+
+
+def hooks_of(model: PreTrainedModel) -> list[int]:
+    modules = list(model.modules())
+    return [len(m._forward_pre_hooks) + len(m._forward_hooks) for m in modules]
+
+
+def test_the_hooks_go_with_the_last_cache_of_a_model() -> None:
+    model: Any = llama()
+    before = hooks_of(model)
+    caches = [cache_type(model, POLICY) for cache_type in CACHES]
+    fork = copy.deepcopy(caches[0])
+    stream(model, caches[1], text(30))
+    del caches
+    gc.collect()
+    assert hooks_of(model) != before, "the fork is left"
+    stream(model, fork, text(30))
+    del fork
+    gc.collect()
+    assert hooks_of(model) == before
+    assert "generate_batch" not in vars(model)
+
+
+def test_hooks_are_registered_once_by_many_threads() -> None:
+    model, barrier = llama(), threading.Barrier(8)
+    caches: list[BoundedCache] = []
+
+    def build() -> None:
+        barrier.wait()
+        caches.append(StreamingCache(model, POLICY))
+
+    threads = [threading.Thread(target=build) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(caches) == 8 and sum(hooks_of(model)) == 4, "two on the model, two on its decoder"
+
+
+@pytest.mark.parametrize("name", ["past_key_values", "cache"])
+def test_the_cache_may_be_passed_by_either_of_its_names(model: PreTrainedModel, name: str) -> None:
+    cache, ids = StreamingCache(model, POLICY), text(60)
+    with torch.no_grad():
+        pieces = [model(input_ids=p, **{name: cache}).logits for p in ids.split(1, dim=1)]
+    assert cache.seen == 60
+    assert error(torch.cat(pieces, dim=1), expected(model, POLICY, ids)) < TIGHT
+
+
+def test_a_cache_of_another_model_is_refused() -> None:
+    """Also where that has the same shape, or fewer layers."""
+    cache = StreamingCache(llama(), POLICY)
+    for other in (llama(), llama(num_hidden_layers=1), neox()):
+        own = StreamingCache(other, POLICY)  # so that there are hooks
+        with pytest.raises(RuntimeError, match="another model than it was built for"):
+            stream(other, cache, text(3))
+        assert own.seen == cache.seen == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_model_that_was_cast_after_the_cache_was_built_is_refused(dtype: torch.dtype) -> None:
+    model: Any = llama()
+    cache = StreamingCache(model, POLICY)
+    stream(model, cache, text(5))
+    model.to(dtype)
+    with pytest.raises(RuntimeError, match=r"was cast, .* build a new cache"):
+        stream(model, cache, text(5))
+    StreamingCache(model, POLICY)
+    moved = llama()
+    cache = StreamingCache(moved, POLICY)
+    for module in moved.modules():  # what a move to another device does
+        module._buffers.update({n: b.clone() for n, b in module.named_buffers(recurse=False)})
+    stream(moved, cache, text(5))
+
+
+def test_gradient_checkpointing_which_uses_no_cache_is_noticed() -> None:
+    model = llama()
+    model.gradient_checkpointing_enable()
+    model.train()
+    cache = StreamingCache(model, POLICY)
+    with pytest.raises(RuntimeError, match="0 of 2 layers have appended"):
+        model(input_ids=text(5), past_key_values=cache)
+
+
+def test_gradients_are_refused_when_they_are_asked_for(model: PreTrainedModel) -> None:
+    """A forward outside `no_grad` is right, a backward would be wrong."""
+    cache, ids = StreamingCache(model, POLICY), text(9)
+    outputs = model(input_ids=ids, labels=ids, past_key_values=cache)
+    assert error(outputs.logits, expected(model, POLICY, ids)) < TIGHT
+    with pytest.raises(RuntimeError, match="for inference only"):
+        outputs.loss.backward()
+
+
+def test_all_outputs_of_an_input_longer_than_the_window() -> None:
+    """Also those that are by expert, not by token, and the loss."""
+    shape = {"num_key_value_heads": 2, "num_local_experts": 4, "sliding_window": None}
+    model, ids = tiny("mixtral", **shape), text(40, batch=2)
+    cache = StreamingCache(model, POLICY)
+    with torch.no_grad():
+        outputs = model(
+            input_ids=ids,
+            labels=ids,
+            past_key_values=cache,
+            output_hidden_states=True,
+            output_router_logits=True,
+        )
+        plain = model(input_ids=ids, labels=ids, output_hidden_states=True)
+        kept = model(
+            input_ids=ids,
+            past_key_values=StreamingCache(model, POLICY),
+            logits_to_keep=torch.tensor([3, 30]),
+        )
+    assert [h.shape for h in outputs.hidden_states] == [h.shape for h in plain.hidden_states]
+    assert torch.equal(outputs.logits, model.get_output_embeddings()(outputs.hidden_states[-1]))
+    assert [r.shape for r in outputs.router_logits] == [(80, 4)] * 2
+    first = outputs.hidden_states[1][1, 20]  # of the second row, in the order of a whole input
+    assert first.shape == (32,) and outputs.loss.isfinite()
+    assert torch.allclose(kept.logits, outputs.logits[:, [3, 30]], atol=1e-5)

@@ -1,15 +1,18 @@
 """Models that a bounded cache would serve silently wrong are refused by the constructor."""
 
+from typing import Any
+
 import pytest
+import torch
 from torch import nn
-from transformers import CONFIG_MAPPING, T5Config, T5ForConditionalGeneration
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, T5Config, T5ForConditionalGeneration
 
 from streamcache.caches.base import BoundedCache
-from streamcache.caches.probe import UnsupportedModelError
+from streamcache.caches.probe import UnsupportedModelError, probe_rope
 from streamcache.caches.streaming import StreamingCache
 from streamcache.policy import EvictionPolicy
-from tests.cases import REFUSED, SWITCHING, each_cache
-from tests.tiny import error, expected, stream, text, tiny, tiny_config
+from tests.cases import ADMITTED, REFUSED, SWITCHING, each_cache
+from tests.tiny import copy_of, error, expected, stream, text, tiny, tiny_config
 
 POLICY = EvictionPolicy(n_sink=3, window_size=12, cache_slack=2, max_drop=2, compress_every=4)
 
@@ -57,3 +60,80 @@ def test_a_switching_table_that_is_too_short_is_refused(family: str) -> None:
     model = tiny(family, **SWITCHING[family])
     with pytest.raises(UnsupportedModelError, match=r"holds for 64 positions .* holds 65"):
         StreamingCache(model, EvictionPolicy(4, 61))
+
+
+@each_cache
+@torch.no_grad()
+def test_a_longer_input_of_others_does_not_switch_the_table_of_a_stream(
+    cache_type: type[BoundedCache],
+) -> None:
+    """Dynamic NTK keeps the table it has grown as long as inputs are as long as its context."""
+    model, policy, ids = tiny("llama", **SWITCHING["llama"]), EvictionPolicy(4, 60), text(140)
+    cache = cache_type(model, policy)
+    logits = []
+    for t in range(140):
+        if t % 20 == 7:
+            model(input_ids=text(200))
+        logits.append(model(input_ids=ids[:, t : t + 1], past_key_values=cache).logits)
+    assert error(torch.cat(logits, dim=1), expected(model, policy, ids)) < 1e-4
+
+
+def test_a_table_whose_long_form_is_scaled_a_little_differently_is_seen_to_switch() -> None:
+    """PhiMoE's two scales are 1.1 and 1.3: only lengths of keys tell, not angles."""
+    rope = {
+        "rope_type": "longrope",
+        "rope_theta": 10000.0,
+        "short_factor": [1.0] * 4,
+        "long_factor": [1.0] * 4,
+        "short_mscale": 1.1,
+        "long_mscale": 1.3,
+        "original_max_position_embeddings": 64,
+    }
+    model = tiny("phimoe", **{**ADMITTED["phimoe"], "rope_parameters": rope})
+    if probe_rope(model).max_position is None:
+        ids = text(1, seed=1)
+        near, far = (
+            model(input_ids=ids, position_ids=torch.tensor([[p]])).logits for p in (0, 100)
+        )
+        assert torch.allclose(near, far, atol=1e-4), "this transformers has one scale"
+
+
+def test_queries_scaled_by_position_are_refused_in_half_precision_too() -> None:
+    model = tiny("beam", **REFUSED["beam"][0])
+    for dtype in (torch.float16, torch.bfloat16):
+        with pytest.raises(UnsupportedModelError, match="depends on where they stand"):
+            StreamingCache(copy_of(model, dtype), POLICY)
+
+
+def test_a_large_bias_does_not_hide_that_keys_rotate() -> None:
+    """Of one slow pair: the length of whole keys would hardly change."""
+    model: Any = tiny("qwen2", num_key_value_heads=2)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.self_attn.q_proj.weight *= 1e-4
+            layer.self_attn.q_proj.bias.zero_()
+            layer.self_attn.k_proj.bias.zero_()
+            layer.self_attn.k_proj.bias.view(2, 8)[:, [3, 7]] = 1e4
+    layers = probe_rope(model).layers
+    assert all(layer.rotation is not None for layer in layers)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "phi3", "gemma3_text"])
+def test_the_verdict_on_a_deep_model_is_the_same_in_every_dtype(family: str) -> None:
+    shape = {k: v for k, v in ADMITTED[family].items() if k != "layer_types"}
+    model = tiny(family, **{**shape, "num_hidden_layers": 24})
+    limit = probe_rope(model).max_position
+    for dtype in (torch.float16, torch.bfloat16):
+        assert probe_rope(copy_of(model, dtype)).max_position == limit
+
+
+def test_autocast_changes_no_verdict() -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        assert probe_rope(tiny("llama", num_key_value_heads=2)).max_position is None
+
+
+def test_a_model_without_weights_is_refused() -> None:
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(tiny_config("llama"))
+    with pytest.raises(UnsupportedModelError, match="not in memory"):
+        StreamingCache(model, POLICY)

@@ -1,0 +1,70 @@
+"""Which part of what is passed is fed a cache, and which models are refused for what they are."""
+
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from streamcache.caches.hooks import takes_cache
+
+
+class UnsupportedModelError(ValueError):
+    """Streaming this model with a bounded cache would be silently wrong; the message says why."""
+
+
+def pretrained(model: nn.Module) -> PreTrainedModel:
+    """The model of transformers that a wrapper is around: `torch.compile`, PEFT, data parallel.
+
+    Raises:
+        TypeError: there is none.
+    """
+    inner = next((m for m in model.modules() if isinstance(m, PreTrainedModel)), None)
+    if inner is None:
+        raise TypeError(f"{type(model).__name__} holds no model of transformers")
+    return inner
+
+
+def decoder_of(model: nn.Module) -> PreTrainedModel:
+    """The part of a model that has its layers, and is fed a cache."""
+    inner = pretrained(model)
+    candidates = (inner.get_decoder(), inner.base_model)
+    found: Any = next((m for m in candidates if takes_cache(m)), inner)
+    return found
+
+
+def refusal(config: PreTrainedConfig, reason: str) -> UnsupportedModelError:
+    return UnsupportedModelError(
+        f"cannot stream {config.model_type} with a bounded cache: {reason}"
+    )
+
+
+def require_admissible(model: PreTrainedModel) -> None:
+    """Refuse what a probe cannot see, or need not be asked.
+
+    Raises:
+        UnsupportedModelError: the model cannot be streamed.
+    """
+    config = model.config
+    text = config.get_text_config(decoder=True)
+    rope = getattr(text, "rope_parameters", None) or {}
+    tables = [rope, *(v for v in rope.values() if isinstance(v, dict))]
+    kinds = getattr(text, "layer_types", None) or []
+    stateful = ("conv", "linear", "mamba", "recurrent", "hybrid")
+    reasons = {
+        "some of its layers keep a state other than keys and values": any(
+            word in kind for kind in kinds for word in stateful
+        ),
+        "it is an encoder-decoder": getattr(config, "is_encoder_decoder", False),
+        "chunked attention masks by absolute position": getattr(text, "attention_chunk_size", None),
+        "it scales its queries by absolute position": getattr(text, "attn_temperature_tuning", None)
+        or any(table.get("llama_4_scaling_beta") for table in tables),
+        "some of its weights are not in memory (meta device, offloading)": any(
+            parameter.is_meta for parameter in model.parameters()
+        ),
+        "its decoder takes no cache by a name that this version of streamcache knows": not (
+            takes_cache(decoder_of(model))
+        ),
+    }
+    for reason, applies in reasons.items():
+        if applies:
+            raise refusal(config, reason)
