@@ -1,13 +1,13 @@
-"""Refresh, an experiment: tokens of the evicted middle are put back into the cache at prunes.
+"""Refresh, an experiment: some evicted tokens are put back into the cache at each eviction.
 
-Part of the budget is set aside for them. At each prune as many tokens as fit are chosen from all
-that were evicted so far, evenly spaced, the newest among them, and take the place of those chosen
-before. `middle` puts them between sinks and window, in stream order. `tail`, as published, puts
-them behind the newest token: a token's position is its place in the cache, so the old ones then
-look nearer than the window, which looks further away than it is.
+A part of the budget is reserved for them. At each eviction as many tokens as fit are chosen from
+all evicted so far, evenly spaced, the newest among them; they replace those chosen before.
+`middle` puts them between sinks and window, in stream order. `tail`, as published, puts them
+behind the newest token. A token's position is its place in the cache, so with `tail` the old tokens
+appear nearer than the window, and the window appears further away than it is.
 
-Keys are kept unrotated and turned to their places at every step, as in `mit`. What was evicted is
-kept, too: memory grows with the stream, which is what a bounded cache is there to avoid.
+Keys are stored unrotated and rotated to their places at every step, as in `ReferenceCache`. Evicted
+tokens stay in memory, which therefore grows with the stream: this cache is not bounded.
 """
 
 from typing import Literal, get_args
@@ -23,10 +23,10 @@ RefreshPolicy = Literal["tail", "middle"]
 
 
 class RefreshCache(ReferenceCache):
-    """A cache that holds what the policy keeps and up to `budget` evicted tokens beside.
+    """A cache that holds what the policy keeps, and up to `budget` evicted tokens.
 
     Args:
-        policy: with the budget set aside: capacity + budget is the most that is ever held.
+        policy: without the budget: at most capacity + budget entries are held.
         budget: entries for evicted tokens, at least 1.
         where: where they are put.
 
@@ -51,12 +51,15 @@ class RefreshCache(ReferenceCache):
 
     def _make_room(self, n_tokens: int, n_evicted: int, base: int) -> None:
         if n_evicted:
-            sinks = torch.arange(self.policy.n_sink)
-            window = torch.arange(self.policy.n_sink + self.evicted, self.seen)
-            chosen = evenly_spaced(self.evicted, self.budget) + self.policy.n_sink
-            middle = self.where == "middle"
-            order = (sinks, chosen, window) if middle else (sinks, window, chosen)
-            self.places = torch.cat(order)
+            self.places = self._places_after(self.evicted)
+
+    def _places_after(self, evicted: int) -> Tensor:
+        """The tokens held, in order, once so many have been evicted in all."""
+        sinks = torch.arange(self.policy.n_sink)
+        window = torch.arange(self.policy.n_sink + evicted, self.seen)
+        chosen = evenly_spaced(evicted, self.budget) + self.policy.n_sink
+        middle = self.where == "middle"
+        return torch.cat((sinks, chosen, window) if middle else (sinks, window, chosen))
 
     def _count(self, n_tokens: int) -> None:
         self.places = torch.cat([self.places, torch.arange(self.seen, self.seen + n_tokens)])
@@ -86,8 +89,11 @@ class RefreshCache(ReferenceCache):
         return states[layer]
 
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
-        n_held = len(self.places)
-        return n_held + query_length, self.seen - n_held
+        places = self.places
+        forward = self._forward
+        if forward and forward.n_evicted and not forward.has_room:  # before its first layer
+            places = self._places_after(self.evicted + forward.n_evicted)
+        return len(places) + query_length, self.seen - len(places)
 
 
 def evenly_spaced(n: int, budget: int) -> Tensor:
