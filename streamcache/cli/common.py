@@ -25,7 +25,7 @@ from streamcache.inputs.corpora import load_tokens
 from streamcache.inputs.models import LoadedModel, load_model
 from streamcache.inputs.quantize import Quantization
 from streamcache.measure.measurement import Measurement
-from streamcache.measure.run import Progress as Bars
+from streamcache.measure.progress import Progress as Bars
 from streamcache.measure.workload import Workload, default_window
 
 Command = Callable[..., Any]

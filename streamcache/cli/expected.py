@@ -8,9 +8,9 @@ from streamcache.extras import MissingExtra
 from streamcache.inputs.corpora import CorpusError
 from streamcache.inputs.models import ModelError
 from streamcache.inputs.quantize import QuantizationError
+from streamcache.measure.baseline import BaselineMismatch
 from streamcache.measure.checked import RecordError
 from streamcache.measure.diagnose import DiagnosisError
-from streamcache.measure.run import BaselineMismatch
 from streamcache.policy import PolicyError
 
 EXPECTED = (

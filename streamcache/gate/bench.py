@@ -20,7 +20,8 @@ from streamcache.inputs.models import LoadedModel
 from streamcache.measure.checked import with_checksum
 from streamcache.measure.configurations import BASELINE, RECOMPUTE, Configuration
 from streamcache.measure.measurement import Record
-from streamcache.measure.run import Progress, What, run
+from streamcache.measure.progress import Progress
+from streamcache.measure.run import What, run
 from streamcache.measure.store import Store
 from streamcache.measure.workload import Workload
 from streamcache.policy import EvictionPolicy, Policy, fields_that_are_set

@@ -1,9 +1,6 @@
 """The one way to measure: a configuration and a workload go in, a `Measurement` comes out."""
 
 import dataclasses
-import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Literal
@@ -11,12 +8,12 @@ from typing import Literal
 import numpy
 import torch
 
-from streamcache.decoding.nll import Advance, require_finite
+from streamcache.decoding.nll import require_finite
 from streamcache.decoding.onepass import streaming_nll
-from streamcache.decoding.recompute import recompute_nll
 from streamcache.machine import source_commit
 from streamcache.measure import quality as qualities
-from streamcache.measure.checked import Floats, RecordError
+from streamcache.measure.baseline import baseline_ppl, check_baseline
+from streamcache.measure.checked import Floats
 from streamcache.measure.configurations import RECOMPUTE, Configuration, identity
 from streamcache.measure.measurement import (
     Measurement,
@@ -28,22 +25,14 @@ from streamcache.measure.measurement import (
     read,
 )
 from streamcache.measure.memory import peak_memory_bytes
-from streamcache.measure.quality import baseline_positions
+from streamcache.measure.progress import Progress, no_progress
 from streamcache.measure.speed import measure_speed
 from streamcache.measure.steps import decoded_nll
-from streamcache.measure.store import Store, read_partial, write_partial
+from streamcache.measure.store import Store
 from streamcache.measure.workload import Workload
 from streamcache.policy import Evictions, count_evictions
 
 Method = Literal["one-pass", "sequential"]
-Progress = Callable[[str, int], AbstractContextManager[Advance]]  # description, total
-
-_SAVE_EVERY_S = 10.0
-_SLICE = 16  # positions of the baseline between looks at the clock
-
-
-class BaselineMismatch(ValueError):
-    """A stored baseline was made from something else; the message says what, and the way out."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,12 +54,6 @@ class What:
     pairs: int = 8
     baseline_forwards: int = 1
     device_time: bool = False
-
-
-@contextmanager
-def no_progress(description: str, total: int) -> Iterator[Advance]:
-    """Progress that nobody sees."""
-    yield lambda n: None
 
 
 def run(
@@ -173,7 +156,9 @@ def _stored(
         if not baseline_file.exists():
             return baseline_file, None
         found = read(baseline_file)
-        _check_baseline(found.record, configuration, workload, what, baseline_file)
+        check_baseline(
+            found.record, configuration, workload, positions_of(what, workload), baseline_file
+        )
         return baseline_file, found
     if store is None:
         return None, None
@@ -212,19 +197,11 @@ def _ppl(
     ids = workload.ids(workload.loaded)
     late = positions_of(what, workload)
     if configuration.recomputes:
-        return _baseline_ppl(configuration, workload, late, progress, path)
+        return baseline_ppl(configuration, workload, late, progress, path)
     baseline: Floats | None = None
     if workload.window is not None:
-        reference = dataclasses.replace(
-            configuration,
-            policy=workload.window,
-            cache=RECOMPUTE,
-            engine="eager",
-            overlap=0,
-            refresh=0,
-            batch=1,
-            label="baseline",
-        )
+        weights = configuration.weights
+        reference = Configuration(workload.window, RECOMPUTE, weights=weights, label="baseline")
         only_ppl = dataclasses.replace(what, tpot_tokens=0)
         baseline = run(
             reference, workload, only_ppl, store, progress=progress, baseline_file=baseline_file
@@ -239,40 +216,6 @@ def _ppl(
     nll = require_finite(found).cpu().double().numpy()
     floor = 0 if workload.window is None else workload.window.floor
     return nll, qualities.of_stream(nll, configuration.policy.floor, method, baseline, floor, late)
-
-
-def _baseline_ppl(
-    configuration: Configuration,
-    workload: Workload,
-    late: int,
-    progress: Progress,
-    path: Path | None,
-) -> tuple[Floats, Quality]:
-    """The recompute baseline; what is finished is kept, so an interrupted one goes on."""
-    policy, ids = configuration.policy, workload.ids(workload.loaded)
-    window_size = policy.floor - policy.n_sink
-    positions = baseline_positions(policy.floor, len(ids), late)
-    nll = read_partial(path)[: len(positions)] if path is not None else []
-    early = min(policy.floor, len(ids) - 1)
-    saved, n_saved = time.monotonic(), len(nll)
-    with progress("baseline", len(positions)) as advance:
-        advance(len(nll))
-        try:
-            while len(nll) < len(positions):
-                stop = early if len(nll) < early else len(nll) + _SLICE
-                part = torch.from_numpy(positions[len(nll) : stop])
-                rows = recompute_nll(
-                    workload.loaded.model, ids, policy.n_sink, window_size, part, advance=advance
-                )
-                nll += require_finite(rows).tolist()
-                if path is not None and time.monotonic() - saved > _SAVE_EVERY_S:
-                    write_partial(path, nll)
-                    saved, n_saved = time.monotonic(), len(nll)
-        finally:
-            if path is not None and n_saved < len(nll) < len(positions):
-                write_partial(path, nll)
-    values = numpy.asarray(nll)
-    return values, qualities.of_baseline(values, policy.floor, len(ids), late)
 
 
 def _record(
@@ -312,41 +255,3 @@ def _peak_memory_bytes(device: torch.device) -> int | None:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return peak_memory_bytes()
-
-
-def _check_baseline(
-    stored: Record, configuration: Configuration, workload: Workload, what: What, path: Path
-) -> None:
-    """Refuse a baseline that was made from something else.
-
-    Raises:
-        BaselineMismatch: names the first field that differs, both values, and the way out.
-    """
-    if not stored.recomputes:
-        raise RecordError(f"{path} is not a recompute baseline: it is a record of {stored.label}")
-    wanted_at, late = workload.record, positions_of(what, workload)
-    where = environment(workload.timed_model.model.device)
-    has_positions = stored.quality.late_positions if stored.quality else 0
-    pairs: list[tuple[str, object, object]] = [
-        (name, getattr(stored.workload, name), getattr(wanted_at, name))
-        for name in ("model", "revision", "dtype", "text_digest", "n_tokens")
-    ]
-    fields = identity(configuration)
-    pairs += [
-        (k, stored.configuration.get(k), fields.get(k)) for k in {**stored.configuration, **fields}
-    ]
-    pairs += [("positions", has_positions, late)] if workload.ppl_unavailable_reason is None else []
-    pairs += [
-        (name, getattr(stored.environment, name), getattr(where, name))
-        for name in ("device", "cpu", "torch", "transformers", "streamcache")
-    ]
-    for name, have, want in pairs:
-        if have != want:
-            at = f" --positions {late}" if late else ""
-            policy = configuration.policy
-            raise BaselineMismatch(
-                f"{path} does not fit: its {name} is {have!r}, and this run compares with "
-                f"{want!r}; with the same model and text `streamcache baseline --n-sink "
-                f"{policy.n_sink} --window-size {policy.floor - policy.n_sink} --max-eval-tokens "
-                f"{wanted_at.n_tokens}{at} --baseline-file {path}` makes one that fits"
-            )

@@ -15,12 +15,13 @@ from streamcache.decoding.onepass import streaming_nll
 from streamcache.decoding.recompute import recompute_nll
 from streamcache.inputs.corpora import TokenizedText, digest_of
 from streamcache.inputs.models import LoadedModel
-from streamcache.measure import checked, measurement, quality, speed
+from streamcache.measure import baseline, checked, measurement, quality, speed
 from streamcache.measure import run as measuring
+from streamcache.measure.baseline import BaselineMismatch
 from streamcache.measure.checked import RecordError
 from streamcache.measure.configurations import RECOMPUTE, Configuration, with_budget
 from streamcache.measure.pairs import alternate, speedup, speedup_error
-from streamcache.measure.run import BaselineMismatch, What, is_finished, run
+from streamcache.measure.run import What, is_finished, run
 from streamcache.measure.speed import measure_speed
 from streamcache.measure.store import Store, partial_path, read_partial
 from streamcache.measure.timing import TokenTimings, time_tokens
@@ -130,7 +131,7 @@ def test_a_baseline_is_measured_once_and_found_again(
         workload.loaded.model, workload.text.input_ids, 3, 13, torch.arange(16, 59)
     )
     assert first.nll[-1] == pytest.approx(float(whole[-1]), abs=1e-4)
-    monkeypatch.setattr(measuring, "recompute_nll", lambda *a, **k: pytest.fail("measured again"))
+    monkeypatch.setattr(baseline, "recompute_nll", lambda *a, **k: pytest.fail("measured again"))
     assert run(BASELINE, workload, ONLY_PPL, store).record == first.record
     run(STREAMING, workload, ONLY_PPL, store)  # is compared with what is stored
     assert len(list(tmp_path.rglob("*.json"))) == 2
@@ -148,7 +149,7 @@ def test_an_interrupted_baseline_goes_on_where_it_stopped(
             raise KeyboardInterrupt
         return recompute_nll(*arguments, **others)
 
-    monkeypatch.setattr(measuring, "recompute_nll", interrupted)
+    monkeypatch.setattr(baseline, "recompute_nll", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(BASELINE, workload, what, store)
     where = measurement.environment(workload.loaded.model.device)
@@ -169,7 +170,7 @@ def test_a_baseline_in_a_file_of_its_own_is_found_there(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "field, workload, baseline, what",
+    "field, workload, compared, what",
     [
         ("text_digest", tiny_workload(59), BASELINE, ONLY_PPL),
         ("n_sink", tiny_workload(), Configuration(EvictionPolicy(2, 13), RECOMPUTE), ONLY_PPL),
@@ -178,12 +179,12 @@ def test_a_baseline_in_a_file_of_its_own_is_found_there(tmp_path: Path) -> None:
     ],
 )
 def test_a_baseline_of_something_else_is_refused(
-    tmp_path: Path, field: str, workload: Workload, baseline: Configuration, what: What
+    tmp_path: Path, field: str, workload: Workload, compared: Configuration, what: What
 ) -> None:
     path = tmp_path / "b.json"
     run(BASELINE, tiny_workload(), ONLY_PPL, baseline_file=path, store=Store(tmp_path))
     with pytest.raises(BaselineMismatch, match=rf"its {field} is .*streamcache baseline"):
-        run(baseline, workload, what, Store(tmp_path), baseline_file=path)
+        run(compared, workload, what, Store(tmp_path), baseline_file=path)
 
 
 @pytest.mark.parametrize("name", ["device", "cpu", "torch", "transformers", "streamcache"])
