@@ -1,10 +1,36 @@
 """The command line as a shell sees it."""
 
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
-from streamcache import cli
+from streamcache import EvictionPolicy, cli
+from streamcache.cli import common
+from streamcache.inputs.models import LoadedModel, load_model
+from streamcache.measure import speed, workload
+
+SetAttribute = Callable[[Any, str, Any], None]
+
+
+def measure_little(set_attribute: SetAttribute) -> None:
+    """Make what commands measure short: the baseline's window and positions, and warm-up."""
+    set_attribute(workload, "BASELINE", EvictionPolicy(4, 124))
+    set_attribute(common, "_POSITIONS_ON_CPU", 6)
+    set_attribute(speed, "_SETTLE", 1)
+
+
+def load_two_layers(set_attribute: SetAttribute) -> None:
+    """Have commands load two layers of a model, where its PPL need mean nothing."""
+
+    def load(name: str, **how: Any) -> LoadedModel:
+        loaded = load_model(name, **how)
+        del loaded.model.get_decoder().layers[2:]
+        loaded.model.config.num_hidden_layers = 2
+        return loaded
+
+    set_attribute(common, "load_model", load)
 
 
 class Ran:

@@ -5,11 +5,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from streamcache import EvictionPolicy
 from streamcache.cli import console, summarize
-from streamcache.measure import workload
 from tests import made
-from tests.shell import Run
+from tests.shell import Run, load_two_layers, measure_little
 
 
 @pytest.fixture
@@ -17,8 +15,13 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("STREAMCACHE_DATA", raising=False)
     monkeypatch.setattr(console.out, "width", 160)
-    monkeypatch.setattr(workload, "BASELINE", EvictionPolicy(4, 124))  # a short one is quicker
+    measure_little(monkeypatch.setattr)
     return Run(monkeypatch, capsys)
+
+
+@pytest.fixture
+def two_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    load_two_layers(monkeypatch.setattr)
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,8 @@ from streamcache.measure.paper import configurations
 from tests import made
 from tests.shell import Run
 
+pytestmark = pytest.mark.usefixtures("two_layers")
+
 ROOT = Path(__file__).parents[2]
 DOCS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 SMALL = ["--max-eval-tokens", "260", "--runs", "1"]

@@ -22,6 +22,10 @@ from streamcache.measure.paper import configurations
 from streamcache.policy import PolicyError, evictions
 from tests.shell import Run
 
+ROOT = Path(__file__).parents[2]
+
+pytestmark = pytest.mark.usefixtures("two_layers")
+
 # A budget of 256 and a text of 600 tokens: 19 configurations in seconds.
 SMALL = [
     *("paper", "--dataset-name", "stream", "--max-eval-tokens", "600", "--cap-total", "256"),
@@ -215,10 +219,17 @@ def test_random_weights_are_timed_only(run: Run, few: list[str]) -> None:
 
 def test_killed_in_the_middle_it_loses_and_repeats_nothing(run: Run, tmp_path: Path) -> None:
     """SIGKILL, which nothing can catch, while the command runs in a process of its own."""
+    command = """
+from streamcache.cli import main
+from tests.shell import load_two_layers, measure_little
+measure_little(setattr)
+load_two_layers(setattr)
+main()
+"""
     process = subprocess.Popen(
-        [sys.executable, "-c", "from streamcache.cli import main; main()", *SMALL],
+        [sys.executable, "-c", command, *SMALL],
         cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -232,15 +243,9 @@ def test_killed_in_the_middle_it_loses_and_repeats_nothing(run: Run, tmp_path: P
     assert 4 <= len(before) < DISTINCT
     for path in records().values():
         measurement.read(path)
-    again = subprocess.run(
-        [sys.executable, "-c", "from streamcache.cli import main; main()", *SMALL],
-        cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert again.returncode == 0, again.stderr
-    assert " of 19 measurements are finished" in again.stderr
+    again = run(*SMALL)
+    assert again.status == 0, again.err
+    assert " of 19 measurements are finished" in again.err
     assert len(stamps()) == DISTINCT
     assert not changed(before)
 
