@@ -14,6 +14,7 @@ from click import Context
 
 from streamcache.cli import commands, paper
 from streamcache.measure.configurations import NAMED
+from streamcache.measure.measurement import Measurement
 from streamcache.measure.paper import configurations
 from tests import made
 from tests.shell import Run
@@ -183,23 +184,57 @@ def test_workflows_pin_their_actions_and_keep_no_credentials(name: str) -> None:
 
 # The example of docs/gate.md is a file of tests: test_golden_plugin.py runs it.
 @pytest.mark.parametrize("block", [b for b in blocks("python") if "def test_" not in b])
-def test_python_examples(block: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_python_examples(block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     reference = ROOT / "streamcache" / "reference_model"
     for auto in (AutoModelForCausalLM, AutoTokenizer):
         real = auto.from_pretrained
-        packaged = partial(lambda real, name, **_: real(reference, dtype=torch.float32), real)
+        packaged = partial(
+            lambda real, name, **given: (
+                real(name, **given)
+                if isinstance(name, Path)
+                else real(reference, dtype=torch.float32)
+            ),
+            real,
+        )
         monkeypatch.setattr(auto, "from_pretrained", packaged)
+    made.methods(tmp_path / "runs")
+    monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     exec(block, names)
-    story = names["story"]
-    assert isinstance(story, torch.Tensor) and story.shape[1] >= 64
+    if "story = " in block:
+        story = names["story"]
+        assert isinstance(story, torch.Tensor) and story.shape[1] >= 64
+    else:
+        assert isinstance(names["measured"], Measurement)
 
 
 def test_paths_and_links_exist() -> None:
     for page in DOCS:
         for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text()):
             assert (page.parent / link).exists(), f"{page.name} links to {link}"
-    for path in re.findall(r"^(streamcache/\w+\.py)", (ROOT / "README.md").read_text(), re.M):
+
+
+def test_readme_lists_every_folder_of_the_package() -> None:
+    listed = re.findall(
+        r"^((?:streamcache|tests|docs)/\S*)  ", (ROOT / "README.md").read_text(), re.M
+    )
+    for path in listed:
         assert (ROOT / path).exists(), path
+    folders = {file.parent for file in (ROOT / "streamcache").rglob("*.py")}
+    folders -= {ROOT / "streamcache"}
+    assert {f"{folder.relative_to(ROOT).as_posix()}/" for folder in folders} <= set(listed)
+
+
+def test_every_page_can_be_reached_from_the_readme() -> None:
+    reached = {ROOT / "README.md"}
+    due = [ROOT / "README.md"]
+    while due:
+        page = due.pop()
+        for link in re.findall(r"\]\((?!https?:)([^)#]+\.md)", page.read_text()):
+            target = (page.parent / link).resolve()
+            if target not in reached:
+                reached.add(target)
+                due.append(target)
+    assert set(DOCS) <= reached
