@@ -37,7 +37,8 @@ def recompute_nll(
 
     Args:
         input_ids: the text, integers [T], on any device.
-        n_sink, window_size: S >= 0 and W >= 1, tokens.
+        n_sink: S >= 0, tokens.
+        window_size: W >= 1, tokens.
         positions: integers, each 0 <= t <= T - 2, in any order.
         advance: called with the number of positions just finished.
 
