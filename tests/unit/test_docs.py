@@ -12,6 +12,7 @@ import pytest
 import torch
 from click import Context
 
+import streamcache
 from streamcache.cli import commands, paper
 from streamcache.measure.configurations import NAMED
 from streamcache.measure.measurement import Measurement
@@ -218,7 +219,7 @@ def test_paths_and_links_exist() -> None:
 
 def test_readme_lists_every_folder_of_the_package() -> None:
     listed = re.findall(
-        r"^((?:streamcache|tests|docs)/\S*)  ", (ROOT / "README.md").read_text(), re.M
+        r"^((?:streamcache|tests|examples|docs)/\S*)  ", (ROOT / "README.md").read_text(), re.M
     )
     for path in listed:
         assert (ROOT / path).exists(), path
@@ -238,3 +239,18 @@ def test_every_page_can_be_reached_from_the_readme() -> None:
                 reached.add(target)
                 due.append(target)
     assert set(DOCS) <= reached
+
+
+def test_the_api_page_has_every_public_name_once() -> None:
+    page = (ROOT / "docs" / "api.md").read_text()
+    assert sorted(re.findall(r"^::: streamcache\.(\w+)$", page, re.M)) == streamcache.__all__
+    for name in streamcache.__all__:
+        assert getattr(streamcache, name).__doc__, name
+
+
+def test_tox_builds_the_site_with_the_packages_of_the_extra() -> None:
+    tox = ConfigParser()
+    tox.read(ROOT / "tox.ini")
+    needed = tox["testenv:docs"]["deps"].split()
+    (extra,) = re.findall(r"^docs = \[(.*)\]$", (ROOT / "pyproject.toml").read_text(), re.M)
+    assert needed == re.findall(r'"([^"]+)"', extra)

@@ -1,0 +1,77 @@
+"""Every file of examples runs on the packaged model, and prints what it promises."""
+
+import io
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "examples"
+
+
+class Example:
+    """Runs a file of examples as a shell would, in this process."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+        self.monkeypatch, self.capsys = monkeypatch, capsys
+
+    def __call__(self, name: str, *arguments: str, stdin: str = "") -> tuple[str, str]:
+        self.monkeypatch.setattr(sys, "argv", [name, *arguments])
+        self.monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+        runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+        printed = self.capsys.readouterr()
+        return printed.out, printed.err
+
+
+@pytest.fixture
+def example(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Example:
+    return Example(monkeypatch, capsys)
+
+
+def test_a_chat_goes_on_past_the_cache(example: Example) -> None:
+    out, err = example(
+        "endless_chat.py", "--total", "64", "--tokens", "30", stdin="It was night.\nGo on.\nAnd?\n"
+    )
+    seen, held = zip(*re.findall(r"\[(\d+) tokens seen, (\d+) held\]", err))
+    assert len(seen) == 3 and int(seen[-1]) > 64 and held[-1] == "64"
+    assert out.strip()
+
+
+def test_a_growing_file_is_followed_and_odd_lines_surprise(
+    example: Example, tmp_path: Path
+) -> None:
+    text = tmp_path / "notes.txt"
+    text.write_text("The rain fell.\n" * 12 + "xq zzv 9# !!\nThe rain fell.\nhalf a li")
+    out, _ = example("follow_file.py", str(text), "--total", "64", "--idle", "0.3")
+    surprise = [float(line.split()[0]) for line in out.splitlines()]
+    assert len(surprise) == 14, "a line counts when it has ended"
+    assert surprise[12] == max(surprise) and surprise[11] < surprise[0]
+
+
+def test_each_user_of_a_batch_has_a_stream(example: Example) -> None:
+    out, _ = example("many_users.py", "--users", "3", "--tokens", "60", "--total", "48")
+    *users, last = out.splitlines()
+    assert [line.split(":")[0] for line in users] == ["user 0", "user 1", "user 2"]
+    assert re.fullmatch(r"3 streams of 7\d tokens, 48 held of each", last)
+
+
+def test_an_own_rule_is_measured_beside_the_usual_one(example: Example) -> None:
+    out, _ = example("own_rule.py", "--tokens", "300", "--total", "64")
+    halving, usual = re.findall(r"PPL ([\d.]+), (\d+) entries in (\d+) evictions", out)
+    assert 1 < float(halving[0]) < 1000 and 1 < float(usual[0]) < 1000
+    assert int(halving[2]) < 10 and usual[1] == usual[2] == str(299 - 64)
+
+
+def test_the_benchmark_is_that_of_the_docs() -> None:
+    """`test_golden_plugin` records and judges it."""
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/gate.md").read_text(), re.DOTALL)
+    assert (EXAMPLES / "test_sort.py").read_text().endswith(f'"""\n\n{block}')
+
+
+def test_every_example_is_tested_and_in_the_docs() -> None:
+    tests, page = Path(__file__).read_text(), (ROOT / "docs" / "examples.md").read_text()
+    for file in EXAMPLES.glob("*.py"):
+        assert f'"{file.name}"' in tests and f"(../examples/{file.name})" in page
