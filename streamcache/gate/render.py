@@ -17,13 +17,20 @@ _MARKS = {
 }
 
 
-def headline(verdicts: Sequence[Verdict]) -> str:
-    """One line: the outcome, and how many checks had which status."""
-    if not verdicts:
+def headline(verdicts: Sequence[Verdict], n_failed: int = 0) -> str:
+    """One line: the outcome, and how many checks had which status.
+
+    Args:
+        n_failed: tests that failed otherwise: they measured nothing, and the run is no pass.
+    """
+    if not verdicts and not n_failed:
         return "golden: NOTHING MEASURED"
     counts = Counter(v.status for v in verdicts)
     shown = [f"{counts[s]} {s.value}" for s in reversed(Status) if counts[s]]
-    return f"golden: {worst(verdicts).value.upper()} ({', '.join(shown)})"
+    if n_failed:
+        shown.insert(0, f"{n_failed} {'test' if n_failed == 1 else 'tests'} failed otherwise")
+    outcome = Status.FAIL if n_failed else worst(verdicts)
+    return f"golden: {outcome.value.upper()} ({', '.join(shown)})"
 
 
 def rows(verdicts: Sequence[Verdict]) -> list[tuple[str, ...]]:
@@ -66,7 +73,7 @@ def _header(base: str) -> tuple[str, ...]:
     return tuple(base if name == "golden" else name for name in HEADER)
 
 
-def text(verdicts: Sequence[Verdict], base: str = "golden") -> list[str]:
+def text(verdicts: Sequence[Verdict], base: str = "golden", n_failed: int = 0) -> list[str]:
     """A table in plain text, line by line; `base` names what is compared with."""
     table = [_header(base), *rows(verdicts)]
     widths = [max(len(row[i]) for row in table) for i in range(len(HEADER) - 1)]
@@ -74,12 +81,12 @@ def text(verdicts: Sequence[Verdict], base: str = "golden") -> list[str]:
     for row in table:
         cells = [cell.ljust(width) for cell, width in zip(row, widths)]
         lines.append("  ".join([*cells, row[-1]]).rstrip())
-    return [*lines, headline(verdicts)]
+    return [*lines, headline(verdicts, n_failed)]
 
 
-def markdown(verdicts: Sequence[Verdict], notes: Sequence[str] = ()) -> str:
+def markdown(verdicts: Sequence[Verdict], notes: Sequence[str] = (), n_failed: int = 0) -> str:
     """The same for `$GITHUB_STEP_SUMMARY` and pull-request comments."""
-    lines = [f"### {headline(verdicts)}", ""]
+    lines = [f"### {headline(verdicts, n_failed)}", ""]
     lines += ["| " + " | ".join(HEADER) + " |", "|" + " --- |" * len(HEADER)]
     for row in rows(verdicts):
         cells = [cell.replace("|", "\\|") for cell in row]

@@ -10,7 +10,7 @@ from functools import cache
 import torch
 import transformers
 
-from streamcache.gate.environment import PARENT, Environment
+from streamcache.gate.environment import PARENT, Environment, tracers
 from streamcache.machine import cpu_model
 from streamcache.version import VERSION
 
@@ -37,7 +37,7 @@ class TorchEnvironmentProbe:
             "device": f"cpu {platform.machine()}",
             "threads": torch.get_num_threads(),
         }
-        problems: list[str] = []
+        problems = [*tracers(), *modes()]
         if on_gpu:
             properties = torch.cuda.get_device_properties(self.device)
             machine = {
@@ -46,7 +46,7 @@ class TorchEnvironmentProbe:
                 "power_limit_w": found.get("power.limit", ""),
             }
             reasons = found.get("clocks_event_reasons.active", "")
-            problems = [*throttled(reasons), *foreign(self.device)]
+            problems += [*throttled(reasons), *foreign(self.device)]
             readings = [f"{found.get('clocks.sm')} MHz, {found.get('temperature.gpu')} C"]
         return Environment(
             machine=machine,
@@ -62,6 +62,18 @@ class TorchEnvironmentProbe:
             problems=problems,
             readings=readings,
         )
+
+
+def modes() -> list[str]:
+    """What of torch's own is left on in this process, and slows every operation down."""
+    found = []
+    if torch._C._len_torch_function_stack():
+        found.append("a TorchFunctionMode is on")
+    if torch._C._len_torch_dispatch_stack():
+        found.append("a TorchDispatchMode is on")
+    if torch.is_anomaly_enabled():
+        found.append("autograd's anomaly detection is on")
+    return found
 
 
 def gpu(device: torch.device) -> dict[str, str]:

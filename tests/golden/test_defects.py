@@ -1,26 +1,38 @@
 """Every planted defect is caught by the verdict that names it: minutes, see `defects.py`."""
 
-import tempfile
+import shutil
 from pathlib import Path
 
 import pytest
 
 from streamcache.gate.verdicts import Status, Verdict
-from tests.golden.defects import copied, judged, planted
+from tests.golden.defects import ROOT, copied, judged, planted
 from tests.golden.mutations import DEFECTS, Defect
 
 FILE = "tests/bench/test_cpu.py::"
 BROKEN = Defect("broken", (lambda root: None,), Status.FAIL, "ppl", ("test_a", "test_b"))
 
 
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return copied(tmp_path_factory.mktemp("tree"))
+
+
 @pytest.mark.parametrize("defect", DEFECTS, ids=lambda defect: defect.name)
-def test_can_be_planted(defect: Defect) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        root = copied(Path(folder))
+def test_can_be_planted(defect: Defect, tree: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in tree.rglob("*") if path.is_file()}
+    try:
         for edit in defect.edits:
-            edit(root)
-        for path in root.rglob("*.py"):
-            compile(path.read_text(encoding="utf-8"), str(path), "exec")
+            edit(tree)
+        changed = [path for path, then in before.items() if path.stat().st_mtime_ns != then]
+        assert bool(changed) == bool(defect.edits)
+        for path in changed:
+            if path.suffix == ".py":
+                compile(path.read_text(encoding="utf-8"), str(path), "exec")
+    finally:
+        for path, then in before.items():
+            if path.stat().st_mtime_ns != then:
+                shutil.copy2(ROOT / path.relative_to(tree), path)
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,6 @@ from streamcache.gate.goldens import Entry, Golden, Provenance, PublishedRange
 SUITE = """
 import time
 from streamcache.measure.pairs import Stopwatch
-from streamcache.gate.goldens import Entry, Golden, Provenance
-from streamcache.gate.goldens import Entry, Golden, Provenance, PublishedRange
 def block():
     with Stopwatch() as host:
         sum(range(20_000))

@@ -6,19 +6,21 @@ environment is invalid.
 
 import platform
 from collections.abc import Iterator
+from importlib.util import find_spec
 
 import pytest
 
 from streamcache.gate import storage
-from streamcache.gate.environment import Environment, EnvironmentProbe
+from streamcache.gate.environment import Environment, EnvironmentProbe, tracers
 from streamcache.gate.goldens import GoldenError
 from streamcache.gate.plugin.clock import BenchmarkClock
 from streamcache.gate.plugin.options import Usage, golden_path, pytest_addoption
 from streamcache.gate.plugin.processes import Order
 from streamcache.gate.plugin.recording import pytest_cmdline_main
-from streamcache.gate.plugin.session import RECORDER, Session
+from streamcache.gate.plugin.session import FIXTURES, RECORDER, Session
 from streamcache.gate.plugin.usage import check_usage
 from streamcache.gate.recorder import Clock, Recorder
+from streamcache.machine import cpu_model
 
 __all__ = ["pytest_addoption", "pytest_cmdline_main"]
 
@@ -39,7 +41,8 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A benchmark with a golden is timed by a clock of its own."""
     for item in items:
-        if {"golden", "benchmark"} <= set(getattr(item, "fixturenames", ())):
+        names = set(getattr(item, "fixturenames", ()))
+        if FIXTURES & names and "benchmark" in names:
             marker = item.get_closest_marker("benchmark")
             clock = item.stash[_clock] = BenchmarkClock()
             options = {**(marker.kwargs if marker else {}), "timer": clock}
@@ -50,8 +53,12 @@ class _PlainEnvironmentProbe:
     """Any machine, by what the standard library knows of it."""
 
     def sample(self) -> Environment:
-        machine: dict[str, str | int] = {"device": f"cpu {platform.machine()}"}
-        return Environment(machine=machine, context={"python": platform.python_version()})
+        return Environment(
+            machine={"device": f"cpu {platform.machine()}"},
+            host={"cpu": cpu_model()},
+            context={"python": platform.python_version()},
+            problems=tracers(),
+        )
 
 
 @pytest.fixture(scope="session")
@@ -61,7 +68,7 @@ def golden_environment() -> EnvironmentProbe:
 
 
 @pytest.fixture
-def golden(
+def golden_recorder(
     request: pytest.FixtureRequest, golden_environment: EnvironmentProbe
 ) -> Iterator[Recorder]:
     """Records what a benchmark measured; compared with the golden when the test has passed."""
@@ -72,3 +79,11 @@ def golden(
     item.stash[RECORDER] = recorder
     yield recorder
     del item.stash[RECORDER]  # a test that is run again measures anew
+
+
+if find_spec("pytest_golden") is None:  # which has a fixture of this name
+
+    @pytest.fixture
+    def golden(golden_recorder: Recorder) -> Recorder:
+        """The same by its short name."""
+        return golden_recorder

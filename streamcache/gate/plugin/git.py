@@ -20,10 +20,13 @@ def require_clean_worktree(config: pytest.Config, goldens: Path) -> None:
     changed = git(config, *status)
     if top is None or changed is None:
         raise pytest.UsageError("git does not say whether the tree is clean: see `git status`")
-    paths = [Path(top, line[3:]).resolve() for line in changed.split("\0") if line]
-    if any(p.parent != goldens.resolve() or p.suffix != ".json" for p in paths):
+    paths = [Path(top, line[3:]) for line in changed.split("\0") if line]
+    others = [p for p in paths if p.parent.resolve() != goldens.resolve() or p.suffix != ".json"]
+    if others:
+        more = f" and {len(others) - 1} more" if len(others) > 1 else ""
         raise pytest.UsageError(
-            "goldens are recorded from a clean tree only: commit or stash your changes"
+            "goldens are recorded from a clean tree only: commit or stash "
+            f"{others[0].relative_to(top)}{more}"
         )
 
 

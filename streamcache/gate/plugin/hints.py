@@ -32,6 +32,8 @@ def hints(
             f"to accept, from a clean tree: pytest {' '.join(there)} {option} "
             '--golden-update --golden-reason "..."'
         )
+    if any(v.check == "anchor" and v.status.fails_build for v in verdicts):
+        lines.append("to accept a loss beyond the anchor's budget, add --golden-reset-anchors")
     if len(there) < len(red):
         lines.append(f"to retire a benchmark: delete its entry in {golden_path(config)}")
     return lines

@@ -28,6 +28,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--golden-required", action="store_true", help="what has a golden must be measured"
     )
+    group.addoption(
+        "--golden-judged",
+        action="store_true",
+        help="times that are not judged, since the golden is of another host, are invalid",
+    )
     group.addoption("--golden-update", action="store_true", help="measure anew and record")
     group.addoption(
         "--golden-update-new-only", action="store_true", help="record only what has no golden"

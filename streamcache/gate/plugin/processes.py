@@ -20,7 +20,14 @@ from streamcache.gate.samples import Process, SampleError
 
 _ORDER = "STREAMCACHE_GOLDEN_ORDER"
 _GATES = (
-    *("golden", "golden_required", "golden_markdown", "golden_json", "golden_against"),
+    *(
+        "golden",
+        "golden_required",
+        "golden_judged",
+        "golden_markdown",
+        "golden_json",
+        "golden_against",
+    ),
     *("golden_update", "golden_update_new_only", "golden_from", "golden_reset_anchors"),
 )
 _WRITES = (
@@ -74,11 +81,11 @@ def measured(config: pytest.Config) -> Iterator[Process]:
         yield process
 
 
-def measured_again(config: pytest.Config, name: str) -> Process:
-    """One benchmark once more, in a fresh process; what kept it from that is its problem."""
+def measured_again(config: pytest.Config, tests: list[str]) -> Process:
+    """Benchmarks once more, in a fresh process; what kept them from that is its problem."""
     try:
         # This process, which may hold the device, does nothing meanwhile.
-        return fresh(config, Order(tests=[name]), waits=True)[0]
+        return fresh(config, Order(tests=tests), waits=True)[0]
     except SampleError as error:
         lines = str(error).splitlines()
         problem = " ... ".join(dict.fromkeys(lines[:1] + lines[-1:]))
@@ -102,6 +109,10 @@ def fresh(
         SampleError: it failed.
     """
     arguments, cwd = list(config.invocation_params.args), config.invocation_params.dir
+    # As of this process: with other tests, or a report elsewhere, pytest may find others.
+    where = ["--rootdir", str(config.rootpath)]
+    where += ["-c", str(config.inipath)] if config.inipath else []
+    arguments = [*where, *arguments]
     environment = {**os.environ, **({PARENT: "1"} if waits else {})}
     if here and tree:
         arguments = [_moved(argument, here, tree) for argument in map(str, arguments)]
@@ -129,8 +140,8 @@ def fresh(
             fine.append(pytest.ExitCode.TESTS_FAILED)
         if ran.returncode not in fine or not path.exists():
             tail = (ran.stdout + ran.stderr).strip()[-2000:]
-            where = f" in {tree}" if tree else ""
-            raise SampleError(f"a process failed{where} with status {ran.returncode}:\n{tail}")
+            place = f" in {tree}" if tree else ""
+            raise SampleError(f"a process failed{place} with status {ran.returncode}:\n{tail}")
         return samples.read(path), ran.stdout
 
 

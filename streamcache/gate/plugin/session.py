@@ -22,6 +22,13 @@ from streamcache.gate.samples import Process, Sample
 from streamcache.gate.verdicts import Status, Verdict, exit_status
 
 RECORDER = pytest.StashKey[Recorder]()
+FIXTURES = {"golden", "golden_recorder"}
+
+
+def _cancel_timeout(item: pytest.Item) -> None:
+    """pytest-timeout's limit is for the test, not for the fresh process that confirms it."""
+    if cancel := getattr(item.config.hook, "pytest_timeout_cancel_timer", None):
+        cancel(item=item)
 
 
 class Session:
@@ -46,7 +53,7 @@ class Session:
         self, session: pytest.Session, items: list[pytest.Item]
     ) -> None:
         """A golden whose benchmark is gone becomes a test; who names tests asks for no others."""
-        uses = (item for item in items if "golden" in getattr(item, "fixturenames", ()))
+        uses = (item for item in items if FIXTURES & set(getattr(item, "fixturenames", ())))
         self.benchmarks = [item.nodeid for item in uses]
         if self.golden is None or any("::" in argument for argument in self.config.args):
             return
@@ -81,7 +88,7 @@ class Session:
             cause = "it has a golden, and its benchmark is gone"
             verdicts = [Verdict(item.nodeid, "benchmark", Status.MISSING, cause=cause)]
         elif recorder := item.stash.get(RECORDER, None):
-            verdicts = self._taken(recorder)
+            verdicts = self._taken(item, recorder)
         elif self.order.plain and (sample := plain_sample(item)):
             self.samples.append(sample)
             return
@@ -92,17 +99,33 @@ class Session:
             lines = [f"{v.status.name} {v.check}: {v.cause}" for v in red]
             pytest.fail("\n".join(lines), pytrace=False)
 
-    def _taken(self, recorder: Recorder) -> list[Verdict]:
+    def _taken(self, item: pytest.Item, recorder: Recorder) -> list[Verdict]:
         recorder.probe()
         sample, environment = recorder.sample(), merged(recorder.snapshots)
         self.samples.append(sample)
         self.environments.append(environment)
         if self.golden is None:
             return []
-        again = None
-        if needs_confirmation(sample, self.golden, environment):
-            again = measured_again(self.config, sample.name)
-        return judge(sample, self.golden, environment, again)
+        if not needs_confirmation(sample, self.golden, environment):
+            return self._required_to_judge(judge(sample, self.golden, environment))
+        _cancel_timeout(item)
+        again = measured_again(self.config, [sample.name])
+        verdicts = judge(sample, self.golden, environment, again)
+        before = [s.name for s in self.samples]
+        if len(before) > 1 and any(v.status is Status.SUSPECT for v in verdicts):
+            # Alone it is as fast as ever: what the tests before it left behind may slow it down.
+            again = measured_again(self.config, before)
+            verdicts = judge(sample, self.golden, environment, again)
+        return self._required_to_judge(verdicts)
+
+    def _required_to_judge(self, verdicts: list[Verdict]) -> list[Verdict]:
+        """Where times must be judged, it is invalid that the golden is of another host."""
+        if not self.config.getoption("golden_judged"):
+            return verdicts
+        return [
+            msgspec.structs.replace(v, status=Status.INVALID) if v.check == "host" else v
+            for v in verdicts
+        ]
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.failed:
@@ -173,7 +196,9 @@ class Session:
         """Write what was asked for; lines that say what could not be."""
         if self.golden is None:
             return outputs.write(outputs.samples(self.config), msgspec.json.encode(self.process()))
-        text = render.markdown(self.verdicts, [f"- {line}" for line in self.notes]).encode()
+        others = self.failed - {report.nodeid for report in self.red}
+        notes = [f"- {line}" for line in self.notes]
+        text = render.markdown(self.verdicts, notes, n_failed=len(others)).encode()
         unwritten = outputs.write(outputs.markdown(self.config), text)
         results = msgspec.json.encode({"streamcache": self._results()})
         unwritten += outputs.write(outputs.results(self.config), results)
@@ -189,5 +214,6 @@ class Session:
             return
         name = self.config.getoption("golden")
         terminalreporter.section(f"golden {name}", sep="-")
-        for line in (*render.text(self.verdicts), *self.notes):
+        others = self.failed - {report.nodeid for report in self.red}
+        for line in (*render.text(self.verdicts, n_failed=len(others)), *self.notes):
             terminalreporter.line(line)

@@ -23,7 +23,8 @@ def check_usage(config: pytest.Config) -> None:
     if config.getoption("golden_against"):
         _check_against(config)
         return
-    asks = config.getoption("golden_required") or updates(config)
+    judged = config.getoption("golden_judged")
+    asks = config.getoption("golden_required") or judged or updates(config)
     if asks and not name:
         raise Usage("which goldens? give --golden NAME")
     if asks and samples:
