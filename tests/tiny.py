@@ -10,7 +10,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 
 from streamcache.caches.base import BoundedCache
 from streamcache.policy import EvictionPolicy
-from tests.oracle import Oracle, kept_after_each, kept_in_chunks
+from streamcache.testing import Oracle
+from streamcache.testing import logit_error as error
+from tests.oracle import kept_after_each, kept_in_chunks
+
+__all__ = ["error"]
 
 VOCABULARY = 64
 
@@ -110,14 +114,3 @@ def expected(
     else:
         kept = kept_after_each(ids.shape[1], *rule(policy))
     return torch.stack([oracle.logits(row, kept) for row in ids])
-
-
-@torch.no_grad()
-def error(logits: Tensor, reference: Tensor) -> float:
-    """The largest difference, in units of the reference's standard deviation over the vocabulary.
-
-    Infinite where a logit is not a number.
-    """
-    difference = (logits.double() - reference.double()).abs()
-    spread = reference.double().std(dim=-1).mean()
-    return float(difference.nan_to_num(nan=torch.inf).max() / spread)

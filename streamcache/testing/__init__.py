@@ -1,0 +1,193 @@
+"""Checks for a rule of eviction, or a cache, of one's own: `check_policy` and `check_cache`.
+
+They raise AssertionError with what is wrong, and need no test framework:
+
+    def test_my_rule() -> None:
+        check_policy(MyRule(n_sink=4, floor=64, capacity=80))
+
+    def test_my_cache() -> None:
+        check_cache(MyCache, model, EvictionPolicy(4, 12, compress_every=8))
+"""
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from streamcache.caches.base import BoundedCache
+from streamcache.policy import Policy, evicted_by_chunk, fields_that_are_set, window_size
+from streamcache.testing.oracle import Oracle
+
+__all__ = ["Oracle", "check_cache", "check_policy", "kept_tokens", "logit_error", "oracle_logits"]
+
+
+def check_policy(policy: Policy, n_tokens: int = 2000) -> None:
+    """Check what every cache relies on, over a stream of `n_tokens`.
+
+    The same arguments give the same eviction; an eviction is of entries that are there and no
+    sinks, and of at most `max_drop` where the rule has one; after each append the cache holds at
+    most `capacity` entries, among them the first `n_sink` tokens and the most recent ones, `floor`
+    in all; and it has an identity.
+
+    Raises:
+        AssertionError: it does not; the message names the token.
+    """
+    n_sink, floor, capacity = policy.n_sink, policy.floor, policy.capacity
+    assert 0 <= n_sink < floor <= capacity, (
+        f"0 <= n_sink < floor <= capacity does not hold: {n_sink}, {floor}, {capacity}"
+    )
+    assert fields_that_are_set(policy), "a policy has fields that tell it from others"
+    limit = getattr(policy, "max_drop", None)
+    size = 0
+    for seen in range(n_tokens):
+        where = f"before token {seen}, with {size} entries held,"
+        evicted = policy.drop(seen, size)
+        assert isinstance(evicted, int), f"{where} drop gave {evicted!r}, no integer"
+        assert evicted == policy.drop(seen, size), f"{where} drop gave two answers"
+        assert isinstance(policy.scheduled(seen), bool), f"{where} scheduled gave no bool"
+        assert 0 <= evicted <= max(0, size - n_sink), (
+            f"{where} drop evicts {evicted} entries, but {max(0, size - n_sink)} are no sinks"
+        )
+        is_allowed = limit is None or evicted <= limit
+        assert is_allowed, f"{where} drop evicts {evicted} > max_drop={limit}"
+        size += 1 - evicted
+        assert size <= capacity, f"{where} drop leaves {size} entries, capacity is {capacity}"
+        assert not evicted or size >= floor, f"{where} drop leaves {size} entries, floor is {floor}"
+    window = window_size(policy)
+    for n in {1, (window + 1) // 2, window}:
+        _check_chunks(policy, n, n_tokens)
+
+
+def _check_chunks(policy: Policy, n: int, n_tokens: int) -> None:
+    alone = size = 0  # held by the stream token by token, and by the one in chunks
+    for seen in range(0, n_tokens - n + 1, n):
+        size += n - evicted_by_chunk(policy, seen, size, n)
+        for t in range(seen, seen + n):
+            alone += 1 - policy.drop(t, alone)
+        assert size == alone, (
+            f"after {seen + n} tokens in chunks of {n} there are {size} entries, {alone} token by "
+            "token"
+        )
+
+
+def check_cache(
+    make: Callable[[Any, Policy], BoundedCache],
+    model: PreTrainedModel,
+    policy: Policy,
+    n_tokens: int = 80,
+    tolerance: float = 1e-4,
+) -> float:
+    """Check a kind of cache against a float64 oracle that shares no code with caches.
+
+    A stream token by token, one in chunks of up to a window, a batch whose rows are reordered, a
+    fork, and a second stream after `reset()`; and what the cache says of itself on the way.
+
+    Args:
+        make: the class of the cache, or any function of a model and a policy.
+        model: float32, on any device, best tiny: the oracle runs it over all that is held for
+            every token. Random weights should be large, or its attention is flat.
+        policy: what to evict and when; n_tokens should be a few times its capacity.
+        n_tokens: of each stream.
+        tolerance: the largest allowed error, as `logit_error` has it.
+
+    Returns:
+        The largest error found.
+
+    Raises:
+        AssertionError: the logits, or what the cache says, are wrong.
+    """
+    vocabulary = int(model.config.get_text_config(decoder=True).vocab_size)
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(vocabulary, (2, n_tokens), generator=generator).to(model.device)
+    chunks = _chunks(n_tokens, window_size(policy))
+    cache = make(model, policy)
+    errors = []
+
+    def compare(what: str, logits: Tensor, reference: Tensor) -> None:
+        errors.append(logit_error(logits, reference))
+        found = f"{what}: logits are off by {errors[-1]:.1e} of their spread"
+        assert errors[-1] <= tolerance, found
+
+    stepwise = oracle_logits(model, policy, ids)
+    compare("token by token", _feed(model, cache, ids, [1] * n_tokens), stepwise)
+    cache.reset()
+    assert (cache.seen, cache.evicted, cache.size) == (0, 0, 0), "reset() leaves something"
+    one = ids[:1]
+    chunked = oracle_logits(model, policy, one, chunks)
+    compare("in chunks, after reset()", _feed(model, cache, one, chunks), chunked)
+    half = n_tokens // 2
+    cache.reset()
+    _feed(model, cache, ids[:, :half], [1] * half)
+    fork = copy.deepcopy(cache)
+    cache.reorder_cache(torch.tensor([1, 0]))
+    rest = [1] * (n_tokens - half)
+    swapped = torch.cat([ids[:, :half].flip(0), ids[:, half:]], dim=1)
+    reference = oracle_logits(model, policy, swapped)[:, half:]
+    compare("after its rows were reordered", _feed(model, cache, ids[:, half:], rest), reference)
+    compare("a fork", _feed(model, fork, ids[:, half:], rest), stepwise[:, half:])
+    return max(errors)
+
+
+def _chunks(n_tokens: int, window: int) -> list[int]:
+    chunks: list[int] = []
+    while sum(chunks) < n_tokens:
+        wanted = (1, window, 1, (window + 1) // 2)[len(chunks) % 4]
+        chunks.append(min(wanted, n_tokens - sum(chunks)))
+    return chunks
+
+
+@torch.no_grad()
+def _feed(
+    model: PreTrainedModel, cache: BoundedCache, ids: Tensor, chunks: Sequence[int]
+) -> Tensor:
+    """Logits of forwards over ids [B, T] in chunks, with the cache's own word checked."""
+    logits = []
+    for chunk in ids.split(list(chunks), dim=1):
+        seen = cache.seen
+        logits.append(model(input_ids=chunk, past_key_values=cache).logits)
+        assert cache.seen == cache.get_seq_length() == seen + chunk.shape[1], "seen is wrong"
+        assert cache.size == cache.seen - cache.evicted <= cache.policy.capacity, "size is wrong"
+        assert cache.batch_size == len(ids), "batch_size is wrong"
+    return torch.cat(logits, dim=1)
+
+
+def oracle_logits(
+    model: PreTrainedModel, policy: Policy, ids: Tensor, chunks: Sequence[int] | None = None
+) -> Tensor:
+    """Logits [B, T, V] of a stream [B, T], in float64; token by token, or fed in chunks."""
+    wide: Any = AutoModelForCausalLM.from_config(copy.deepcopy(model.config), dtype=torch.float64)
+    wide.load_state_dict(model.state_dict())
+    oracle = Oracle(wide.to(model.device).eval())
+    kept = kept_tokens(policy, ids.shape[1], chunks)
+    return torch.stack([oracle.logits(row, kept) for row in ids])
+
+
+def kept_tokens(
+    policy: Policy, n_tokens: int, chunks: Sequence[int] | None = None
+) -> list[list[int]]:
+    """The tokens that each token of a stream sees, itself the last."""
+    held: list[int] = []
+    after: list[list[int]] = []
+    for t in range(n_tokens):
+        evicted = policy.drop(t, len(held))
+        held = [*held[: policy.n_sink], *held[policy.n_sink + evicted :], t]
+        after.append(held)
+    rows: list[list[int]] = []
+    for n in chunks or [1] * n_tokens:  # all evictions of a chunk come before it
+        last = after[len(rows) + n - 1]
+        rows += [[token for token in last if token <= t] for t in range(len(rows), len(rows) + n)]
+    return rows
+
+
+@torch.no_grad()
+def logit_error(logits: Tensor, reference: Tensor) -> float:
+    """The largest difference, in units of the reference's standard deviation over the vocabulary.
+
+    1e-5 is exact in float32, 1 another prediction; infinite where a logit is not a number.
+    """
+    difference = (logits.double() - reference.double()).abs()
+    spread = reference.double().std(dim=-1).mean()
+    return float(difference.nan_to_num(nan=torch.inf).max() / spread)
