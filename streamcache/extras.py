@@ -3,9 +3,9 @@
 from importlib.util import find_spec
 
 EXTRAS = {  # the modules that this package imports; pyproject.toml says which versions
-    "measure": ("msgspec", "numpy", "safetensors"),
-    "cli": ("click", "rich", "msgspec", "numpy", "safetensors"),
-    "plots": ("matplotlib", "msgspec", "numpy", "safetensors"),
+    "measure": ("msgspec", "numpy", "safetensors", "filelock"),
+    "cli": ("click", "rich", "msgspec", "numpy", "safetensors", "filelock"),
+    "plots": ("matplotlib", "msgspec", "numpy", "safetensors", "filelock"),
     "gate": ("pytest", "pytest_benchmark", "msgspec"),
     "datasets": ("datasets",),
     "quantization": ("torchao",),

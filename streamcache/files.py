@@ -4,20 +4,29 @@ import errno
 import os
 import stat
 import tempfile
+import time
+from contextlib import suppress
 from pathlib import Path
 from uuid import uuid4
 
+_UNFINISHED = ".streamcache-"  # how the names of files begin that are being written
 
-def write_bytes(path: Path, data: bytes) -> None:
+
+def write_bytes(path: Path, data: bytes, within: Path | None = None) -> None:
     """A reader sees the old file or the new one, never half; a link goes on pointing at its file.
+
+    Args:
+        within: a folder that no link may lead out of, since others may have put it there.
 
     Raises:
         OSError: it cannot be written; the error has the name of the file asked for.
     """
     target = path.resolve()
+    if within is not None and not target.is_relative_to(within.resolve()):
+        raise OSError(errno.EPERM, f"not written: a link leads out of {within}", str(path))
     # No other thread or machine has this name, and unlike tempfile's the file is as open to others
     # as any.
-    unfinished = target.with_name(f".{target.name}.{uuid4().hex}.tmp")
+    unfinished = target.with_name(f"{_UNFINISHED}{uuid4().hex}.tmp")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with unfinished.open("xb") as file:
@@ -33,6 +42,14 @@ def write_bytes(path: Path, data: bytes) -> None:
             unfinished.unlink(missing_ok=True)
 
 
+def remove_leftovers(folder: Path, older_than_s: float = 0.0) -> None:
+    """Remove what writers that were killed have left in a folder, not below it."""
+    for path in folder.glob(f"{_UNFINISHED}*.tmp"):
+        with suppress(OSError):
+            if not path.is_symlink() and time.time() - path.stat().st_mtime >= older_than_s:
+                path.unlink()
+
+
 def require_writable(path: Path) -> None:
     """Try whether a file could be written at `path`, and leave nothing behind.
 
@@ -41,6 +58,9 @@ def require_writable(path: Path) -> None:
     """
     try:
         folder = path.resolve().parent
+        longest = path.with_name(f"{path.name}.tpot.npy")  # of the names that are made of it
+        with suppress(FileNotFoundError):
+            longest.lstat()
         while not folder.exists():  # would be made, too
             folder = folder.parent
         with tempfile.TemporaryFile(dir=folder):

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import click
 
-from streamcache.cli.console import err
+from streamcache.cli.console import err, print_in_any_encoding
+from streamcache.report.plain import plain
 from streamcache.version import VERSION
 
 _COMMANDS = {  # the module and the name of the function in it
@@ -61,6 +62,7 @@ def commands() -> None:
 
 def main() -> None:
     """Entry point: runs a command and turns what a user can cause into one line."""
+    print_in_any_encoding()
     try:
         with _quietly():
             status = commands.main(standalone_mode=False)
@@ -93,7 +95,7 @@ def _quietly() -> Iterator[None]:
     def show(message: Warning | str, *_: object, **__: object) -> None:
         if (text := " ".join(str(message).split())) not in said:
             said.add(text)
-            print(f"warning: {text}", file=sys.stderr)
+            print(f"warning: {plain(text)}", file=sys.stderr)
 
     for name in ("torchao", "torch.utils._pytree"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -103,5 +105,5 @@ def _quietly() -> Iterator[None]:
 
 
 def _fail(message: str) -> None:
-    print(f"streamcache: {' '.join(message.split())}", file=sys.stderr)
+    print(f"streamcache: {plain(' '.join(message.split()))}", file=sys.stderr)
     sys.exit(2)

@@ -138,7 +138,7 @@ def positions_for(loaded: LoadedModel, positions: int | None) -> int | None:
 def bars() -> Iterator[Bars]:
     """Several progress bars at a time: each call of the yielded function shows one more."""
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TaskProgressColumn(show_speed=True),
@@ -159,7 +159,7 @@ def bars() -> Iterator[Bars]:
 def say_where(measurement: Measurement) -> None:
     """Name the record of a measurement."""
     if measurement.path is not None:
-        err.print(f"record: {measurement.path}", markup=False)
+        err.print(f"record: {measurement.path}")
 
 
 def on_gpu(loaded: LoadedModel) -> bool:

@@ -1,11 +1,47 @@
 """Where the commands print: tables to one, everything else to the other."""
 
+import codecs
+import sys
+from typing import Any
+
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-out, err = Console(), Console(stderr=True, soft_wrap=True)
+from streamcache.report.plain import plain
 
 _NAME = 13  # columns that a name has at least
+_ASCII = {
+    **{"–": "-", "−": "-", "±": "+-", "×": "x", "…": "...", "→": "->", "≥": ">=", "≤": "<="},
+    **{"σ": "slack", "δ": "max_drop", "µ": "u", "─": "-", "━": "-"},
+}
+
+
+class _Console(Console):
+    """Strings are text: no markup in brackets, no emoji codes, no control characters."""
+
+    def __init__(self, **settings: Any):
+        super().__init__(markup=False, emoji=False, **settings)
+
+    def render_str(self, text: str, **settings: Any) -> Text:
+        return super().render_str(plain(text, keep="\n"), **settings)
+
+
+out, err = _Console(), _Console(stderr=True, soft_wrap=True)
+
+
+def print_in_any_encoding() -> None:
+    """Where the output has no sign for one of ours, print its ASCII words: nothing is lost."""
+
+    def replaced(error: UnicodeError) -> tuple[str, int]:
+        assert isinstance(error, UnicodeEncodeError)
+        missing = error.object[error.start : error.end]
+        return "".join(_ASCII.get(sign, "?") for sign in missing), error.end
+
+    codecs.register_error("streamcache", replaced)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="streamcache")
 
 
 def show(table: Table) -> None:

@@ -98,7 +98,7 @@ def diagnose(
     )
     folder = output_dir / "diagnose" / folder_name(workload.record)
     path = folder / file_stem(f"{name} vs {other.name}")
-    _write(path, diagnosis, workload, states, nll, nll_other, plot)
+    _write(path, output_dir, diagnosis, workload, states, nll, nll_other, plot)
     show(_table(diagnosis))
 
 
@@ -122,6 +122,7 @@ def _other(policy: EvictionPolicy, against: str | None) -> Configuration:
 
 def _write(
     path: Path,
+    output_dir: Path,
     diagnosis: Diagnosis,
     workload: Workload,
     states: list[CacheState],
@@ -139,9 +140,9 @@ def _write(
 
         files[".svg"] = svg(diagnosis, states, nll, nll_other)
     for suffix, data in files.items():
-        write_bytes(Path(f"{path}{suffix}"), data)
-    write_struct(Path(f"{path}.json"), diagnosis)
-    err.print(f"{path}.json{', '.join(['', *files])}", markup=False)
+        write_bytes(Path(f"{path}{suffix}"), data, output_dir)
+    write_struct(Path(f"{path}.json"), diagnosis, output_dir)
+    err.print(f"{path}.json{', '.join(['', *files])}")
 
 
 def _table(found: Diagnosis) -> Table:

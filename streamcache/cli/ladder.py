@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.markup import escape
 
 from streamcache.cli.common import bars, load_one, model_options
 from streamcache.cli.console import err, show
@@ -38,12 +37,12 @@ def ladder(
 
         def finished(row: Row) -> None:
             advance(1)
-            err.print(f"{row.name}: {row.ms:.4g} ms", markup=False)
+            err.print(f"{row.name}: {row.ms:.4g} ms")
 
         found = measure_ladder(loaded, policy, tpot_tokens, sizes, finished)
     path = _path(output_dir, found)
-    write_struct(path, found)
-    err.print(f"record: {escape(str(path))}")
+    write_struct(path, found, output_dir)
+    err.print(f"record: {path}")
     show(terminal.of_table(ladder_table(found)))
 
 

@@ -112,7 +112,7 @@ def paper(
         rows = _finished(workload, chosen, what, store)
         if rows:
             show(terminal.table(rows, brief=True))
-        err.print(f"records: {output_dir / folder_name(workload.record)}", markup=False)
+        err.print(f"records: {output_dir / folder_name(workload.record)}")
     err.print(f"measured {len(due) - failed} in {time.monotonic() - started:.0f} s")
     if failed:
         err.print(f"{failed} of {len(jobs)} measurements failed; the same command tries them again")
@@ -143,9 +143,9 @@ def _run(due: list[Job], what: What, store: Store, force: bool) -> int:
                 trace.unlink(missing_ok=True)
             except Exception as error:  # does not keep the others from being measured
                 failed += 1
-                write_bytes(trace, traceback.format_exc().encode())
+                write_bytes(trace, traceback.format_exc().encode(), store.folder)
                 reason = str(error).partition("\n")[0] or type(error).__name__
-                err.print(f"{name} failed: {reason} ({trace})", markup=False)
+                err.print(f"{name} failed: {reason} ({trace})")
             advance(1)
     return failed
 

@@ -53,11 +53,11 @@ def profile(
     )
     name = f"{found.workload.model} {found.workload.dtype} {configuration.name}"
     path = output_dir / "profile" / f"{file_stem(name)}.json"
-    write_struct(path, found)
-    err.print(f"record: {path}", markup=False)
+    write_struct(path, found, output_dir)
+    err.print(f"record: {path}")
     if trace is not None:
-        err.print(f"trace: {trace}", markup=False)
-    out.print(_summary(found), soft_wrap=True, markup=False)
+        err.print(f"trace: {trace}")
+    out.print(_summary(found), soft_wrap=True)
     for table in _tables(found, rows):
         show(table)
 

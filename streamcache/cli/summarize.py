@@ -6,7 +6,7 @@ import click
 
 from streamcache.cli.common import OutputFile, OutputFolder
 from streamcache.cli.console import err, out
-from streamcache.files import write_bytes
+from streamcache.files import remove_leftovers, write_bytes
 from streamcache.report import audit, collect, page, render, tables
 
 BEGIN, END = "<!-- audit: begin -->", "<!-- audit: end -->"
@@ -21,6 +21,7 @@ BEGIN, END = "<!-- audit: begin -->", "<!-- audit: end -->"
 )
 def summarize(output_dir: Path, audit_file: Path | None) -> None:
     """Write summary.md, summary.tex and index.html from the records in a folder."""
+    remove_leftovers(output_dir, older_than_s=3600)  # a younger one may be another run's
     found = collect.collect(output_dir)
     for line in found.bad:
         err.print(f"left out: {line}")
@@ -40,20 +41,20 @@ def summarize(output_dir: Path, audit_file: Path | None) -> None:
     markdown = ["# Summary\n", "## Audit\n", render.markdown(verdicts)]
     latex = [render.latex(verdicts)]
     for title, shown in sections:
-        markdown.append(f"## {title}\n")
+        markdown.append(f"## {render.in_markdown(title)}\n")
         for table in shown:
-            markdown += [f"### {table.title}\n", render.markdown(table)]
+            markdown += [f"### {render.in_markdown(table.title)}\n", render.markdown(table)]
             latex.append(render.latex(table))
-    write(output_dir / "summary.md", "\n".join(markdown))
-    write(output_dir / "summary.tex", "\n".join(latex))
+    write(output_dir / "summary.md", "\n".join(markdown), output_dir)
+    write(output_dir / "summary.tex", "\n".join(latex), output_dir)
     if audit_file:
         write(audit_file, audited)
     html = page.page(found, verdicts)
-    write(output_dir / "index.html", html)
+    write(output_dir / "index.html", html, output_dir)
 
 
-def write(path: Path, text: str) -> None:
-    write_bytes(path, text.encode())
+def write(path: Path, text: str, within: Path | None = None) -> None:
+    write_bytes(path, text.encode(), within)
     out.print(str(path), soft_wrap=True)
 
 

@@ -77,10 +77,14 @@ def _checksum(value: object) -> str:
     return sha256(msgspec.json.encode(value, order="sorted"))
 
 
-def write_struct(path: Path, value: msgspec.Struct) -> None:
-    """Write as JSON; a reader sees the old file or the new one, never half."""
+def write_struct(path: Path, value: msgspec.Struct, within: Path | None = None) -> None:
+    """Write as JSON; a reader sees the old file or the new one, never half.
+
+    Args:
+        within: a folder that no link may lead out of.
+    """
     data = msgspec.json.encode(with_checksum(value))
-    write_bytes(path, msgspec.json.format(data, indent=1) + b"\n")
+    write_bytes(path, msgspec.json.format(data, indent=1) + b"\n", within)
 
 
 def read_struct(kind: type[_Kind], path: Path, called: str) -> _Kind:

@@ -7,6 +7,7 @@ can be read has its arrays.
 
 import dataclasses
 import platform
+import warnings
 from pathlib import Path
 from typing import Literal
 
@@ -26,7 +27,7 @@ from streamcache.measure.checked import (
     sha256,
     write_struct,
 )
-from streamcache.policy import EvictionPolicy, Evictions, Policy
+from streamcache.policy import EvictionPolicy, Evictions, Policy, PolicyWarning
 from streamcache.version import VERSION
 
 Fields = dict[str, str | int]  # the fields of a configuration that are set
@@ -136,6 +137,14 @@ class Record(msgspec.Struct, frozen=True, tag="streamcache-measurement", tag_fie
     notes: tuple[str, ...] = ()
     version: int = SCHEMA_VERSION
 
+    def __post_init__(self) -> None:
+        """Whoever wrote it: what cannot be a configuration is refused where it is read."""
+        if "cache" not in self.configuration:
+            raise ValueError("its configuration has no cache")
+        _ = self.policy
+        if self.speed is not None and not self.speed.pairs:
+            raise ValueError("it has times and no pairs")
+
     @property
     def key(self) -> tuple[tuple[str, str | int], ...]:
         """The identity, to look a record up by."""
@@ -153,7 +162,9 @@ class Record(msgspec.Struct, frozen=True, tag="streamcache-measurement", tag_fie
             return None
         names = {f.name for f in dataclasses.fields(EvictionPolicy)}
         found = {k: int(v) for k, v in self.configuration.items() if k in names}
-        return EvictionPolicy(**found)
+        with warnings.catch_warnings():  # it was warned of when it was measured
+            warnings.simplefilter("ignore", PolicyWarning)
+            return EvictionPolicy(**found)
 
     @property
     def recomputes(self) -> bool:
@@ -192,16 +203,20 @@ def environment(device: torch.device) -> Environment:
     )
 
 
-def write(path: Path, measurement: Measurement) -> Measurement:
-    """Write the files of a measurement, the record last; the measurement as it can be read back."""
+def write(path: Path, measurement: Measurement, within: Path | None = None) -> Measurement:
+    """Write the files of a measurement, the record last; the measurement as it can be read back.
+
+    Args:
+        within: a folder that no link may lead out of.
+    """
     digests: dict[str, str] = {}
     for kind, values in (("nll", measurement.nll), ("tpot", measurement.tpot_ms)):
         if values is not None:
             data = array_bytes(values)
-            write_bytes(array_path(path, kind), data)  # type: ignore[arg-type]
+            write_bytes(array_path(path, kind), data, within)  # type: ignore[arg-type]
             digests[kind] = sha256(data)
     record = msgspec.structs.replace(measurement.record, arrays=digests)
-    write_struct(path, record)
+    write_struct(path, record, within)
     return dataclasses.replace(measurement, record=record, path=path)
 
 

@@ -91,6 +91,25 @@ def run(
                 f"the configuration has weights {configuration.weights!r} and {loaded.name} was "
                 f"loaded with {loaded.quantization!r}"
             )
+    if store is None:
+        return _run(configuration, workload, what, store, progress, baseline_file, force)
+    if not force and baseline_file is None:
+        found = is_finished(configuration, workload, what, store)
+        if found is not None:
+            return found
+    with store.lock():
+        return _run(configuration, workload, what, store, progress, baseline_file, force)
+
+
+def _run(
+    configuration: Configuration,
+    workload: Workload,
+    what: What,
+    store: Store | None,
+    progress: Progress,
+    baseline_file: Path | None,
+    force: bool,
+) -> Measurement:
     reason = workload.ppl_unavailable_reason
     if reason:
         what = dataclasses.replace(what, ppl=None)

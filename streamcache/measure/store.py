@@ -2,10 +2,15 @@
 
 import hashlib
 import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import filelock
 import msgspec
 
+from streamcache.files import remove_leftovers
 from streamcache.measure.checked import (
     SCHEMA_VERSION,
     RecordError,
@@ -31,6 +36,7 @@ class Store:
 
     def __init__(self, folder: Path):
         self.folder = folder
+        self._lock = filelock.FileLock(folder / ".lock")
 
     def path(
         self,
@@ -58,7 +64,29 @@ class Store:
     def put(self, path: Path, measurement: Measurement) -> Measurement:
         """Keep a measurement; it with its path."""
         partial_path(path).unlink(missing_ok=True)
-        return write(self._same(path), measurement)
+        within = self.folder if path.is_relative_to(self.folder) else None  # else named by the user
+        return write(self._same(path), measurement, within)
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Measure alone: another run in the same folder waits, and then finds what was measured."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock.acquire(timeout=0)
+        except filelock.Timeout:
+            warnings.warn(
+                f"another run measures in {self.folder}: waiting, so that nothing is measured "
+                "twice and no times are taken beside each other",
+                stacklevel=2,
+            )
+            self._lock.acquire()
+        try:
+            if self._lock.lock_counter == 1:
+                for folder in self.folder.glob("*/"):
+                    remove_leftovers(folder)
+            yield
+        finally:
+            self._lock.release()
 
     def _same(self, path: Path) -> Path:
         """The file of the same digest, whatever label it was first measured under."""
@@ -95,7 +123,7 @@ def read_partial(path: Path) -> list[float]:
 
 def write_partial(path: Path, nll: list[float]) -> None:
     """Keep what a baseline has finished so far."""
-    write_struct(partial_path(path), PartialBaseline(nll))
+    write_struct(partial_path(path), PartialBaseline(nll), path.parent)
 
 
 def _digest(*parts: object) -> str:

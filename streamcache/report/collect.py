@@ -15,6 +15,7 @@ from streamcache.measure.ladder import Ladder
 from streamcache.measure.measurement import Fields, Measurement, Record, with_arrays
 from streamcache.measure.profile import Profile
 from streamcache.policy import PolicyError
+from streamcache.report.plain import plain_values
 
 _PARTIAL = "streamcache-partial"  # of a baseline that was interrupted: not for people
 _KINDS: dict[str, type[Record | Diagnosis | Profile | Ladder]] = {
@@ -199,7 +200,8 @@ def _record(entry: dict[str, Any]) -> Record | Diagnosis | Profile | Ladder | No
         return None
     kind = _KINDS.get(schema) if isinstance(schema, str) else None
     if kind is not None:
-        return checked(entry, kind)
+        checked(entry, kind)
+        return msgspec.convert(plain_values(entry), kind)
     if "checksum" in entry or str(schema).startswith("streamcache-"):
         raise RecordError(f"damaged, or of a kind that this release does not know: {schema!r}")
     return None

@@ -37,6 +37,7 @@ COLOURS = {
 _INK = "#13579b"  # stands for the colour of the page's text until the plot is in a page
 _STYLE: Any = {
     "svg.fonttype": "none",
+    "text.parse_math": False,  # a name with two $ is no formula
     "font.family": "sans-serif",
     "font.size": 12,
     "axes.spines.top": False,

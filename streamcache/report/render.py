@@ -2,8 +2,10 @@
 
 from collections.abc import Iterable
 
+from streamcache.report.plain import plain
 from streamcache.report.tables import Table
 
+_MARKDOWN = {"<": "&lt;", "&": "&amp;", **{sign: f"\\{sign}" for sign in "\\|[]"}}
 _LATEX = {
     **{sign: f"\\{sign}" for sign in "%&#_$"},
     **{"σ": r"$\sigma$", "δ": r"$\delta$", "×": r"$\times$", "–": "--", "≥": r"$\geq$"},
@@ -21,13 +23,19 @@ _LATEX = {
 
 def markdown(table: Table) -> str:
     def line(cells: Iterable[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
+        return "| " + " | ".join(map(in_markdown, cells)) + " |"
 
     rule = line(["---"] + ["---:"] * (len(table.header) - 1))
     if table.prose:
         rule = line(["---"] * len(table.header))
     rows = [line(table.header), rule, *map(line, table.rows)]
-    return "\n".join([*rows, "", *(f"{note}.  " for note in table.notes)]).rstrip() + "\n"
+    notes = (f"{in_markdown(note)}.  " for note in table.notes)
+    return "\n".join([*rows, "", *notes]).rstrip() + "\n"
+
+
+def in_markdown(text: str) -> str:
+    """As text in a line: no table, link, image or HTML of its own."""
+    return "".join(_MARKDOWN.get(sign, sign) for sign in plain(text))
 
 
 def latex(table: Table) -> str:
@@ -51,4 +59,5 @@ def latex(table: Table) -> str:
 
 
 def _escaped(text: str) -> str:
-    return "".join(_LATEX.get(sign, sign) for sign in text)
+    signs = (_LATEX.get(sign, sign) for sign in plain(text))
+    return "".join(sign if sign.isascii() else "?" for sign in signs)

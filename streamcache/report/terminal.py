@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import rich.table
 from rich import box
-from rich.markup import escape
 
 from streamcache.measure.measurement import Record
 from streamcache.report.tables import BRIEF, TERMINAL, Table, of_records
@@ -23,8 +22,8 @@ def table(records: Sequence[Record], brief: bool = False) -> rich.table.Table:
 def of_table(found: Table) -> rich.table.Table:
     """A table of text as one of rich's."""
     view = rich.table.Table(
-        title=escape(found.title),
-        caption=escape("\n".join(found.notes)),
+        title=found.title,
+        caption="\n".join(found.notes),
         title_justify="left",
         caption_justify="left",
         box=box.SIMPLE_HEAD,
@@ -36,5 +35,5 @@ def of_table(found: Table) -> rich.table.Table:
     for header in others:
         view.add_column(header, justify="right", no_wrap=True)
     for row in found.rows:
-        view.add_row(*map(escape, row))
+        view.add_row(*row)
     return view

@@ -2,6 +2,8 @@
 
 import dataclasses
 import math
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from streamcache.measure.configurations import RECOMPUTE, Configuration, with_bu
 from streamcache.measure.pairs import alternate, speedup, speedup_error
 from streamcache.measure.run import What, is_finished, run
 from streamcache.measure.speed import measure_speed
-from streamcache.measure.store import Store, partial_path, read_partial
+from streamcache.measure.store import Store, folder_name, partial_path, read_partial
 from streamcache.measure.timing import TokenTimings, time_tokens
 from streamcache.measure.workload import Workload
 from streamcache.policy import EvictionPolicy
@@ -312,3 +314,46 @@ def test_two_timed_models_in_folders_of_one_name_are_two_workloads() -> None:
     timed = [dataclasses.replace(plain.loaded, revision=f"sha256:{i}") for i in (1, 2)]
     records = {tiny_workload(timed=each).record for each in timed} | {plain.record}
     assert {record.timed for record in records} == {"tiny", "tiny@1", "tiny@2"}
+
+
+def test_two_runs_in_one_folder_measure_once_and_the_second_says_that_it_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    waits, measured = threading.Event(), []
+
+    def warn(text: str, **_: object) -> None:
+        said.append(text)
+        waits.set()
+
+    def while_another_waits(*arguments: Any) -> torch.Tensor:
+        measured.append(1)
+        assert waits.wait(60)
+        return streaming_nll(*arguments)
+
+    monkeypatch.setattr("warnings.warn", warn)
+    monkeypatch.setattr(measuring, "streaming_nll", while_another_waits)
+    workload = tiny_workload()
+    with ThreadPoolExecutor(2) as threads:
+        one, other = threads.map(
+            lambda _: run(STREAMING, workload, ONLY_PPL, Store(tmp_path)), range(2)
+        )
+    assert len(measured) == 1 and one.record == other.record
+    assert said[0].startswith(f"another run measures in {tmp_path}: waiting")
+
+
+def test_what_is_finished_is_found_in_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    """Nor is it locked: nothing is measured."""
+    workload, store = tiny_workload(), Store(tmp_path)
+    run(STREAMING, workload, ONLY_PPL, store)
+    with store.lock():
+        assert run(STREAMING, workload, ONLY_PPL, Store(tmp_path)).path is not None
+
+
+def test_leftovers_of_a_killed_run_are_removed_by_the_next(tmp_path: Path) -> None:
+    workload, store = tiny_workload(), Store(tmp_path)
+    leftover = tmp_path / folder_name(workload.record) / ".streamcache-0123.tmp"
+    leftover.parent.mkdir()
+    leftover.write_text("half")
+    run(STREAMING, workload, ONLY_PPL, store)
+    assert not leftover.exists()

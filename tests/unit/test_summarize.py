@@ -64,7 +64,7 @@ def test_profiles_have_tables(summarised: Path) -> None:
     assert f"{where} – | – | – | – | 20.0% | – |" in text
     assert f"{where} 128 | 128 | 1.25 | 20% | 20.0% | 20.0% |" in text
     assert "| aten::addmm | 24.0 | 2.00 | 22.2% |" in text
-    assert "| attention_kernel<128> | 32.0 | 0.5 | 40.0% |" in text
+    assert "| attention_kernel&lt;128> | 32.0 | 0.5 | 40.0% |" in text
 
 
 def test_special_signs_are_escaped() -> None:
