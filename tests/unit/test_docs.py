@@ -18,6 +18,7 @@ from streamcache.measure.configurations import NAMED
 from streamcache.measure.measurement import Measurement
 from streamcache.measure.paper import configurations
 from tests import made
+from tests.cases import ADMITTED, REFUSED
 from tests.shell import Run
 
 pytestmark = pytest.mark.usefixtures("two_layers")
@@ -254,3 +255,12 @@ def test_tox_builds_the_site_with_the_packages_of_the_extra() -> None:
     needed = tox["testenv:docs"]["deps"].split()
     (extra,) = re.findall(r"^docs = \[(.*)\]$", (ROOT / "pyproject.toml").read_text(), re.M)
     assert needed == re.findall(r'"([^"]+)"', extra)
+
+
+def test_the_families_of_the_docs_are_those_of_the_tests() -> None:
+    page = (ROOT / "docs" / "models.md").read_text()
+    working, refused = page.split("These are refused")[0], page.split("These are refused")[1]
+    table = "".join(re.findall(r"^\|.*\|.*`\w+`.*\|$", refused.split("## ")[0], re.M))
+    (listed,) = re.findall(r"^(`\w+`,.*?)\.$", working, re.M | re.DOTALL)
+    assert re.findall(r"`(\w+)`", listed) == sorted(ADMITTED)
+    assert set(re.findall(r"`(\w+)`", table)) == set(REFUSED)
