@@ -13,6 +13,7 @@ from streamcache import EvictionPolicy, streaming_nll
 from streamcache.inputs.corpora import load_tokens
 from streamcache.inputs.models import load_model
 from streamcache.policy import Policy, count_evictions
+from streamcache.testing import check_policy
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ def main() -> None:
         "one at a time": EvictionPolicy.from_budget(given.total, n_sink=4),
     }
     for name, rule in rules.items():
+        check_policy(rule)
         ppl = streaming_nll(loaded.model, text.input_ids, rule).mean().exp().item()
         found = count_evictions(rule, given.tokens - 1)
         n_evictions = found.scheduled + found.forced
