@@ -3,9 +3,11 @@
 import sys
 
 from streamcache.extras import MissingExtra, require
+from streamcache.interrupt import stop_at_once
 
 
 def main() -> None:
+    stop_at_once(True)
     try:
         require("cli", "the command line")
     except MissingExtra as error:

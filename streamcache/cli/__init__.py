@@ -5,13 +5,14 @@ import logging
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib import import_module
 from pathlib import Path
 
 import click
 
 from streamcache.cli.console import err, print_in_any_encoding
+from streamcache.interrupt import stop_at_once
 from streamcache.report.plain import plain
 from streamcache.version import VERSION
 
@@ -38,7 +39,10 @@ class _Commands(click.Group):
         if cmd_name not in _COMMANDS:
             return None
         module, name = _COMMANDS[cmd_name]
-        command: click.Command = getattr(import_module(f"streamcache.cli.{module}"), name)
+        shown = err.is_terminal and not ctx.resilient_parsing  # not while a shell completes a word
+        with err.status("loading PyTorch and transformers") if shown else nullcontext():
+            command: click.Command = getattr(import_module(f"streamcache.cli.{module}"), name)
+        stop_at_once(False)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -54,7 +58,7 @@ def _summary(module: str, name: str) -> str:
     return (ast.get_docstring(found) or "").partition("\n")[0]
 
 
-@click.group(cls=_Commands)
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(VERSION)
 def commands() -> None:
     """Stream language models over endless text with a KV cache of fixed size, and measure it."""
@@ -73,6 +77,8 @@ def main() -> None:
         _fail(error.format_message())
     except OSError as error:  # a folder that cannot be written, a full disk
         _fail(f"{error.strerror or error}: {error.filename or ''}")
+    except MemoryError:
+        _fail("out of memory: give smaller sizes, or a smaller model")
     except (click.Abort, KeyboardInterrupt):
         goes_on = any(command in _GO_ON for command in sys.argv[1:2])
         more = "; the same command goes on from what it had finished" if goes_on else ""
@@ -81,6 +87,8 @@ def main() -> None:
     except Exception as error:
         from streamcache.cli.expected import EXPECTED  # not before: it imports torch
 
+        if "not enough memory" in str(error) or "out of memory" in str(error):  # torch's errors
+            _fail("out of memory: give smaller sizes, or a smaller model")
         if not isinstance(error, EXPECTED):
             raise
         _fail(str(error))

@@ -24,6 +24,7 @@ from streamcache.files import require_writable
 from streamcache.inputs.corpora import load_tokens
 from streamcache.inputs.models import LoadedModel, load_model
 from streamcache.inputs.quantize import Quantization
+from streamcache.measure.checked import is_record
 from streamcache.measure.measurement import Measurement
 from streamcache.measure.progress import Progress as Bars
 from streamcache.measure.workload import Workload, default_window
@@ -45,7 +46,18 @@ class _Output(click.Path):
         return path
 
 
+class _OutputRecord(_Output):
+    """A record that will be written: over another record, never over a text or a config."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        path = super().convert(value, param, ctx)
+        if path.exists() and not is_record(path):
+            self.fail(f"{path} exists and is no record: it is not overwritten", param, ctx)
+        return path
+
+
 OutputFile = _Output(dir_okay=False, path_type=Path)
+OutputRecord = _OutputRecord(dir_okay=False, path_type=Path)
 OutputFolder = _Output(file_okay=False, path_type=Path)
 
 positions_option = click.option(

@@ -41,9 +41,13 @@ from streamcache.policy import EvictionPolicy, count_evictions
 @policy_options
 @click.option("--against", help="a named configuration; default: same capacity, one entry a token")
 @click.option("--span", type=click.IntRange(1), help="tokens before and after; default: up to 64")
-@click.option("--shuffles", type=click.IntRange(19), default=1999, show_default=True)
+@click.option("--shuffles", type=click.IntRange(19, 100_000), default=1999, show_default=True)
 @click.option(
-    "--seed", type=click.IntRange(0), default=0, show_default=True, help="of the shuffles"
+    "--seed",
+    type=click.IntRange(0, 1 << 62),
+    default=0,
+    show_default=True,
+    help="of the shuffles",
 )
 @click.option("--plot/--no-plot", default=True, help="with matplotlib, an SVG beside the CSV")
 def diagnose(

@@ -7,6 +7,7 @@ import click
 
 from streamcache.cli.common import bars, load_one, model_options
 from streamcache.cli.console import err, show
+from streamcache.cli.policies import ENTRIES
 from streamcache.measure.checked import write_struct
 from streamcache.measure.ladder import Ladder, Row, measure_ladder
 from streamcache.measure.store import file_stem
@@ -17,8 +18,8 @@ from streamcache.report.tables import ladder_table
 
 @click.command()
 @model_options
-@click.option("--n-sink", type=int, default=4, show_default=True)
-@click.option("--window-size", type=int, default=2044, show_default=True)
+@click.option("--n-sink", type=ENTRIES, default=4, show_default=True)
+@click.option("--window-size", type=ENTRIES, default=2044, show_default=True)
 @click.option("--tpot-tokens", type=click.IntRange(8), default=256, show_default=True)
 @click.option("--batches", default="8,32", show_default=True, help="of captured decoding, too")
 def ladder(

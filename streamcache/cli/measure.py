@@ -11,7 +11,7 @@ from click.core import ParameterSource
 from streamcache.caches.refresh import RefreshPolicy
 from streamcache.cli.common import (
     File,
-    OutputFile,
+    OutputRecord,
     bars,
     force_option,
     load,
@@ -21,7 +21,7 @@ from streamcache.cli.common import (
     workload_options,
 )
 from streamcache.cli.console import show
-from streamcache.cli.policies import policy_options
+from streamcache.cli.policies import ENTRIES, policy_options
 from streamcache.measure.configurations import (
     MODES,
     NAMED,
@@ -38,24 +38,28 @@ from streamcache.report import terminal
 DEFAULT_TABLE = "baseline,mit,ours-standard,best,fast"
 
 runs_option = click.option(
-    "--runs", type=click.IntRange(1), default=8, show_default=True, help="timed blocks, in turns"
+    "--runs",
+    type=click.IntRange(1, 10_000),
+    default=8,
+    show_default=True,
+    help="timed blocks, in turns",
 )
 ppl_method_option = click.option(
     "--ppl-method", type=click.Choice(get_args(Method)), default="one-pass", show_default=True
 )
 tpot_tokens_option = click.option(
-    "--tpot-tokens", type=click.IntRange(8), default=256, show_default=True
+    "--tpot-tokens", type=click.IntRange(8, 1 << 20), default=256, show_default=True
 )
 
 
 @click.command()
 @workload_options
 @positions_option
-@click.option("--n-sink", type=int, default=4, show_default=True)
-@click.option("--window-size", type=int, default=2044, show_default=True)
+@click.option("--n-sink", type=ENTRIES, default=4, show_default=True)
+@click.option("--window-size", type=ENTRIES, default=2044, show_default=True)
 @runs_option
-@click.option("--baseline-file", type=OutputFile, help="to keep it; default: in --output-dir")
-@click.option("--output-file", type=OutputFile, help="write the record (JSON) here as well")
+@click.option("--baseline-file", type=OutputRecord, help="to keep it; default: in --output-dir")
+@click.option("--output-file", type=OutputRecord, help="write the record (JSON) here as well")
 def baseline(
     n_sink: int,
     window_size: int,
@@ -114,7 +118,9 @@ def baseline(
 @tpot_tokens_option
 @runs_option
 @click.option("--baseline-file", type=File, help="a stored baseline; default: in --output-dir")
-@click.option("--output-file", type=OutputFile, help="write the record and its arrays here as well")
+@click.option(
+    "--output-file", type=OutputRecord, help="write the record and its arrays here as well"
+)
 @force_option
 def evaluate_one(
     policy: EvictionPolicy,
@@ -136,8 +142,10 @@ def evaluate_one(
 ) -> None:
     """Measure one configuration: perplexity, its increase over the baseline, TPOT, speedup."""
     _refuse_contradictions(policy, mode, refresh_budget, ppl_method)
+    if output_file and baseline_file and output_file.resolve() == baseline_file.resolve():
+        raise click.UsageError("--output-file would overwrite --baseline-file: give another name")
     if baseline_file and not baseline_file.exists():
-        OutputFile.convert(baseline_file, None, None)  # measured first, and kept there
+        OutputRecord.convert(baseline_file, None, None)  # measured first, and kept there
     workload = load(**where)
     weights = workload.loaded.quantization
     if mode == "baseline":

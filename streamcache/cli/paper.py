@@ -12,6 +12,7 @@ import msgspec
 from rich import box
 from rich.table import Table
 
+from streamcache.caches.admission import UnsupportedModelError
 from streamcache.cli.common import (
     bars,
     force_option,
@@ -22,6 +23,7 @@ from streamcache.cli.common import (
     positions_option,
 )
 from streamcache.cli.console import err, out, show
+from streamcache.cli.policies import ENTRIES
 from streamcache.files import write_bytes
 from streamcache.inputs.corpora import load_tokens
 from streamcache.measure.configurations import Configuration
@@ -55,9 +57,11 @@ Job = tuple[Workload, Configuration]
     help="texts: pg19, wikitext, stream (packaged) or files",
 )
 @click.option("--max-eval-tokens", type=click.IntRange(2), help="default: as published, by text")
-@click.option("--cap-total", type=int, default=PUBLISHED_TOTAL, show_default=True, help="entries")
-@click.option("--tpot-tokens", type=click.IntRange(8), help="default: 256, quick: 128")
-@click.option("--runs", type=click.IntRange(1), help="timed blocks; default: 8, quick: 4")
+@click.option(
+    "--cap-total", type=ENTRIES, default=PUBLISHED_TOTAL, show_default=True, help="entries"
+)
+@click.option("--tpot-tokens", type=click.IntRange(8, 1 << 20), help="default: 256, quick: 128")
+@click.option("--runs", type=click.IntRange(1, 10_000), help="timed blocks; default: 8, quick: 4")
 @click.option("--quick", is_flag=True, help="shorter texts and timings: minutes on two CPU cores")
 @click.option("--dry-run", is_flag=True, help="print what would be measured, and stop")
 @force_option
@@ -141,6 +145,8 @@ def _run(due: list[Job], what: What, store: Store, force: bool) -> int:
                 )
                 forced.add(job)
                 trace.unlink(missing_ok=True)
+            except UnsupportedModelError:  # nothing of this model can be measured
+                raise
             except Exception as error:  # does not keep the others from being measured
                 failed += 1
                 write_bytes(trace, traceback.format_exc().encode(), store.folder)

@@ -9,6 +9,8 @@ import click
 
 from streamcache.policy import EvictionPolicy
 
+ENTRIES = click.IntRange(max=1 << 24)  # larger ones are typing errors; the least is the policy's
+
 
 def policy_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Call the command with `policy` in place of the options, and with `overlap` if it takes it.
@@ -47,15 +49,17 @@ def policy_options(command: Callable[..., Any]) -> Callable[..., Any]:
         return command(policy=policy, **others)
 
     options = [
-        click.option("--n-sink", type=int, default=4, show_default=True),
-        click.option("--window-size", type=int, help="default: 2044, or what --cap-total leaves"),
-        click.option("--compress-every", type=int, default=1, show_default=True),
-        click.option("--cache-slack", type=int, help="default: compress-every - 1"),
+        click.option("--n-sink", type=ENTRIES, default=4, show_default=True),
+        click.option(
+            "--window-size", type=ENTRIES, help="default: 2044, or what --cap-total leaves"
+        ),
+        click.option("--compress-every", type=ENTRIES, default=1, show_default=True),
+        click.option("--cache-slack", type=ENTRIES, help="default: compress-every - 1"),
         click.option("--max-drop", type=click.IntRange(0), default=0, help="0: no limit"),
-        click.option("--cap-total", type=int, help="total budget the window is derived from"),
+        click.option("--cap-total", type=ENTRIES, help="total budget the window is derived from"),
         click.option(
             "--overlap",
-            type=int,
+            type=ENTRIES,
             default=0,
             show_default=True,
             help="entries of --cap-total left empty",

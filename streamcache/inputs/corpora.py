@@ -23,6 +23,7 @@ import safetensors.numpy
 import torch
 
 from streamcache.extras import require
+from streamcache.files import read_bytes
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -144,7 +145,7 @@ def _read(name: str, config: str | None, data_dir: str | Path | None) -> _Text:
         return _wikitext(config or "wikitext-103-v1", folder)
     if name == "pg19":
         return _pg19(config or "4047", folder)
-    if not Path(name).exists():
+    if not name or not Path(name).exists():
         raise CorpusError(
             f"no dataset and no file is called {name!r}: give stream, wikitext, pg19 or the path "
             "of a UTF-8 text file"
@@ -183,11 +184,14 @@ def _pg19(book: str, folder: Path | None) -> _Text:
 
 def _read_file(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        text = read_bytes(path).decode("utf-8")
     except UnicodeDecodeError as error:
         raise CorpusError(f"{path} is not UTF-8 text: {error.reason} at {error.start}") from error
     except OSError as error:
         raise CorpusError(f"cannot read {path}: {error.strerror}") from error
+    if not text.strip():
+        raise CorpusError(f"{path} is empty: give a file with text in it")
+    return text.replace("\r\n", "\n").replace("\r", "\n")  # as Python reads text
 
 
 def _hub_rows(hub: str, test_files: str, local: str) -> "Dataset":

@@ -158,7 +158,7 @@ def _commit(name: str, revision: str | None) -> str:
 
 def _digest(folder: Path, describe: tuple[str, ...]) -> str:
     """Of all shards one after the other, then of what matches the patterns, in order of names."""
-    weights = sorted(folder.glob("model*.safetensors"))
+    weights = sorted(path for path in folder.glob("model*.safetensors") if path.is_file())
     if not weights or not (folder / "config.json").is_file():
         raise ModelError(
             f"{folder} is no model folder: it needs config.json and model.safetensors (or its "

@@ -111,6 +111,15 @@ def read_json(path: Path) -> object:
         raise RecordError(getattr(error, "strerror", None) or str(error)) from error
 
 
+def is_record(path: Path) -> bool:
+    """Whether a file is a record of this package, of whatever kind, version and state."""
+    try:
+        content = read_json(path)
+    except RecordError:
+        return False
+    return isinstance(content, dict) and str(content.get("schema")).startswith("streamcache-")
+
+
 def array_bytes(values: ArrayLike) -> bytes:
     """Numbers as a .npy file."""
     buffer = io.BytesIO()

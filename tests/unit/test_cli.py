@@ -1,6 +1,8 @@
 """The command line: a table, a record, and one line for everything a user can get wrong."""
 
+import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,11 +18,13 @@ from rich.table import Table
 from streamcache import cli
 from streamcache.cli import common, console, diagnose, measure, profile
 from streamcache.decoding.onepass import streaming_nll
-from streamcache.measure import measurement
+from streamcache.measure import checked, measurement
 from streamcache.measure import run as measuring
 from streamcache.measure.configurations import NAMED
 from streamcache.measure.pairs import speedup
 from streamcache.policy import EvictionPolicy
+from streamcache.report import terminal
+from tests import made
 from tests.shell import Run
 
 pytestmark = pytest.mark.usefixtures("two_layers")
@@ -235,11 +239,11 @@ def test_a_stored_baseline_in_a_folder_that_cannot_be_written_is_read(
 
 def test_numbers_are_never_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     cells = [f"{i}.123456" for i in range(12)]
-    for terminal, names in (
+    for is_terminal, names in (
         (False, ["a name of many words to fold"]),
         (True, ["a name of", "fold"]),
     ):
-        monkeypatch.setattr(console, "out", Console(force_terminal=terminal, width=60))
+        monkeypatch.setattr(console, "out", Console(force_terminal=is_terminal, width=60))
         table = Table("configuration")
         for _ in cells:
             table.add_column("PPL", no_wrap=True)
@@ -300,3 +304,88 @@ def test_the_named_configurations_are_those_of_the_specification() -> None:
     assert policy["lazy-R64"].slack == 63 and policy["softlite-slack"].slack == 16
     assert policy["softlite-none"].slack == 31 and policy["softlite-maxdrop"].max_drop == 32
     assert {policy[f"sink-{s}"].floor for s in (4, 16, 32, 64)} == {2048}
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
+def test_a_table_is_printed_in_any_encoding(monkeypatch: pytest.MonkeyPatch, encoding: str) -> None:
+    """A pipe on Windows has the code page's."""
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding))
+    console.print_in_any_encoding()
+    console.show(terminal.table([made.record(NAMED["lazy-R32"])]))
+    console.out.print("σ ≥ 1 – 2 漢")
+    sys.stdout.flush()
+    shown = written.getvalue().decode(encoding)
+    assert "lazy-R32" in shown and "+1.00 %" in shown
+    assert "slack >= 1" in shown and shown.endswith(" 2 ?\n")
+
+
+@pytest.mark.parametrize("option", [["eval", "--output-file"], ["baseline", "--baseline-file"]])
+def test_a_record_is_written_over_records_only(run: Run, tmp_path: Path, option: list[str]) -> None:
+    for content in ("a text", '{"model_type": "llama"}'):
+        (tmp_path / "mine").write_text(content)
+        ran = run(*option, "mine", "--dataset-name", "mine")
+        assert ran.status == 2 and "mine exists and is no record" in ran.err
+        assert (tmp_path / "mine").read_text() == content
+
+
+def test_the_record_is_not_written_over_the_baseline_that_was_read(
+    run: Run, tmp_path: Path
+) -> None:
+    checked.write_struct(tmp_path / "b.json", made.record(NAMED["baseline"]))
+    before = (tmp_path / "b.json").read_bytes()
+    ran = run("eval", "--baseline-file", "b.json", "--output-file", str(tmp_path / "b.json"))
+    assert ran.status == 2 and "would overwrite --baseline-file" in ran.err
+    assert (tmp_path / "b.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["--dataset-name", "pipe"], "cannot read pipe: not a regular file"),
+        (["--dataset-name", "empty"], "empty is empty"),
+        (["--dataset-name", ""], "no dataset and no file is called ''"),
+        (["--tpot-tokens", str(10**12)], "is not in the range"),
+        (["--window-size", str(10**18)], "is not in the range"),
+        (["--compress-every", str(2**70)], "is not in the range"),
+    ],
+)
+def test_what_would_hang_or_fail_late_is_one_line(
+    run: Run, tmp_path: Path, arguments: list[str], words: str
+) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "empty").write_text(" \n")
+    ran = run("eval", *arguments)
+    assert ran.status == 2 and words in ran.err and ran.err.count("\n") == 1
+
+
+def test_out_of_memory_is_one_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    for error in (MemoryError(), RuntimeError("DefaultCPUAllocator: not enough memory: you tried")):
+
+        def fail(*_: object, error: Exception = error, **__: object) -> None:
+            raise error
+
+        monkeypatch.setattr(measure, "load", fail)
+        ran = run("eval")
+        assert ran.status == 2 and ran.err == (
+            "streamcache: out of memory: give smaller sizes, or a smaller model\n"
+        )
+
+
+def test_help_is_asked_for_in_short_too(run: Run) -> None:
+    assert run("-h").status == run("summarize", "-h").status == 0
+    assert "Usage" in run("eval", "-h").out
+
+
+def test_a_ctrl_c_while_modules_are_imported_ends_the_process() -> None:
+    """Without a traceback, and without a package that swallows it."""
+    swallow = (
+        "import os, signal, streamcache.interrupt as i; i.stop_at_once(True)\n"
+        "try: os.kill(os.getpid(), signal.SIGINT)\n"
+        "except BaseException: pass"
+    )
+    ran = subprocess.run([sys.executable, "-c", swallow], capture_output=True, text=True)
+    assert (ran.returncode, ran.stderr) == (130, "interrupted\n")
+    later = swallow.replace("\n", "; i.stop_at_once(False)\n", 1).replace("pass", "print('later')")
+    ran = subprocess.run([sys.executable, "-c", later], capture_output=True, text=True)
+    assert (ran.returncode, ran.stdout) == (0, "later\n")

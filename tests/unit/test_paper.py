@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from torch import Tensor
 
+from streamcache.caches.admission import UnsupportedModelError
 from streamcache.cli import paper as cli_paper
 from streamcache.decoding.onepass import streaming_nll
 from streamcache.measure import measurement
@@ -265,3 +266,14 @@ def changed(before: dict[str, int]) -> set[str]:
     """The configurations whose records were written again."""
     now = stamps()
     return {name for name in before if now[name] != before[name]}
+
+
+def test_a_model_that_cannot_be_streamed_is_one_line_once(
+    run: Run, few: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise UnsupportedModelError("its positions are learned")
+
+    monkeypatch.setattr(measuring, "streaming_nll", refuse)
+    ran = run(*SMALL)
+    assert ran.status == 2 and ran.err.count("its positions are learned") == 1
