@@ -1,4 +1,4 @@
-"""A rule of eviction of one's own: let the cache fill up, then halve its window.
+"""Your own rule of eviction: let the cache fill up, then halve its window.
 
     python examples/own_rule.py
 

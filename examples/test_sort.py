@@ -1,4 +1,4 @@
-"""A benchmark of one's own, compared with a golden: see docs/gate.md.
+"""Your own benchmark, compared with a golden: see docs/gate.md.
 
 pytest examples/test_sort.py --golden=laptop --golden-update --golden-reason "first record"
 pytest examples/test_sort.py --golden=laptop --golden-required
