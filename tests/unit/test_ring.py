@@ -123,7 +123,7 @@ def test_a_prefill_may_come_in_the_middle() -> None:
 
 def test_positions_start_anew_far_from_any_plan() -> None:
     """Plans are of 1024 steps; here positions start anew every 60 or so."""
-    model, policy, ids = neox(num_hidden_layers=1), EvictionPolicy(4, 16, 4, 3, 5), text(3000)
+    model, policy, ids = neox(num_hidden_layers=1), EvictionPolicy(4, 16, 4, 3, 5), text(1300)
     decoder = CapturedDecoder(model, policy)
     logits = decode(decoder, ids)
     late = error(logits[:, -200:], expected(model, policy, ids)[:, -200:])
