@@ -7,6 +7,7 @@ stream of its own would be.
 """
 
 import argparse
+from typing import Any
 
 import torch
 
@@ -28,14 +29,15 @@ def main() -> None:
     parser.add_argument("--total", type=int, default=64, help="entries of the cache, per user")
     given = parser.parse_args()
     loaded = load_model("reference")
+    model: Any = loaded.model  # the types of generate are those of no real model
     tokenizer = loaded.tokenizer
     assert tokenizer is not None
     prompts = [PROMPTS[i % len(PROMPTS)] for i in range(given.users)]
     ids = [[tokenizer.bos_token_id, *tokenizer(prompt).input_ids] for prompt in prompts]
     shortest = min(map(len, ids))
     batch = torch.tensor([row[:shortest] for row in ids])
-    cache = StreamingCache(loaded.model, EvictionPolicy.from_budget(given.total, n_sink=4))
-    written = loaded.model.generate(
+    cache = StreamingCache(model, EvictionPolicy.from_budget(given.total, n_sink=4))
+    written = model.generate(
         input_ids=batch,
         attention_mask=torch.ones_like(batch),
         past_key_values=cache,

@@ -1,6 +1,7 @@
 """Every command in the docs runs: `streamcache` ones here with small settings, the others by CI,
 whose commands are those of tox.ini."""
 
+import ast
 import os
 import re
 import shlex
@@ -264,3 +265,21 @@ def test_the_families_of_the_docs_are_those_of_the_tests() -> None:
     (listed,) = re.findall(r"^(`\w+`,.*?)\.$", working, re.M | re.DOTALL)
     assert re.findall(r"`(\w+)`", listed) == sorted(ADMITTED)
     assert set(re.findall(r"`(\w+)`", table)) == set(REFUSED)
+
+
+def test_the_messages_of_the_docs_are_those_of_the_code() -> None:
+    """Quoted in bold in the page on troubleshooting; N, M, 1 and … stand for what varies."""
+    said = " ".join(
+        node.value
+        for file in (ROOT / "streamcache").rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    )
+    page = (ROOT / "docs" / "troubleshooting.md").read_text().replace("\\", "")
+    quotes = [
+        " ".join(quote.split()) for quote in re.findall(r'\*\*"(.*?)"\.?\*\*', page, re.DOTALL)
+    ]
+    assert len(quotes) > 15
+    for quote in quotes:
+        for part in re.split(r"…|\b[NM1]\b", quote):
+            assert part.strip(" .:,") in said, quote
