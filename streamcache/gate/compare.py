@@ -14,7 +14,7 @@ import msgspec
 
 from streamcache.gate.environment import differences
 from streamcache.gate.figures import check_figures
-from streamcache.gate.goldens import MIN_TAU, Entry
+from streamcache.gate.goldens import MIN_MEAN_TAU, MIN_TAU, Entry
 from streamcache.gate.samples import Pairs, Process, Sample
 from streamcache.gate.stats import MIN_PAIRS, error_of_median, percent
 from streamcache.gate.times import MIN_NOISE, ratio
@@ -25,7 +25,7 @@ from streamcache.measure.student import student_t
 MIN_ROUNDS = 3
 TAUS = {  # log-ratios; what counts as a loss
     "speed": MIN_TAU,
-    "mean": math.log(1.15),  # rare slow blocks move it, but not the median
+    "mean": MIN_MEAN_TAU,  # rare slow blocks move it, but not the median
     "baseline": math.log(1.10),  # the baseline's own time
 }
 
@@ -145,8 +145,8 @@ def _figure(check: str, pairs: Pairs) -> float:
         return statistics.median(log_ratios(pairs))
     if check == "baseline":
         return math.log(statistics.median(b for _, b in pairs))
-    candidate, baseline = zip(*pairs)
-    return math.log(sum(candidate) / sum(baseline))
+    candidates, baselines = zip(*pairs)
+    return log_ratios([(sum(candidates), sum(baselines))])[0]
 
 
 def _check(name: str, check: str, tau: float, calm: list[tuple[Sample, Sample]]) -> Verdict:

@@ -12,6 +12,7 @@ VERSION = 2
 SCHEMA = "streamcache-golden"
 MIN_TAU = 0.03
 MIN_GUARD = 0.15  # of the baseline's own time
+MIN_MEAN_TAU = 0.15  # of the mean over the pairs, which rare slow blocks move
 ANCHOR_BUDGET = 0.05
 
 
@@ -36,6 +37,8 @@ class Entry(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fiel
         log_ratios: one a process, log(candidate / baseline).
         baselines_s, candidates_s: seconds, one a process; of the same processes as the log-ratios
             or of others, since an update replaces what moved and nothing else.
+        mean_log_ratios: one a process, log(sum of candidates / sum of baselines), where rare slow
+            blocks show; empty where it was recorded without.
         anchor: the log-ratio at the last release; losses since then add up against a budget.
         published: figures of a publication: only these are compared, not all that is measured.
         published_range: instead of times, a published speedup.
@@ -47,6 +50,7 @@ class Entry(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fiel
     log_ratios: list[float] = []
     baselines_s: list[float] = []
     candidates_s: list[float] = []
+    mean_log_ratios: list[float] = []
     anchor: float | None = None
     metrics: dict[str, Metric] = {}
     equal: dict[str, Value] = {}
@@ -58,6 +62,11 @@ class Entry(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fiel
     def tau(self) -> float:
         """The loss of speed that counts, as a log-ratio."""
         return stats.threshold(self.log_ratios, MIN_TAU)
+
+    @property
+    def mean_tau(self) -> float:
+        """The same of the mean over the pairs."""
+        return stats.threshold(self.mean_log_ratios, MIN_MEAN_TAU)
 
     @property
     def anchor_budget(self) -> float:

@@ -1,7 +1,9 @@
 """What a benchmark calls to say what it measured, and the clock its times are read from."""
 
 import contextlib
+import math
 import operator
+import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -11,6 +13,7 @@ from streamcache.gate.stats import MIN_PAIRS
 from streamcache.gate.validation import limits_error
 from streamcache.measure.pairs import Seconds, Stopwatch, alternate
 
+MIN_BLOCK_S = 1e-3
 FEW_PAIRS = 10  # where there are other processes that measure the same
 
 
@@ -120,7 +123,8 @@ class Recorder:
             busy: the former name of `device_time`.
         """
         pairs = self.n_pairs(pairs)
-        candidate(), baseline()
+        for block in (candidate, baseline):
+            _require_long_enough(block)
         with Stopwatch() as watch:
             timed = [alternate(turn, candidate, baseline) for turn in range(pairs // 2)]
             self.probe()
@@ -154,7 +158,8 @@ class Recorder:
         self._pairs = [(float(a), float(b)) for a, b in pairs]
         self._device_pairs = [(float(a), float(b)) for a, b in device_pairs or []]
         self._wait_share = wait_share
-        seconds = iter([a for a, _ in self._pairs])
+        # The clock goes on by times only: what is none is judged, and must not end the report.
+        seconds = iter([a if 0 < a < math.inf else 0.0 for a, _ in self._pairs])
 
         def replay() -> None:
             self.clock.now += next(seconds)
@@ -178,6 +183,22 @@ class Recorder:
             wait_share=self._wait_share,
             metrics=self._metrics,
             equal=self._equal,
+        )
+
+
+def _require_long_enough(block: Seconds) -> None:
+    """Run a block untimed.
+
+    Raises:
+        ValueError: it is so short that what it reports is the clock's own time.
+    """
+    start = time.perf_counter()
+    seconds = block()
+    wall = time.perf_counter() - start
+    if seconds <= wall < MIN_BLOCK_S:
+        raise ValueError(
+            f"a block takes {1e6 * wall:.0f} µs: repeat its work, so that it takes at least "
+            f"{1e3 * MIN_BLOCK_S:g} ms and the clock's own 40 µs do not count"
         )
 
 

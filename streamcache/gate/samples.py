@@ -113,6 +113,12 @@ class Sample(msgspec.Struct, frozen=True):
         return statistics.median(self.log_ratios) if self.gated_pairs else math.nan
 
     @property
+    def mean_log_ratio(self) -> float:
+        """Of the means over the pairs: rare slow blocks move it, but not the median."""
+        candidates, baselines = zip(*self.gated_pairs)
+        return log_ratios([(sum(candidates), sum(baselines))])[0]
+
+    @property
     def baseline_s(self) -> float:
         """The quickest baseline: nothing else takes the machine's noise out of it."""
         return min(b for _, b in self.gated_pairs)

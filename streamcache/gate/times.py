@@ -15,6 +15,7 @@ from streamcache.gate.verdicts import Status, Verdict
 from streamcache.measure.pairs import log_ratios
 
 MIN_NOISE = 0.05  # log; a narrower bound is never too wide
+MAX_GAIN = math.log(2)  # beyond it, what is timed hardly does its work any more
 
 
 def check_times(
@@ -36,6 +37,7 @@ def check_times(
     return [
         inconclusive_if_host_slower(check_speed(sample, entry, loss, host)),
         inconclusive_if_host_slower(check_anchor(sample, entry, loss, host)),
+        *check_mean(sample, entry),
         check_baseline_time(sample, golden, environment),
     ]
 
@@ -74,13 +76,38 @@ def check_speed(sample: Sample, entry: Entry, loss: Loss, host: float) -> Verdic
     """The ratio to the baseline of the same run against the golden's."""
     tau = entry.tau
     verdict = _lost(sample, "speed", statistics.fmean(entry.log_ratios), loss.margin, tau, host)
+    if loss.upper_bound < -max(MAX_GAIN, tau):
+        cause = f"{ratio(-loss.estimate):.1f} x as fast: does it still do its work? {_RECORD}"
+        return msgspec.structs.replace(verdict, status=Status.FAIL, cause=cause)
     if loss.upper_bound < -tau:
-        cause = f"faster by {-percent(loss.estimate):.1f} %: record it, or it can be lost again"
+        cause = f"faster by {-percent(loss.estimate):.1f} %: {_RECORD}"
         return msgspec.structs.replace(verdict, status=Status.IMPROVED, cause=cause)
     if verdict.status is Status.PASS and loss.margin > max(tau, MIN_NOISE):
         cause = f"too noisy: the bound is {percent(loss.margin):.0f} % wide"
         return msgspec.structs.replace(verdict, status=Status.INCONCLUSIVE, cause=cause)
     return verdict
+
+
+_RECORD = "record it, or it can be lost again"
+
+
+def check_mean(sample: Sample, entry: Entry) -> list[Verdict]:
+    """The ratio of the means: a block in ten that takes ten times as long moves no median."""
+    if not entry.mean_log_ratios:
+        return []
+    now, then = sample.mean_log_ratio, statistics.fmean(entry.mean_log_ratios)
+    disturbed = math.log1p(2 / len(sample.gated_pairs))  # two pairs of twice their time are chance
+    tau = max(entry.mean_tau, disturbed)
+    shown: dict[str, Any] = {
+        "now": f"{ratio(-now):.3f}x",
+        "golden": f"{ratio(-then):.3f}x",
+        "loss": ratio(now - then) - 1,
+        "tau": tau,
+    }
+    if now - then > tau:
+        cause = f"the mean is slower by {percent(now - then):.0f} %"
+        return [Verdict(sample.name, "mean", Status.FAIL, cause=cause, **shown)]
+    return [Verdict(sample.name, "mean", Status.PASS, **shown)]
 
 
 def check_anchor(sample: Sample, entry: Entry, loss: Loss, host: float) -> Verdict:
@@ -114,9 +141,9 @@ def ratio(log: float) -> float:
 
 def inconclusive_if_host_slower(verdict: Verdict) -> Verdict:
     """A loss that a slower host alone may explain says nothing of the code."""
-    if verdict.status is not Status.FAIL:
-        return verdict
     assert verdict.loss is not None and verdict.margin is not None and verdict.tau is not None
+    if verdict.status is not Status.FAIL or verdict.loss < 0:
+        return verdict
     if math.log1p(verdict.loss) - verdict.margin - verdict.host > verdict.tau:
         return verdict
     cause = f"{verdict.cause}, and so is the host by {percent(verdict.host):.1f} %"
@@ -141,6 +168,9 @@ def check_baseline_time(sample: Sample, golden: Golden, environment: Environment
     }
     if not change <= tau:
         cause = f"the baseline itself is slower by {percent(change):.0f} %"
+        return Verdict(sample.name, "baseline", Status.FAIL, cause=cause, **shown)
+    if change < -max(MAX_GAIN, tau):
+        cause = f"the baseline itself is {ratio(-change):.1f} x as fast: does it still do its work?"
         return Verdict(sample.name, "baseline", Status.FAIL, cause=cause, **shown)
     return Verdict(sample.name, "baseline", Status.PASS, **shown)
 

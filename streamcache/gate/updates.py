@@ -206,6 +206,7 @@ def entry_of(samples: list[Sample]) -> Entry:
         log_ratios=ratios,
         baselines_s=[s.baseline_s for s in timed],
         candidates_s=[s.candidate_s for s in timed],
+        mean_log_ratios=[s.mean_log_ratio for s in timed],
         anchor=statistics.fmean(ratios) if ratios else None,
         metrics=metrics,
         equal=first.equal,
@@ -237,6 +238,8 @@ def _moved(before: Entry, now: Entry, reset_anchors: bool) -> Entry:
     slower = _mean_log(now.baselines_s) - _mean_log(before.baselines_s)
     if not abs(lost) > before.tau / 3:
         kept["log_ratios"] = before.log_ratios
+        if before.mean_log_ratios:
+            kept["mean_log_ratios"] = before.mean_log_ratios
     if not abs(slower) > before.guard / 3:
         kept["baselines_s"] = before.baselines_s
     if {"log_ratios", "baselines_s"} <= kept.keys():

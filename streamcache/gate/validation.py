@@ -32,7 +32,7 @@ def golden_error(golden: Golden) -> str:
     for name, entry in golden.entries.items():
         if wrong := validation_error(entry):
             return f"{name}: {wrong}"
-    return noise_error(golden)
+    return next(iter(noise_errors(golden).values()), "")
 
 
 def validation_error(entry: Entry) -> str:
@@ -46,6 +46,10 @@ def _times_error(entry: Entry) -> str:
     times = (*entry.baselines_s, *entry.candidates_s)
     timed = bool(entry.log_ratios or times)
     n_processes = min(map(len, (entry.log_ratios, entry.baselines_s, entry.candidates_s)))
+    if not all(abs(log) <= MAX_LOG for log in entry.mean_log_ratios):
+        return "a mean log-ratio is not a number"
+    if entry.mean_log_ratios and len(entry.mean_log_ratios) < MIN_PROCESSES:
+        return f"it needs mean log-ratios of at least {MIN_PROCESSES} processes, or of none"
     if timed and entry.published:
         return "it is of a publication, but contains times"
     if timed and n_processes < MIN_PROCESSES:
@@ -106,12 +110,13 @@ def bounds(metric: Metric) -> str:
     return ", ".join(found)
 
 
-def noise_error(golden: Golden) -> str:
-    """Where the noise between the processes would let too much pass; empty if nowhere."""
+def noise_errors(golden: Golden) -> dict[str, str]:
+    """Where the noise between the processes would let too much pass, by name and in words."""
+    found = {}
     for name, entry in golden.entries.items():
         if entry.log_ratios and entry.tau > MAX_TAU:
             loss = stats.percent(entry.tau)
-            return f"{name} is so noisy that a loss of {loss:.0f} % would pass"
-        if entry.baselines_s and entry.guard > MAX_GUARD:
-            return f"{name} is so noisy that a baseline of twice its time would pass"
-    return ""
+            found[name] = f"{name} is so noisy that a loss of {loss:.0f} % would pass"
+        elif entry.baselines_s and entry.guard > MAX_GUARD:
+            found[name] = f"{name} is so noisy that a baseline of twice its time would pass"
+    return found

@@ -54,11 +54,17 @@ def run_queue_wait_s() -> float:
         return 0.0
 
 
+def _other_threads_s() -> float:
+    """Seconds that the other threads of this process have computed."""
+    return time.process_time() - time.thread_time()
+
+
 class Stopwatch:
     """The wall clock, less the time that the thread waited for a core.
 
     A busy machine then makes a benchmark wait, not slow. Sleeping and waiting for anything else
-    count. For work in one thread.
+    count, and so does the wait for a core that other threads of this process had. For work in one
+    thread.
 
     Attributes:
         seconds: of the block it was the context of.
@@ -69,12 +75,14 @@ class Stopwatch:
     seconds = wait_s = wait_share = 0.0
 
     def __enter__(self) -> "Stopwatch":
+        self._others = _other_threads_s()
         self._start = time.perf_counter()
         self._waited = run_queue_wait_s()
         return self
 
     def __exit__(self, *_: object) -> None:
         # The wall clock is read around the wait at both ends: the wait is part of the wall time.
-        self.wait_s = run_queue_wait_s() - self._waited
+        waited = run_queue_wait_s() - self._waited
         wall = time.perf_counter() - self._start
+        self.wait_s = max(0.0, waited - (_other_threads_s() - self._others))
         self.seconds, self.wait_share = wall - self.wait_s, self.wait_s / wall

@@ -337,6 +337,17 @@ DEFECTS = [
     ),
     # what is predicted, and compared
     fails(
+        "the one pass in place of the decoding that it is compared with",
+        DROPPING,
+        "apart from one pass",
+        patch(
+            STEPS,
+            "    return decode(model, input_ids, cache_of(configuration, model), advance)\n",
+            "    from streamcache.decoding.onepass import streaming_nll\n\n"
+            "    return streaming_nll(model, input_ids, configuration.policy)\n",
+        ),
+    ),
+    fails(
         "NLL off by one position",
         DECODED,
         "ppl",

@@ -69,7 +69,7 @@ def place(**fields: Any) -> Environment:
 @pytest.mark.parametrize("own", samples())
 def test_a_golden_judged_by_its_own_samples_passes(own: Sample) -> None:
     found = statuses(own)
-    assert set(found) == {"positions", "ppl", "speed", "anchor", "baseline"}
+    assert set(found) == {"positions", "ppl", "speed", "anchor", "mean", "baseline"}
     assert set(found.values()) == {Status.PASS}
 
 
@@ -351,9 +351,52 @@ def test_both_slower_by_the_same_is_seen() -> None:
     assert found["speed"] is Status.PASS and found["baseline"] is Status.FAIL
 
 
-def test_the_guard_is_looser_than_the_ratio_and_one_sided() -> None:
+def test_the_guard_of_the_baseline_is_looser_than_the_ratio_and_takes_gains_up_to_twice() -> None:
     assert statuses(both_slower(1.1))["baseline"] is Status.PASS
-    assert statuses(both_slower(0.5))["baseline"] is Status.PASS
+    assert statuses(both_slower(0.6))["baseline"] is Status.PASS
+
+
+def test_both_ten_times_as_fast_do_not_do_their_work() -> None:
+    quick = both_slower(0.1)
+    found = {v.check: v for v in judge(quick, GOLDEN, HERE, process(quick))}
+    assert found["speed"].status is Status.PASS
+    assert found["baseline"].status is Status.FAIL
+    assert "10.0 x as fast: does it still do its work?" in found["baseline"].cause
+
+
+def test_a_candidate_that_does_nothing_is_no_gain() -> None:
+    idle = slowed(sample(), 1e-3)
+    found = verdicts(idle, again=process(idle))["speed"]
+    assert found.status is Status.FAIL and "does it still do its work?" in found.cause
+    assert statuses(slowed(sample(), 0.6))["speed"] is Status.IMPROVED
+
+
+# The mean
+
+
+def rare(factor: float, n: int) -> Sample:
+    """Of its pairs, so many take so many times as long."""
+    pairs = [(a * factor, b) if i < n else (a, b) for i, (a, b) in enumerate(sample().pairs)]
+    return with_pairs(sample(), pairs)
+
+
+@pytest.mark.parametrize(
+    ("factor", "n", "status"),
+    [(100.0, 2, Status.FAIL), (5.0, 1, Status.FAIL), (2.0, 2, Status.PASS), (1.02, 4, Status.PASS)],
+)
+def test_rare_slow_blocks_fail_by_the_mean(factor: float, n: int, status: Status) -> None:
+    """The median does not see them."""
+    slow = rare(factor, n)
+    found = statuses(slow, again=process(slow))
+    assert found["speed"] is Status.PASS and found["mean"] is status
+
+
+def test_rare_slow_blocks_of_one_process_alone_are_a_suspicion() -> None:
+    assert statuses(rare(5.0, 1), again=process(sample()))["mean"] is Status.SUSPECT
+
+
+def test_a_golden_that_was_recorded_without_the_mean_does_not_judge_it() -> None:
+    assert "mean" not in statuses(rare(5.0, 1), altered(GOLDEN, mean_log_ratios=[]))
 
 
 def test_a_machine_slower_as_a_whole_is_no_regression() -> None:
@@ -371,7 +414,7 @@ def test_how_much_slower_a_machine_is_is_the_mean_of_its_canaries_and_as_sure_as
     assert statuses(beyond, was, now, process(beyond, now))["baseline"] is Status.FAIL
 
 
-@given(st.floats(0.5, 2), st.floats(1, 2))
+@given(st.floats(0.6, 2), st.floats(1, 2))
 def test_a_slower_baseline_never_gets_a_better_status(factor: float, more: float) -> None:
     one, two = both_slower(factor), both_slower(factor * more)
     assert RANK[statuses(two)["baseline"]] >= RANK[statuses(one)["baseline"]]

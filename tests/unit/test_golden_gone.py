@@ -15,7 +15,7 @@ import time
 from streamcache.measure.pairs import Stopwatch
 def block():
     with Stopwatch() as host:
-        sum(range(20_000))
+        sum(range(100_000))
     return host.seconds
 def test_kept(golden, benchmark):
     golden.time(benchmark, block, lambda: 10 * block())

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 from unittest import mock
 
 import msgspec
@@ -60,15 +61,17 @@ def test_what_is_taken_off_is_part_of_what_it_is_taken_from(delays: list[float])
         return clock[name]
 
     wall = SimpleNamespace(perf_counter=lambda: look("wall"))
-    with (
-        mock.patch.multiple(host, time=wall, run_queue_wait_s=lambda: look("waited")),
-        Stopwatch() as watch,
-    ):
+    clocks: dict[str, Any] = {
+        "time": wall,
+        "run_queue_wait_s": lambda: look("waited"),
+        "_other_threads_s": lambda: 0.0,
+    }
+    with mock.patch.multiple(host, **clocks), Stopwatch() as watch:
         look("wall")
     assert 0.9e-6 < watch.seconds < 2 + 5e-6 and 0 <= watch.wait_share < 1
 
 
-def test_sleeping_is() -> None:
+def test_sleeping_counts() -> None:
     with Stopwatch() as watch:
         time.sleep(0.05)
     assert watch.seconds >= 0.05
@@ -113,3 +116,21 @@ def test_one_that_is_confirmed_in_peace_is_a_failure() -> None:
 def test_what_is_as_fast_as_ever_on_a_busy_machine_passes() -> None:
     quick = msgspec.structs.replace(sample(), wait_share=0.3)
     assert worst(judge(quick, golden(), HERE)) is Status.PASS
+
+
+def test_the_wait_for_a_core_that_threads_of_this_process_had_counts() -> None:
+    """Threads that a change leaves busy make it slower."""
+    clock = {"wait": 0.0, "others": 0.0, "wall": 0.0}
+    wall = SimpleNamespace(perf_counter=lambda: clock["wall"])
+    clocks: dict[str, Any] = {
+        "time": wall,
+        "run_queue_wait_s": lambda: clock["wait"],
+        "_other_threads_s": lambda: clock["others"],
+    }
+    with mock.patch.multiple(host, **clocks):
+        with Stopwatch() as own:
+            clock.update(wall=3.0, wait=2.0, others=2.0)
+        with Stopwatch() as foreign:
+            clock.update(wall=6.0, wait=4.0)
+    assert (own.seconds, own.wait_share) == (3.0, 0.0)
+    assert foreign.seconds == 1.0

@@ -172,7 +172,7 @@ def one_line(ran: pytest.RunResult, *parts: str) -> None:
 def test_an_unchanged_benchmark_is_green(toy: Toy) -> None:
     ran = toy("--golden-required")
     assert ran.ret == 0
-    said(ran, "golden: toy, 1 entries, * from 5 processes: first", "golden: PASS (5 pass)")
+    said(ran, "golden: toy, 1 entries, * from 5 processes: first", "golden: PASS (6 pass)")
 
 
 def test_without_a_golden_nothing_is_gated(pytester: pytest.Pytester, recorded: str) -> None:
@@ -191,7 +191,7 @@ def test_a_slowdown_is_red_when_a_fresh_process_agrees(
     said(
         ran,
         "FAIL speed: slower by 20.0 ± * %; a fresh process agrees: slower by 20.0 ±",
-        "golden: FAIL (2 fail, 3 pass)",
+        "golden: FAIL (3 fail, 3 pass)",
         f"to reproduce: pytest {NAME} --golden=toy",
         f"to accept, from a clean tree: pytest {NAME} --golden=toy --golden-update",
     )
@@ -210,7 +210,7 @@ def test_a_slowdown_that_a_fresh_process_does_not_see_is_suspect(
     monkeypatch.setenv("TOY_SLOW_ONCE", str(once))
     ran = toy()
     assert ran.ret == 0 and not once.exists()
-    said(ran, "a fresh process does not agree", "golden: SUSPECT (2 suspect, 3 pass)")
+    said(ran, "a fresh process does not agree", "golden: SUSPECT (3 suspect, 3 pass)")
 
 
 def test_a_failure_that_cannot_be_confirmed_is_invalid(
@@ -564,7 +564,7 @@ def test_reports_find_or_make_their_place(toy: Toy, monkeypatch: pytest.MonkeyPa
     toy.edit("found = sort()", gone)
     ran = toy("--golden-markdown=new/x.out")
     assert ran.ret == 1
-    said(ran, "golden: PASS (5 pass)", "NOT WRITTEN: *new/x.out: ")
+    said(ran, "golden: PASS (6 pass)", "NOT WRITTEN: *new/x.out: ")
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", "pytest.ini/x.out")
     one_line(toy(), "pytest.ini/x.out cannot be written")
 
@@ -676,7 +676,7 @@ def test_an_interrupted_update_is_a_line(toy: Toy, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(recording, "measured", interrupted)
     ran = toy("--golden-update", "--golden-reason", "why", no_reraise_ctrlc=True)
     assert ran.ret == 2
-    assert ran.errlines == ["golden: interrupted, nothing was recorded"]
+    assert ran.errlines == ["golden: interrupted, nothing was written"]
 
 
 def test_nothing_measured_is_not_recorded(toy: Toy, recorded: str) -> None:
@@ -761,7 +761,7 @@ def test_benchmark_json_has_the_section_and_the_time_of_the_clock(toy: Toy) -> N
     found = json.loads((toy.path / "out.out").read_text())
     section = found["streamcache"]
     assert section["version"] == goldens.VERSION
-    assert [v["status"] for v in section["verdicts"]] == ["pass"] * 5
+    assert [v["status"] for v in section["verdicts"]] == ["pass"] * 6
     (one,) = section["process"]["samples"]
     assert one["name"] == NAME and len(one["pairs"]) == 12
     (benchmark,) = found["benchmarks"]
@@ -820,7 +820,7 @@ def test_github_gets_a_summary(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> Non
     summary.write_text("what was there\n")
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(summary))
     assert toy().ret == 0
-    assert summary.read_text().startswith("what was there\n### golden: PASS (5 pass)\n")
+    assert summary.read_text().startswith("what was there\n### golden: PASS (6 pass)\n")
 
 
 def test_versions_that_differ_are_told(toy: Toy) -> None:

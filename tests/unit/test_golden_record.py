@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from streamcache.gate.recorder import Clock, Recorder
 from streamcache.gate.samples import Metric, Sample
+from streamcache.measure.pairs import Stopwatch
 
 
 @pytest.fixture
@@ -123,3 +124,28 @@ def test_a_tolerance_is_relative_or_absolute_and_may_be_one_sided(
     limits: dict[str, Any], value: float, allowed: bool
 ) -> None:
     assert Metric(20.0, **limits).allows(value) is allowed
+
+
+def test_a_time_that_is_no_time_does_not_stop_the_report(golden: Recorder) -> None:
+    """pytest-benchmark cannot sort NaN; the gate judges it."""
+    before, benchmark = golden.clock.now, mock.Mock(extra_info={})
+    benchmark.pedantic = lambda target, rounds: [target() for _ in range(rounds)]
+    golden.record(benchmark, pairs=[(math.nan, 1.0), (1.0, 1.0), (-1.0, 1.0)])
+    assert golden.clock.now == before + 1.0
+    assert len(golden.sample().pairs) == 3 and math.isnan(golden.sample().pairs[0][0])
+
+
+def test_a_block_that_takes_no_longer_than_the_clock_is_refused(golden: Recorder) -> None:
+    def block() -> float:
+        with Stopwatch() as watch:
+            pass
+        return watch.seconds
+
+    with pytest.raises(ValueError, match="repeat its work, so that it takes at least 1 ms"):
+        golden.time(mock.Mock(extra_info={}), block, block)
+
+
+def test_where_other_processes_measure_too_few_pairs_do() -> None:
+    many = recorder()
+    few = Recorder("a", Clock(), mock.Mock(), few_pairs=True)
+    assert (many.n_pairs(40), few.n_pairs(40), few.n_pairs(5)) == (40, 10, 5)
