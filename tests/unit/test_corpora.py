@@ -279,14 +279,16 @@ def test_without_folder_and_hub_the_user_is_told_what_else_there_is(
         ("stream", "12", "stream has no configs, got '12'"),
     ],
 )
-def test_mistakes_are_named(data_dir: Path, name: str, config: str | None, message: str) -> None:
+def test_unknown_corpora_and_missing_files_are_named(
+    data_dir: Path, name: str, config: str | None, message: str
+) -> None:
     (data_dir / "wikitext-103" / "wiki.test.tokens").unlink()
     with pytest.raises(CorpusError) as caught:
         load_tokens(name, config, tokenizer=TOKENIZER, data_dir=data_dir)
     assert message in str(caught.value)
 
 
-def test_more_mistakes_are_named(note: str, tmp_path: Path) -> None:
+def test_corpora_that_cannot_be_read_are_named(note: str, tmp_path: Path) -> None:
     with pytest.raises(CorpusError, match="max_tokens must be at least 1, got 0"):
         load_tokens(note, tokenizer=TOKENIZER, max_tokens=0)
     with pytest.raises(CorpusError, match=r"no tokenizer: .*--dataset-name stream"):

@@ -129,7 +129,7 @@ def test_every_command_of_the_guide_has_its_counterpart() -> None:
     assert all(flag in table for flag in GUIDE_FLAGS)
 
 
-def test_other_commands_are_those_of_tox() -> None:
+def test_commands_of_the_docs_are_those_of_tox() -> None:
     tox = ConfigParser()
     tox.read(ROOT / "tox.ini")
     run_by_tox = " ".join(

@@ -98,7 +98,7 @@ def statuses(bench: pytest.Pytester) -> dict[tuple[str, str], str]:
     return {(v["name"], v["check"]): v["status"] for v in found}
 
 
-def test_it_says_that_nobody_measured_it_here() -> None:
+def test_the_a800_golden_says_that_it_was_published_and_not_measured() -> None:
     assert PUBLISHED.is_published and PUBLISHED.machine == {"device": CARD}
     assert PUBLISHED.provenance.reason.startswith("published, not measured here")
 

@@ -167,7 +167,7 @@ def test_a_loss_within_tau_passes_and_one_beyond_is_confirmed_first() -> None:
     assert not needs_confirmation(sample(), GOLDEN, HERE)
 
 
-def test_a_fresh_process_that_agrees_makes_it_a_failure() -> None:
+def test_a_loss_that_a_fresh_process_confirms_fails() -> None:
     slow = slowed(sample(), 1.05)
     found = verdicts(slow, again=process(slowed(sample(), 1.06)))["speed"]
     assert found.status is Status.FAIL
@@ -175,7 +175,7 @@ def test_a_fresh_process_that_agrees_makes_it_a_failure() -> None:
     assert "slower by 5.0" in found.cause and "slower by 6.0" in found.cause
 
 
-def test_one_that_does_not_leaves_a_suspicion() -> None:
+def test_a_loss_that_a_fresh_process_does_not_confirm_is_suspect() -> None:
     found = verdicts(slowed(sample(), 1.05), again=process(sample()))["speed"]
     assert found.status is Status.SUSPECT and not found.status.fails_build
 
@@ -196,12 +196,12 @@ def test_one_that_does_not_leaves_a_suspicion() -> None:
         (process(with_pairs(sample(), [(0.02, 0.1), (0.07, 0.1)] * 5)), "too noisy"),
     ],
 )
-def test_a_failure_that_nothing_can_confirm_is_red(again: Process, why: str) -> None:
+def test_a_loss_that_no_process_can_confirm_is_invalid(again: Process, why: str) -> None:
     found = verdicts(slowed(sample(), 1.1), again=again)["speed"]
     assert found.status is Status.INVALID and why in found.cause
 
 
-def test_nor_is_what_failed_made_right_by_something_else() -> None:
+def test_another_model_or_machine_confirms_no_loss() -> None:
     """Another model, or another machine, that agrees confirms nothing."""
     slow = slowed(sample(), 1.1)
     other = msgspec.structs.replace(slow, identity={"model": "other"})
@@ -210,7 +210,7 @@ def test_nor_is_what_failed_made_right_by_something_else() -> None:
     assert statuses(slow, again=process(slow, elsewhere))["speed"] is Status.INVALID
 
 
-def test_what_passed_is_not_made_worse_by_a_second_look() -> None:
+def test_a_slow_fresh_process_does_not_change_a_pass() -> None:
     slow = process(slowed(sample(), 2.0))
     assert statuses(sample(), again=slow) == statuses(sample())
 
@@ -345,7 +345,7 @@ def test_a_slower_baseline_does_not_pass_for_a_speedup() -> None:
     assert statuses(lame, again=process(sample()))["baseline"] is Status.SUSPECT
 
 
-def test_both_slower_by_the_same_is_seen() -> None:
+def test_a_loss_common_to_candidate_and_baseline_is_seen() -> None:
     slow = both_slower(1.3)
     found = statuses(slow, again=process(slow))
     assert found["speed"] is Status.PASS and found["baseline"] is Status.FAIL
@@ -471,7 +471,7 @@ def test_a_bound_of_the_test_holds_beside_the_goldens(recorded: float | None) ->
     assert found.status is Status.FAIL and "ppl is 20.6, max_value is 20.5" in found.cause
 
 
-def test_of_zero_there_is_no_relative_change() -> None:
+def test_a_figure_recorded_as_zero_must_stay_zero() -> None:
     assert check_metric("n", "x", Metric(0.0, 1e-3), Metric(0.0, 1e-3)).status is Status.PASS
     assert check_metric("n", "x", Metric(1e-15, 1e-3), Metric(0.0, 1e-3)).status is Status.FAIL
 
@@ -634,7 +634,7 @@ def test_a_slower_host_explains_so_much_of_a_loss_beside_a_gpu(
     ("operations", "product", "status"),
     [(1.2, 1.2, Status.FAIL), (1.2, 1.0, Status.INCONCLUSIVE), (1.03, 1.0, Status.FAIL)],
 )
-def test_a_cpu_of_another_balance_explains_it_too(
+def test_a_cpu_of_another_balance_explains_a_loss_beside_a_gpu(
     operations: float, product: float, status: Status
 ) -> None:
     was = golden(where=place(canaries={"host operations": 1e-3, "host product": 1e-3}))
@@ -666,7 +666,7 @@ def test_another_host_says_nothing_of_what_is_host_bound() -> None:
     assert found["speed"] is Status.FAIL
 
 
-def test_other_versions_are_context_and_judge_nothing() -> None:
+def test_another_version_of_python_changes_no_verdict() -> None:
     assert statuses(sample(), environment=place(context={"python": "4"})) == statuses(sample())
 
 
@@ -730,13 +730,13 @@ def test_a_published_speedup_is_a_band(speedup: float, status: Status) -> None:
     assert statuses(one, PUBLISHED, again=process(one))["speed"] is status
 
 
-def test_below_the_band_is_confirmed_first() -> None:
+def test_a_speedup_below_the_published_band_is_confirmed_first() -> None:
     slow = sample(-math.log(2.4))
     assert statuses(slow, PUBLISHED)["speed"] is Status.SUSPECT
     assert statuses(slow, PUBLISHED, again=process(sample()))["speed"] is Status.SUSPECT
 
 
-def test_only_what_was_published_is_compared() -> None:
+def test_figures_that_were_not_published_are_not_compared() -> None:
     here = place(machine={"device": "toy", "memory_gib": 80}, host={"cpu": "any"})
     one = sample(identity={"model": "toy", "revision": "1"})
     assert statuses(one, PUBLISHED, here) == {"ppl": Status.PASS, "speed": Status.PASS}
@@ -750,7 +750,7 @@ def test_only_what_was_published_is_compared() -> None:
 # What is missing, and what it comes to
 
 
-def test_missing_both_ways() -> None:
+def test_benchmarks_without_a_golden_and_goldens_without_a_benchmark_are_missing() -> None:
     (found,) = judge(sample(name="unknown"), GOLDEN, HERE)
     assert found.status is Status.MISSING and found.name == "unknown"
     (found,) = missing(GOLDEN, ["unknown"])

@@ -81,13 +81,13 @@ def test_a_benchmark_that_is_gone_is_a_failing_test(suite: Path) -> None:
     assert "MISSING benchmark" in again.stdout
 
 
-def test_what_was_not_asked_for_is_not_gone(suite: Path) -> None:
+def test_a_benchmark_that_was_not_selected_is_not_missing(suite: Path) -> None:
     rewrite(suite, "test_lost", "helper")
     assert run(suite, "--golden=own", "test_it.py::test_kept").returncode == 0
     assert run(suite, "--golden=own", "-k", "kept").returncode == 1, "-k leaves out, deletes not"
 
 
-def test_what_is_left_out_is_said_and_is_red_only_where_required(suite: Path) -> None:
+def test_deselected_goldens_are_counted_and_fail_only_where_required(suite: Path) -> None:
     ran = run(suite, "--golden=own", "-k", "kept")
     assert ran.returncode == 0 and "NOT MEASURED: 1 of 2" in ran.stdout
     assert run(suite, "--golden=own", "-k", "kept", "--golden-required").returncode == 1

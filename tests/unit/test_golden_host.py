@@ -50,7 +50,7 @@ def test_waiting_for_a_core_is_no_time_of_the_benchmark(every_core_busy: None) -
 
 
 @given(st.lists(st.floats(0, 1), min_size=8, max_size=8))
-def test_what_is_taken_off_is_part_of_what_it_is_taken_from(delays: list[float]) -> None:
+def test_time_waited_is_never_more_than_the_wall_time(delays: list[float]) -> None:
     """Wherever another takes the core: between two looks at the clocks, too."""
     left, clock = iter(delays), {"wall": 0.0, "waited": 0.0}
 
@@ -77,7 +77,7 @@ def test_sleeping_counts() -> None:
     assert watch.seconds >= 0.05
 
 
-def test_where_the_kernel_says_nothing_it_is_the_wall_clock(
+def test_without_schedstat_no_time_was_waited(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(host, "_SCHEDSTAT", tmp_path / "none")
@@ -108,12 +108,12 @@ def test_a_loss_that_only_a_busy_machine_confirms_is_invalid() -> None:
     assert found["speed"].status is Status.INVALID and "30 % of the time" in found["speed"].cause
 
 
-def test_one_that_is_confirmed_in_peace_is_a_failure() -> None:
+def test_a_loss_that_an_idle_machine_confirms_fails() -> None:
     found = judge(BUSY, golden(), HERE, process(slowed(sample(), 1.3)))
     assert worst(found) is Status.FAIL
 
 
-def test_what_is_as_fast_as_ever_on_a_busy_machine_passes() -> None:
+def test_an_unchanged_time_on_a_busy_machine_passes() -> None:
     quick = msgspec.structs.replace(sample(), wait_share=0.3)
     assert worst(judge(quick, golden(), HERE)) is Status.PASS
 

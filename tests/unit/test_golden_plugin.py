@@ -281,7 +281,7 @@ def test_a_figure_that_drifted_is_red_at_once(toy: Toy) -> None:
     said(ran, "FAIL mean: mean moved by +0.0001 %")
 
 
-def test_no_number_is_red(toy: Toy) -> None:
+def test_a_figure_that_becomes_nan_fails(toy: Toy) -> None:
     toy.edit("statistics.fmean(found)", "float('nan')")
     ran = toy()
     assert ran.ret == 1
@@ -319,7 +319,9 @@ def test_a_disturbed_machine_is_invalid(toy: Toy, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("look", ["before", "during", "after"])
-def test_one_bad_look_is_enough(look: str, toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_problem_seen_before_during_or_after_a_benchmark_is_invalid(
+    look: str, toy: Toy, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("TOY_PROBLEM", "throttled")
     monkeypatch.setenv("TOY_PROBLEM_AT", str(["before", "during", "after"].index(look) + 1))
     assert toy().ret == 75
@@ -342,7 +344,7 @@ def test_other(golden):
 """
 
 
-def test_one_run_has_one_machine(toy: Toy) -> None:
+def test_samples_of_two_machines_in_one_run_are_invalid(toy: Toy) -> None:
     toy.add(ELSEWHERE, "test_zoo.py")
     toy.commit()
     assert toy("--golden-samples=x.out").ret == 0
@@ -359,7 +361,7 @@ def test_another_failure_is_a_failure_even_where_the_machine_is_invalid(
     assert toy().ret == 1
 
 
-def test_what_pytest_calls_a_failure_stays_one(toy: Toy) -> None:
+def test_a_failure_of_pytest_keeps_its_exit_status(toy: Toy) -> None:
     """A file that cannot be collected; and coverage, say, that a plugin finds too low."""
     broken = toy.path / "test_broken.py"
     broken.write_text("import nothing_of_this_name")
@@ -480,7 +482,7 @@ def test_late(request):
 """
 
 
-def test_whoever_takes_the_fixture_is_judged(toy: Toy) -> None:
+def test_unittest_cases_and_late_requests_of_the_fixture_are_judged(toy: Toy) -> None:
     """A test case of unittest, and a test that asks for it late."""
     toy.add(ODD, "test_odd.py")
     toy.adds_entry("test_odd.py::TestCase::test_it", equal={"one": 1})
@@ -617,7 +619,7 @@ def five(toy: Toy) -> list[str]:
     return names
 
 
-def test_what_did_not_move_is_not_written(toy: Toy, recorded: str) -> None:
+def test_an_update_does_not_write_entries_that_did_not_move(toy: Toy, recorded: str) -> None:
     ran = toy("--golden-reason", "again", "--golden-from", *five(toy))
     assert ran.ret == 0
     said(ran, "nothing moved by more than a third", "0 of 1 entries written")

@@ -36,7 +36,7 @@ def test_a_name_is_recorded_once(golden: Recorder) -> None:
     assert found.metrics == {"ppl": Metric(20.0, 1e-3)} and found.equal == {"positions": 100}
 
 
-def test_what_is_measured_does_not_become_something_else(golden: Recorder) -> None:
+def test_an_identity_field_cannot_change_within_a_benchmark(golden: Recorder) -> None:
     golden.identity(model="toy", length=3)
     golden.identity(model="toy", window=2)
     with pytest.raises(ValueError, match="model is 'toy' already, not 'other'"):
@@ -45,7 +45,7 @@ def test_what_is_measured_does_not_become_something_else(golden: Recorder) -> No
 
 
 @pytest.mark.parametrize("value", [0.5, True, np.True_, None, np.float32(1), [1], b"text"])
-def test_what_cannot_be_recorded_is_refused_where_it_is_said(value: Any, golden: Recorder) -> None:
+def test_values_that_json_cannot_hold_are_refused(value: Any, golden: Recorder) -> None:
     with pytest.raises(TypeError, match=r"^digest is .*: it must be text or a whole number"):
         golden.equal(digest=value)
     with pytest.raises(TypeError, match=r"^digest is .*: it must be text or a whole number"):
@@ -53,7 +53,7 @@ def test_what_cannot_be_recorded_is_refused_where_it_is_said(value: Any, golden:
 
 
 @given(st.integers(-(2**63), 2**63 - 1) | st.integers(-9, 9).map(np.int64) | st.text())
-def test_what_is_taken_is_read_as_it_was_said(value: Any) -> None:
+def test_recorded_values_survive_a_round_trip_through_json(value: Any) -> None:
     golden = recorder()
     golden.equal(digest=value)
     golden.identity(what=value)

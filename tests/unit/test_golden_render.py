@@ -64,7 +64,7 @@ def columns(line: str) -> int:
 
 
 @given(st.lists(st.text(st.sampled_from("a|\\\n\r\x0b\u2028"), max_size=5), min_size=5, max_size=5))
-def test_no_value_breaks_a_table(cells: list[str]) -> None:
+def test_any_text_fits_a_cell_of_a_markdown_table(cells: list[str]) -> None:
     name, check, now, golden, cause = cells
     odd = Verdict(name, check, Status.FAIL, now, golden, cause=cause)
     text = render.text([odd])

@@ -52,7 +52,7 @@ def renamed(found: list[Process], name: str) -> list[Process]:
 # Files
 
 
-def test_what_is_written_is_read(tmp_path: Path) -> None:
+def test_a_golden_file_that_is_written_is_read_back(tmp_path: Path) -> None:
     storage.write(tmp_path / "toy.json", GOLDEN)
     assert storage.read(tmp_path / "toy.json") == GOLDEN
 
@@ -201,7 +201,7 @@ def test_a_figure_is_the_median_of_the_processes() -> None:
     assert entry_of(found).metrics["ppl"].value == 20.002
 
 
-def test_what_measured_nothing_makes_no_entry() -> None:
+def test_a_benchmark_that_measured_nothing_makes_no_entry() -> None:
     with pytest.raises(GoldenError, match=f"{NAME}: it holds nothing"):
         entry_of(samples(pairs=[], metrics={}, equal={}))
 
@@ -229,7 +229,7 @@ def test_processes_that_differ_make_no_entry(odd: dict[str, Any], says: str) -> 
         entry_of([*samples()[1:], sample(**odd)])
 
 
-def test_what_is_over_its_budget_makes_no_entry() -> None:
+def test_a_figure_over_its_budget_makes_no_entry() -> None:
     with pytest.raises(GoldenError, match="ppl is 20, max_value is 19"):
         entry_of(samples(metrics={"ppl": Metric(20.0, 1e-3, max_value=19.0)}))
 
@@ -244,7 +244,7 @@ def test_a_first_record_says_what_it_holds() -> None:
     assert found.machine == HERE.machine and found.canaries == HERE.canaries
 
 
-def test_what_moved_by_less_than_a_third_of_its_threshold_is_left_alone() -> None:
+def test_an_update_keeps_entries_that_moved_by_less_than_a_third_of_tau() -> None:
     found, changes = update(GOLDEN, processes([r + 0.009 for r in RATIOS]))
     assert found is GOLDEN and changes == []
 
@@ -261,14 +261,14 @@ def test_what_moved_by_less_than_a_third_of_its_threshold_is_left_alone() -> Non
         processes(equal={"positions": 101}),
     ],
 )
-def test_what_moved_by_more_is_replaced_and_shown(moved: list[Process]) -> None:
+def test_an_update_replaces_and_shows_entries_that_moved_by_more(moved: list[Process]) -> None:
     found, (change,) = update(GOLDEN, moved)
     assert change.startswith(f"~ {NAME}: ppl 20, speedup 2.718 (tau 3.0 %) -> ")
     assert found.provenance is LATER and found.earlier == [PROVENANCE]
     assert update(found, moved) == (found, [])
 
 
-def test_what_moved_is_replaced_and_nothing_else() -> None:
+def test_an_update_replaces_only_entries_that_moved() -> None:
     """Nor does a figure follow what changes beside it."""
     ratios, was = [r + 0.009 for r in RATIOS], GOLDEN.entries[NAME]
     figure = {"ppl": Metric(20.001, 1e-3, 20.5)}
@@ -301,7 +301,7 @@ def test_more_processes_than_before_replace_what_moved() -> None:
     assert (len(now.log_ratios), len(now.baselines_s)) == (5, 10) and not validation_error(now)
 
 
-def test_what_is_ten_times_as_fast_starts_anew() -> None:
+def test_an_update_that_leaves_the_range_of_the_anchor_is_refused() -> None:
     with pytest.raises(GoldenError, match=r"anchor .* delete the entry to start anew"):
         update(GOLDEN, processes([r - 2.5 for r in RATIOS]))
 
@@ -381,7 +381,7 @@ def test_new_only_adds_and_touches_nothing_else() -> None:
     assert found.entries[NAME] is GOLDEN.entries[NAME]
 
 
-def test_what_was_not_measured_stays() -> None:
+def test_an_update_keeps_entries_that_were_not_measured() -> None:
     both, _ = update(GOLDEN, renamed(processes(), "other"))
     found, _ = update(both, processes([-0.5] * 5))
     assert found.entries["other"] is both.entries["other"]
@@ -514,7 +514,7 @@ def test_samples_are_read_as_written_and_from_a_benchmark_json(tmp_path: Path) -
     assert sampled.read(path) == one
 
 
-def test_what_is_no_number_is_none_when_it_is_read(tmp_path: Path) -> None:
+def test_a_figure_that_is_nan_is_read_as_none(tmp_path: Path) -> None:
     numbers = {"ppl": Metric(math.nan, 1e-3), "nll": Metric(3.0, 1e-3, 4.0)}
     where = msgspec.structs.replace(HERE, canaries={"host product": math.nan})
     odd = Process(where, [sample(pairs=[(math.nan, 1.0)], metrics=numbers)])

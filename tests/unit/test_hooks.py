@@ -145,7 +145,7 @@ def test_positions_that_count_on_are_accepted(model: PreTrainedModel) -> None:
 
 
 @each_cache
-def test_other_caches_pass_through(cache_type: type[BoundedCache]) -> None:
+def test_hooks_leave_caches_of_transformers_alone(cache_type: type[BoundedCache]) -> None:
     """A model with hooks serves a DynamicCache, and a padded batch, bit for bit as before."""
     model, ids, mask = neox(), text(30, batch=2), left_padded(2, 30)
     before = model(input_ids=ids, attention_mask=mask, past_key_values=DynamicCache()).logits

@@ -122,7 +122,7 @@ def test_a_process_that_waits_for_this_one_is_none(
     assert TorchEnvironmentProbe(CUDA).sample().problems == []
 
 
-def test_where_numbers_are_the_hosts_only_their_count_tells(
+def test_in_a_container_another_process_on_the_gpu_is_seen_by_the_count(
     smi: Smi, a_gpu: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In a container: this process is not in the list under the number it knows."""

@@ -232,7 +232,7 @@ def test_only_files_of_a_sensible_length_are_read(tmp_path: Path, made_by: str) 
         measurement.read(path)
 
 
-def test_where_a_record_is_made_stands_in_it() -> None:
+def test_a_record_has_the_environment_it_was_made_in() -> None:
     assert RECORD.environment.cpu == machine.cpu_model() != ""
     assert measurement.environment(torch.device("cpu")) == RECORD.environment
 

@@ -60,7 +60,9 @@ def one_by_one(model: PreTrainedModel, policy: EvictionPolicy, ids: Tensor) -> T
 
 @pytest.mark.parametrize("name", POLICIES)
 @pytest.mark.parametrize("make", [neox, llama])
-def test_it_is_the_stream(make: Callable[..., PreTrainedModel], name: str) -> None:
+def test_the_one_pass_gives_the_nll_of_the_stream_token_by_token(
+    make: Callable[..., PreTrainedModel], name: str
+) -> None:
     model, policy, ids = make(), POLICIES[name], text(200)
     computed = streaming_nll(model, ids[0], policy)
     assert computed.shape == (199,) and computed.dtype == torch.float32
@@ -69,7 +71,7 @@ def test_it_is_the_stream(make: Callable[..., PreTrainedModel], name: str) -> No
 
 
 @pytest.mark.parametrize("policy", [EvictionPolicy(0, 1), EvictionPolicy(4, 1, 0, 1, 3)])
-def test_a_window_of_the_token_alone(policy: EvictionPolicy) -> None:
+def test_the_one_pass_with_a_window_of_one(policy: EvictionPolicy) -> None:
     model, ids = llama(), text(100)
     reference = nll(expected(model, policy, ids), ids)
     assert off(streaming_nll(model, ids[0], policy), reference) < TIGHT
@@ -214,7 +216,7 @@ def test_a_text_of_two_tokens() -> None:
 
 
 @pytest.mark.parametrize("shape", [(1,), (0,), (1, 8)])
-def test_no_text(shape: tuple[int, ...]) -> None:
+def test_the_one_pass_refuses_ids_without_two_tokens(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"input_ids must be \[T\] with T >= 2"):
         streaming_nll(TINIEST, torch.zeros(shape, dtype=torch.long), EvictionPolicy(4, 12))
 
@@ -282,7 +284,9 @@ def test_learned_positions_are_refused_by_the_measurement() -> None:
         ({"attention_mask": torch.zeros(1)}, "it makes its attention mask by itself"),
     ],
 )
-def test_what_a_layer_hands_to_its_attention(argument: dict[str, Any], reason: str) -> None:
+def test_the_one_pass_refuses_attention_with_other_arguments(
+    argument: dict[str, Any], reason: str
+) -> None:
     model, policy, ids = llama(), EvictionPolicy(4, 12), text(100)[0]
     streaming_nll(model, ids, policy)
     model.model.layers[1].self_attn.register_forward_pre_hook(

@@ -40,7 +40,7 @@ CHUNKS = {
 
 @pytest.mark.parametrize("name", CHUNKS)
 @each_model
-def test_in_chunks(make: Model, name: str) -> None:
+def test_chunks_equal_the_oracle(make: Model, name: str) -> None:
     model, policy, chunks = make(), POLICIES[name], CHUNKS[name]
     ids = text(sum(chunks))
     reference = expected(model, policy, ids, chunks)

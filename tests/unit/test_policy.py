@@ -72,7 +72,9 @@ def test_token_by_token(policy: EvictionPolicy) -> None:
 
 @settings(deadline=None)
 @given(policies(), st.data())
-def test_in_chunks(policy: EvictionPolicy, data: st.DataObject) -> None:
+def test_chunks_of_any_size_keep_what_token_by_token_keeps(
+    policy: EvictionPolicy, data: st.DataObject
+) -> None:
     sizes = st.lists(st.integers(1, policy.window_size), min_size=1, max_size=30)
     chunks = data.draw(sizes, label="chunks")
     token_by_token = kept_after_each(sum(chunks), *rule(policy))

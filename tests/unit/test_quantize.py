@@ -56,7 +56,9 @@ def test_the_copy_for_the_kernels_shares_the_weights_and_leaves_the_model_alone(
     assert embeddings[0] == embeddings[1]
 
 
-def test_what_is_wrong_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_quantization_and_a_missing_torchao_are_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     with pytest.raises(QuantizationError, match="int8, int4"):
         quantize(neox(), "int2")  # type: ignore[arg-type]
     monkeypatch.setitem(sys.modules, "torchao", None)

@@ -59,7 +59,7 @@ def test_against_the_oracle(make: Any, where: RefreshPolicy) -> None:
     assert len(rows[-1]) <= POLICY.capacity + 5
 
 
-def test_in_the_middle_tokens_stand_in_stream_order_and_at_the_tail_they_do_not() -> None:
+def test_refreshed_tokens_keep_stream_order_in_the_middle_and_not_at_the_tail() -> None:
     for where, in_order in (("middle", True), ("tail", False)):
         model = neox()
         cache = RefreshCache(model, POLICY, 5, where)  # type: ignore[arg-type]
@@ -70,7 +70,7 @@ def test_in_the_middle_tokens_stand_in_stream_order_and_at_the_tail_they_do_not(
         assert bool((cache.places.diff() > 0).all()) == in_order
 
 
-def test_from_eviction_to_eviction_is_the_same_as_token_by_token() -> None:
+def test_refresh_from_eviction_to_eviction_equals_token_by_token() -> None:
     model, ids = neox(), text(120)[0]
     one_by_one = sequential_nll(model, ids, RefreshCache(model, POLICY, 4, "middle"))
     configuration = Configuration(POLICY, "reference", refresh=4)
