@@ -1,64 +1,23 @@
 """The command line. One line says what is wrong and what would be right; exit status 2."""
 
-import ast
 import logging
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from importlib import import_module
-from pathlib import Path
+from contextlib import contextmanager
 
 import click
 
 from streamcache.cli.console import err, print_in_any_encoding
-from streamcache.interrupt import stop_at_once
+from streamcache.cli.declarations import COMMANDS
+from streamcache.policy import PolicyError
 from streamcache.report.plain import plain
 from streamcache.version import VERSION
 
-_COMMANDS = {  # the module and the name of the function in it
-    "baseline": ("measure", "baseline"),
-    "compare": ("measure", "compare"),
-    "diagnose": ("diagnose", "diagnose"),
-    "eval": ("measure", "evaluate_one"),
-    "ladder": ("ladder", "ladder"),
-    "paper": ("paper", "paper"),
-    "profile": ("profile", "profile"),
-    "summarize": ("summarize", "summarize"),
-}
 _GO_ON = ("baseline", "compare", "eval", "paper")  # keep what an interrupted run has finished
 
 
-class _Commands(click.Group):
-    """Imports a command when it is run."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return [*_COMMANDS]
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in _COMMANDS:
-            return None
-        module, name = _COMMANDS[cmd_name]
-        shown = err.is_terminal and not ctx.resilient_parsing  # not while a shell completes a word
-        with err.status("loading PyTorch and transformers") if shown else nullcontext():
-            command: click.Command = getattr(import_module(f"streamcache.cli.{module}"), name)
-        stop_at_once(False)
-        return command
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, _summary(*where)) for name, where in _COMMANDS.items()])
-
-
-def _summary(module: str, name: str) -> str:
-    """The first line of a command's docstring, read without importing the command, or torch."""
-    tree = ast.parse(Path(__file__).with_name(f"{module}.py").read_text(encoding="utf-8"))
-    functions = (node for node in tree.body if isinstance(node, ast.FunctionDef))
-    found = next(node for node in functions if node.name == name)
-    return (ast.get_docstring(found) or "").partition("\n")[0]
-
-
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(commands=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(VERSION)
 def commands() -> None:
     """Stream language models over endless text with a KV cache of fixed size, and measure it."""
@@ -77,6 +36,8 @@ def main() -> None:
         _fail(error.format_message())
     except OSError as error:  # a folder that cannot be written, a full disk
         _fail(f"{error.strerror or error}: {error.filename or ''}")
+    except PolicyError as error:
+        _fail(str(error))
     except MemoryError:
         _fail("out of memory: give smaller sizes, or a smaller model")
     except (click.Abort, KeyboardInterrupt):

@@ -10,9 +10,8 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
-from streamcache.cli.common import bars, load, workload_options
+from streamcache.cli.common import bars, load
 from streamcache.cli.console import err, show
-from streamcache.cli.policies import policy_options
 from streamcache.extras import require
 from streamcache.files import write_bytes
 from streamcache.measure.checked import Floats, write_struct
@@ -36,22 +35,9 @@ from streamcache.measure.workload import Workload
 from streamcache.policy import EvictionPolicy, count_evictions
 
 
-@click.command()
-@workload_options
-@policy_options
-@click.option("--against", help="a named configuration; default: same capacity, one entry a token")
-@click.option("--span", type=click.IntRange(1), help="tokens before and after; default: up to 64")
-@click.option("--shuffles", type=click.IntRange(19, 100_000), default=1999, show_default=True)
-@click.option(
-    "--seed",
-    type=click.IntRange(0, 1 << 62),
-    default=0,
-    show_default=True,
-    help="of the shuffles",
-)
-@click.option("--plot/--no-plot", default=True, help="with matplotlib, an SVG beside the CSV")
 def diagnose(
     policy: EvictionPolicy,
+    overlap: int,  # it is in the policy's window already
     against: str | None,
     span: int | None,
     shuffles: int,

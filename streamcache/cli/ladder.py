@@ -5,9 +5,8 @@ from typing import Any
 
 import click
 
-from streamcache.cli.common import bars, load_one, model_options
+from streamcache.cli.common import bars, load_one
 from streamcache.cli.console import err, show
-from streamcache.cli.policies import ENTRIES
 from streamcache.measure.checked import write_struct
 from streamcache.measure.ladder import Ladder, Row, measure_ladder
 from streamcache.measure.store import file_stem
@@ -16,12 +15,6 @@ from streamcache.report import terminal
 from streamcache.report.tables import ladder_table
 
 
-@click.command()
-@model_options
-@click.option("--n-sink", type=ENTRIES, default=4, show_default=True)
-@click.option("--window-size", type=ENTRIES, default=2044, show_default=True)
-@click.option("--tpot-tokens", type=click.IntRange(8), default=256, show_default=True)
-@click.option("--batches", default="8,32", show_default=True, help="of captured decoding, too")
 def ladder(
     n_sink: int,
     window_size: int,

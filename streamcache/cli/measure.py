@@ -2,26 +2,16 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import click
 import msgspec
 from click.core import ParameterSource
 
 from streamcache.caches.refresh import RefreshPolicy
-from streamcache.cli.common import (
-    File,
-    OutputRecord,
-    bars,
-    force_option,
-    load,
-    positions_for,
-    positions_option,
-    say_where,
-    workload_options,
-)
+from streamcache.cli.common import bars, load, positions_for, say_where
 from streamcache.cli.console import show
-from streamcache.cli.policies import ENTRIES, policy_options
+from streamcache.cli.options import OutputRecord
 from streamcache.measure.configurations import (
     MODES,
     NAMED,
@@ -35,31 +25,7 @@ from streamcache.measure.store import Store
 from streamcache.policy import EvictionPolicy
 from streamcache.report import terminal
 
-DEFAULT_TABLE = "baseline,mit,ours-standard,best,fast"
 
-runs_option = click.option(
-    "--runs",
-    type=click.IntRange(1, 10_000),
-    default=8,
-    show_default=True,
-    help="timed blocks, in turns",
-)
-ppl_method_option = click.option(
-    "--ppl-method", type=click.Choice(get_args(Method)), default="one-pass", show_default=True
-)
-tpot_tokens_option = click.option(
-    "--tpot-tokens", type=click.IntRange(8, 1 << 20), default=256, show_default=True
-)
-
-
-@click.command()
-@workload_options
-@positions_option
-@click.option("--n-sink", type=ENTRIES, default=4, show_default=True)
-@click.option("--window-size", type=ENTRIES, default=2044, show_default=True)
-@runs_option
-@click.option("--baseline-file", type=OutputRecord, help="to keep it; default: in --output-dir")
-@click.option("--output-file", type=OutputRecord, help="write the record (JSON) here as well")
 def baseline(
     n_sink: int,
     window_size: int,
@@ -93,35 +59,6 @@ def baseline(
     show(terminal.table([measured.record]))
 
 
-@click.command(name="eval")
-@workload_options
-@positions_option
-@policy_options
-@click.option(
-    "--refresh-budget",
-    type=click.IntRange(0),
-    default=0,
-    show_default=True,
-    help="of --cap-total, for evicted tokens put back at evictions",
-)
-@click.option(
-    "--refresh-policy",
-    type=click.Choice(get_args(RefreshPolicy)),
-    default="middle",
-    show_default=True,
-    help="where they stand: behind the newest token as published, or in stream order",
-)
-@click.option("--streaming-mode", type=click.Choice([*MODES]), default="fast", show_default=True)
-@click.option("--mode", type=click.Choice(["streaming", "baseline"]), default="streaming")
-@click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="for times")
-@ppl_method_option
-@tpot_tokens_option
-@runs_option
-@click.option("--baseline-file", type=File, help="a stored baseline; default: in --output-dir")
-@click.option(
-    "--output-file", type=OutputRecord, help="write the record and its arrays here as well"
-)
-@force_option
 def evaluate_one(
     policy: EvictionPolicy,
     overlap: int,
@@ -181,14 +118,6 @@ def evaluate_one(
     show(terminal.table([measured.record]))
 
 
-@click.command()
-@workload_options
-@positions_option
-@click.option("--configs", default=DEFAULT_TABLE, show_default=True, help="named configurations")
-@ppl_method_option
-@tpot_tokens_option
-@runs_option
-@force_option
 def compare(
     configs: str,
     ppl_method: Method,

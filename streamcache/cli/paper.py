@@ -13,23 +13,13 @@ from rich import box
 from rich.table import Table
 
 from streamcache.caches.admission import UnsupportedModelError
-from streamcache.cli.common import (
-    bars,
-    force_option,
-    load_one,
-    model_options,
-    on_gpu,
-    positions_for,
-    positions_option,
-)
+from streamcache.cli.common import bars, load_one, on_gpu, positions_for
 from streamcache.cli.console import err, out, show
-from streamcache.cli.policies import ENTRIES
 from streamcache.files import write_bytes
 from streamcache.inputs.corpora import load_tokens
 from streamcache.measure.configurations import Configuration
 from streamcache.measure.measurement import Record
 from streamcache.measure.paper import (
-    PUBLISHED_TOTAL,
     QUICK_TEXTS,
     TEXTS,
     configurations,
@@ -46,25 +36,6 @@ from streamcache.report import terminal
 Job = tuple[Workload, Configuration]
 
 
-@click.command()
-@model_options
-@positions_option
-@click.option(
-    "--dataset-name",
-    "datasets",
-    default=",".join(TEXTS),
-    show_default=True,
-    help="texts: pg19, wikitext, stream (packaged) or files",
-)
-@click.option("--max-eval-tokens", type=click.IntRange(2), help="default: as published, by text")
-@click.option(
-    "--cap-total", type=ENTRIES, default=PUBLISHED_TOTAL, show_default=True, help="entries"
-)
-@click.option("--tpot-tokens", type=click.IntRange(8, 1 << 20), help="default: 256, quick: 128")
-@click.option("--runs", type=click.IntRange(1, 10_000), help="timed blocks; default: 8, quick: 4")
-@click.option("--quick", is_flag=True, help="shorter texts and timings: minutes on two CPU cores")
-@click.option("--dry-run", is_flag=True, help="print what would be measured, and stop")
-@force_option
 def paper(
     datasets: str,
     max_eval_tokens: int | None,

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from functools import wraps
-from inspect import signature
 from typing import Any
 
 import click
@@ -13,11 +12,10 @@ ENTRIES = click.IntRange(max=1 << 24)  # larger ones are typing errors; the leas
 
 
 def policy_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Call the command with `policy` in place of the options, and with `overlap` if it takes it.
+    """Call the command with `policy` in place of the options; `overlap` stays with it.
 
     A refresh budget is taken off the window.
     """
-    parameters = signature(command).parameters
 
     @wraps(command)
     def with_policy(
@@ -44,9 +42,7 @@ def policy_options(command: Callable[..., Any]) -> Callable[..., Any]:
             policy = EvictionPolicy.from_budget(cap_total, n_sink, *settings, overlap, refresh)
         else:
             policy = EvictionPolicy(n_sink, 2044 if window_size is None else window_size, *settings)
-        if "overlap" in parameters:
-            others["overlap"] = overlap
-        return command(policy=policy, **others)
+        return command(policy=policy, overlap=overlap, **others)
 
     options = [
         click.option("--n-sink", type=ENTRIES, default=4, show_default=True),

@@ -3,13 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-import click
 from rich import box
 from rich.table import Table
 
-from streamcache.cli.common import OutputFile, bars, load, workload_options
+from streamcache.cli.common import bars, load
 from streamcache.cli.console import err, out, show
-from streamcache.cli.policies import policy_options
 from streamcache.decoding.loop import SteadyDecode
 from streamcache.measure.checked import write_struct
 from streamcache.measure.configurations import MODES, Configuration, identity, label_of
@@ -20,15 +18,9 @@ from streamcache.measure.store import file_stem
 from streamcache.policy import EvictionPolicy
 
 
-@click.command()
-@workload_options
-@policy_options
-@click.option("--streaming-mode", type=click.Choice([*MODES]), default="fast", show_default=True)
-@click.option("--tokens", type=click.IntRange(1), default=64, show_default=True, help="profiled")
-@click.option("--rows", type=click.IntRange(1), default=12, show_default=True, help="printed")
-@click.option("--trace", type=OutputFile, help="write a trace for Perfetto (.json or .json.gz)")
 def profile(
     policy: EvictionPolicy,
+    overlap: int,  # it is in the policy's window already
     streaming_mode: str,
     tokens: int,
     rows: int,

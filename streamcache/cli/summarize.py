@@ -4,7 +4,6 @@ from pathlib import Path
 
 import click
 
-from streamcache.cli.common import OutputFile, OutputFolder
 from streamcache.cli.console import err, out
 from streamcache.files import remove_leftovers, write_bytes
 from streamcache.report import audit, collect, page, render, tables
@@ -12,13 +11,6 @@ from streamcache.report import audit, collect, page, render, tables
 BEGIN, END = "<!-- audit: begin -->", "<!-- audit: end -->"
 
 
-@click.command()
-@click.option("--output-dir", type=OutputFolder, default=Path("runs"), show_default=True)
-@click.option(
-    *("--audit", "audit_file"),
-    type=OutputFile,
-    help="replace the table between this page's audit marks",
-)
 def summarize(output_dir: Path, audit_file: Path | None) -> None:
     """Write summary.md, summary.tex and index.html from the records in a folder."""
     remove_leftovers(output_dir, older_than_s=3600)  # a younger one may be another run's

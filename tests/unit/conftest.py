@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from streamcache.cli import console, summarize
+from streamcache.cli import commands, console
 from tests import made
 from tests.shell import Run, load_two_layers, measure_little
 
@@ -29,6 +29,6 @@ def summarised(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of records of every kind, after `streamcache summarize`."""
     folder = tmp_path_factory.mktemp("summarised")
     made.everything(folder)
-    ran = CliRunner().invoke(summarize.summarize, ["--output-dir", str(folder)])
+    ran = CliRunner().invoke(commands, ["summarize", "--output-dir", str(folder)])
     assert ran.exit_code == 0, ran.output
     return folder

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, get_args
 
 import click
 import numpy as np
@@ -16,12 +16,16 @@ from rich.console import Console
 from rich.table import Table
 
 from streamcache import cli
-from streamcache.cli import common, console, diagnose, measure, profile
+from streamcache.caches.refresh import RefreshPolicy
+from streamcache.cli import console, declarations, diagnose, measure, options, profile
 from streamcache.decoding.onepass import streaming_nll
+from streamcache.inputs.quantize import Quantization
 from streamcache.measure import checked, measurement
 from streamcache.measure import run as measuring
-from streamcache.measure.configurations import NAMED
+from streamcache.measure.configurations import MODES, NAMED
 from streamcache.measure.pairs import speedup
+from streamcache.measure.paper import PUBLISHED_TOTAL, TEXTS
+from streamcache.measure.run import Method
 from streamcache.policy import EvictionPolicy
 from streamcache.report import terminal
 from tests import made
@@ -232,7 +236,7 @@ def test_a_stored_baseline_in_a_folder_that_cannot_be_written_is_read(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "b.json").write_text("{}")
-    monkeypatch.setattr(common, "require_writable", lambda path: pytest.fail(f"tried {path}"))
+    monkeypatch.setattr(options, "require_writable", lambda path: pytest.fail(f"tried {path}"))
     with pytest.raises(pytest.fail.Exception, match="tried runs"):
         run("eval", "--baseline-file", "b.json", "--max-eval-tokens", "100")
 
@@ -280,21 +284,50 @@ def test_what_keeps_nothing_promises_nothing_when_interrupted(
     assert ran.status == 130 and ran.err.split() == ["interrupted"]
 
 
-def test_the_list_of_commands_needs_no_torch_and_says_what_each_says_itself() -> None:
-    listed = (
-        "import sys, streamcache.cli as c; print(c.commands.get_help(c.click.Context(c.commands)))"
+def test_the_list_of_commands_has_the_first_line_of_each(run: Run) -> None:
+    shown = " ".join(run("--help").out.split())
+    assert list(cli.commands.commands) == sorted(cli.commands.commands)
+    for name, command in cli.commands.commands.items():
+        assert command.help and name in shown
+        assert shown.count(command.help.partition("\n")[0]) == 1
+
+
+def test_help_completion_and_typing_errors_import_no_torch() -> None:
+    """It takes seconds."""
+    code = (
+        "import sys; from streamcache.cli import main, commands\n"
+        "from click.shell_completion import ShellComplete\n"
+        "for words in (['-h'], *([name, '-h'] for name in commands.commands), ['evil'],\n"
+        "    ['eval', '--evil'], ['paper', '--runs', 'x'], ['eval', '--window-size', '0']):\n"
+        "    sys.argv = ['streamcache', *words]\n"
+        "    try: main()\n"
+        "    except SystemExit: pass\n"
+        "shell = ShellComplete(commands, {}, 'streamcache', 'X')\n"
+        "assert shell.get_completions(['eval'], '--n-s')[0].value == '--n-sink'\n"
+        "assert 'torch' not in sys.modules, [n for n in sys.modules if 'streamcache' in n]\n"
     )
-    ran = subprocess.run(
-        [sys.executable, "-c", f"{listed}; assert 'torch' not in sys.modules"],
-        capture_output=True,
-        text=True,
-    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
-    context = click.Context(cli.commands)
-    for name in cli.commands.list_commands(context):
-        command = cli.commands.get_command(context, name)
-        assert command and command.help and name in ran.stdout
-        assert " ".join(ran.stdout.split()).count(command.help.partition("\n")[0]) == 1
+    assert ran.stderr.count("\n") == 4, ran.stderr
+
+
+def test_the_choices_of_options_are_those_of_what_is_called() -> None:
+    """They stand there a second time, for what is called imports torch."""
+    expected = {
+        "streaming_mode": MODES,
+        "ppl_method": get_args(Method),
+        "refresh_policy": get_args(RefreshPolicy),
+        "quantization": get_args(Quantization),
+    }
+    for command in cli.commands.commands.values():
+        for option in command.params:
+            if option.name in expected:
+                assert isinstance(option.type, click.Choice)
+                assert set(option.type.choices) == set(expected[option.name])
+    defaults = {each.name: each.default for each in cli.commands.commands["paper"].params}
+    assert defaults["datasets"] == ",".join(TEXTS)
+    assert defaults["cap_total"] == PUBLISHED_TOTAL
+    assert set(declarations.DEFAULT_TABLE.split(",")) <= set(NAMED)
 
 
 def test_the_named_configurations_are_those_of_the_specification() -> None:

@@ -1,0 +1,226 @@
+"""The commands and their options. What a command does is imported when it is run: help, completion
+and typing errors need no torch.
+"""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import click
+
+from streamcache.cli.console import err
+from streamcache.cli.options import (
+    File,
+    OutputFile,
+    OutputFolder,
+    OutputRecord,
+    force_option,
+    model_options,
+    positions_option,
+    workload_options,
+)
+from streamcache.cli.policies import ENTRIES, policy_options
+from streamcache.interrupt import stop_at_once
+
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+MODES = ("mit", "ours", "fast", "captured", "reference", "rerotating", "streaming", "ring")
+DEFAULT_TABLE = "baseline,mit,ours-standard,best,fast"
+
+_entries: Any = {"type": ENTRIES, "show_default": True}
+_runs: Any = {"type": click.IntRange(1, 10_000), "help": "timed blocks, in turns"}
+_tpot_tokens: Any = {"type": click.IntRange(8, 1 << 20)}
+runs_option = click.option("--runs", default=8, show_default=True, **_runs)
+tpot_tokens_option = click.option("--tpot-tokens", default=256, show_default=True, **_tpot_tokens)
+ppl_method_option = click.option(
+    "--ppl-method",
+    type=click.Choice(["one-pass", "sequential"]),
+    default="one-pass",
+    show_default=True,
+)
+streaming_mode_option = click.option(
+    "--streaming-mode", type=click.Choice(MODES), default="fast", show_default=True
+)
+
+
+def _command(name: str, where: str, what: str, *options: Decorator) -> click.Command:
+    """A command that calls `module.function` of this folder with the values of its options."""
+    module, _, function = where.partition(".")
+
+    def call(**values: Any) -> Any:
+        with err.status("loading PyTorch and transformers") if err.is_terminal else nullcontext():
+            found = import_module(f"streamcache.cli.{module}")
+        stop_at_once(False)
+        return getattr(found, function)(**values)
+
+    with_options: Callable[..., Any] = call
+    for option in reversed(options):
+        with_options = option(with_options)
+    return click.command(name, help=what, short_help=what.partition("\n")[0])(with_options)
+
+
+COMMANDS = (
+    _command(
+        "baseline",
+        "measure.baseline",
+        "Measure the fixed baseline: a sliding window encoded from scratch for every token.",
+        workload_options,
+        positions_option,
+        click.option("--n-sink", default=4, **_entries),
+        click.option("--window-size", default=2044, **_entries),
+        runs_option,
+        click.option(
+            "--baseline-file", type=OutputRecord, help="to keep it; default: in --output-dir"
+        ),
+        click.option("--output-file", type=OutputRecord, help="write the record here as well"),
+    ),
+    _command(
+        "compare",
+        "measure.compare",
+        "Measure named configurations side by side and print the table.",
+        workload_options,
+        positions_option,
+        click.option(
+            "--configs", default=DEFAULT_TABLE, show_default=True, help="named configurations"
+        ),
+        ppl_method_option,
+        tpot_tokens_option,
+        runs_option,
+        force_option,
+    ),
+    _command(
+        "diagnose",
+        "diagnose.diagnose",
+        "Compare the NLL after evictions with that before, and with shuffled boundaries.",
+        workload_options,
+        policy_options,
+        click.option(
+            "--against", help="a named configuration; default: same capacity, one entry a token"
+        ),
+        click.option(
+            "--span", type=click.IntRange(1), help="tokens before and after; default: up to 64"
+        ),
+        click.option(
+            "--shuffles", type=click.IntRange(19, 100_000), default=1999, show_default=True
+        ),
+        click.option(
+            "--seed",
+            type=click.IntRange(0, 1 << 62),
+            default=0,
+            show_default=True,
+            help="of the shuffles",
+        ),
+        click.option(
+            "--plot/--no-plot", default=True, help="with matplotlib, an SVG beside the CSV"
+        ),
+    ),
+    _command(
+        "eval",
+        "measure.evaluate_one",
+        "Measure one configuration: perplexity, its increase over the baseline, TPOT, speedup.",
+        workload_options,
+        positions_option,
+        policy_options,
+        click.option(
+            "--refresh-budget",
+            type=click.IntRange(0),
+            default=0,
+            show_default=True,
+            help="of --cap-total, for evicted tokens put back at evictions",
+        ),
+        click.option(
+            "--refresh-policy",
+            type=click.Choice(["middle", "tail"]),
+            default="middle",
+            show_default=True,
+            help="where they stand: behind the newest token as published, or in stream order",
+        ),
+        streaming_mode_option,
+        click.option("--mode", type=click.Choice(["streaming", "baseline"]), default="streaming"),
+        click.option(
+            "--batch", type=click.IntRange(1), default=1, show_default=True, help="for times"
+        ),
+        ppl_method_option,
+        tpot_tokens_option,
+        runs_option,
+        click.option(
+            "--baseline-file", type=File, help="a stored baseline; default: in --output-dir"
+        ),
+        click.option(
+            "--output-file", type=OutputRecord, help="write record and arrays here as well"
+        ),
+        force_option,
+    ),
+    _command(
+        "ladder",
+        "ladder.ladder",
+        "Time the ways to decode a model, from eager to captured, beside the memory roofline.",
+        model_options,
+        click.option("--n-sink", default=4, **_entries),
+        click.option("--window-size", default=2044, **_entries),
+        tpot_tokens_option,
+        click.option(
+            "--batches", default="8,32", show_default=True, help="of captured decoding, too"
+        ),
+    ),
+    _command(
+        "paper",
+        "paper.paper",
+        """Measure everything the paper did: baseline, methods and three ablations, on two texts.
+
+        A finished measurement is kept, so the same command goes on where an interrupted one
+        stopped.
+        """,
+        model_options,
+        positions_option,
+        click.option(
+            *("--dataset-name", "datasets"),
+            default="pg19,wikitext",
+            show_default=True,
+            help="texts: pg19, wikitext, stream (packaged) or files",
+        ),
+        click.option(
+            "--max-eval-tokens", type=click.IntRange(2), help="default: as published, by text"
+        ),
+        click.option("--cap-total", default=2048, help="entries", **_entries),
+        click.option("--tpot-tokens", help="default: 256, quick: 128", **_tpot_tokens),
+        click.option(
+            "--runs", type=click.IntRange(1, 10_000), help="timed blocks; default: 8, quick: 4"
+        ),
+        click.option(
+            "--quick", is_flag=True, help="shorter texts and timings: minutes on two CPU cores"
+        ),
+        click.option("--dry-run", is_flag=True, help="print what would be measured, and stop"),
+        force_option,
+    ),
+    _command(
+        "profile",
+        "profile.profile",
+        "Count and time a step's operators and kernels, in evictions and in the forward.",
+        workload_options,
+        policy_options,
+        streaming_mode_option,
+        click.option(
+            "--tokens", type=click.IntRange(1), default=64, show_default=True, help="profiled"
+        ),
+        click.option(
+            "--rows", type=click.IntRange(1), default=12, show_default=True, help="printed"
+        ),
+        click.option(
+            "--trace", type=OutputFile, help="write a trace for Perfetto (.json or .json.gz)"
+        ),
+    ),
+    _command(
+        "summarize",
+        "summarize.summarize",
+        "Write summary.md, summary.tex and index.html from the records in a folder.",
+        click.option("--output-dir", type=OutputFolder, default=Path("runs"), show_default=True),
+        click.option(
+            *("--audit", "audit_file"),
+            type=OutputFile,
+            help="replace the table between this page's audit marks",
+        ),
+    ),
+)
