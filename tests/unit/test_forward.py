@@ -208,3 +208,16 @@ def test_an_interrupted_forward_can_be_run_again(cache_type: type[BoundedCache])
     rest = stream(model, cache, ids[:, 50:], [3] + [1] * 27)
     reference = expected(model, POLICY, ids, [1] * 50 + [3] + [1] * 27)
     assert error(torch.cat([first, rest], dim=1), reference) < TIGHT
+
+
+@each_cache
+def test_a_fork_made_in_inference_mode_goes_on_outside(
+    model: PreTrainedModel, cache_type: type[BoundedCache]
+) -> None:
+    ids, trunk = text(80), cache_type(model, POLICY)
+    with torch.inference_mode():
+        for token in ids[:, :50].split(1, dim=1):
+            model(input_ids=token, past_key_values=trunk)
+        branch = copy.deepcopy(trunk)
+    logits = stream(model, branch, ids[:, 50:])
+    assert error(logits, expected(model, POLICY, ids)[:, 50:]) < TIGHT
