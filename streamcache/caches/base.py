@@ -79,6 +79,12 @@ class BoundedCache(Cache, ABC):
                 f"{config.model_type} rotates its keys by a table that holds for {limit} positions "
                 f"and this cache holds {policy.capacity}; choose a smaller total"
             )
+        most = self.geometry.max_entries
+        if most is not None and policy.capacity > most:
+            raise UnsupportedModelError(
+                f"{config.model_type} attends to at most {most} tokens and this cache holds "
+                f"{policy.capacity}; choose a smaller total"
+            )
         warn_beyond(policy, getattr(config, "max_position_embeddings", None))
         self._model = model
         self._fingerprint = Fingerprint(decoder)

@@ -51,10 +51,12 @@ class ModelGeometry:
         layers: one entry per attention layer, in order.
         max_position: positions beyond it break the rotation (a table ends or switches); None if
             the rotation holds at any position.
+        max_entries: a layer attends to no more (the table of MPT's biases ends); None: to any.
     """
 
     layers: tuple[LayerGeometry, ...]
     max_position: int | None
+    max_entries: int | None = None
 
 
 _probed: WeakKeyDictionary[PreTrainedModel, tuple[object, ModelGeometry]] = WeakKeyDictionary()
@@ -139,7 +141,9 @@ class _Probe:
             )
             for i, r in enumerate(found)
         )
-        return ModelGeometry(layers, self._position_limit(found))
+        text = self.config.get_text_config(decoder=True)
+        longest = None if any(found) else getattr(text, "max_seq_len", None)
+        return ModelGeometry(layers, self._position_limit(found), longest)
 
     def _require_no_other_trace(self, states: States, position: int) -> None:
         """Positions may show in the keys alone: not in embeddings, values or what layers add."""

@@ -137,3 +137,12 @@ def test_a_model_without_weights_is_refused() -> None:
         model = AutoModelForCausalLM.from_config(tiny_config("llama"))
     with pytest.raises(UnsupportedModelError, match="not in memory"):
         StreamingCache(model, POLICY)
+
+
+def test_a_table_of_biases_that_is_too_short_is_refused() -> None:
+    model, ids = tiny("mpt", **{**ADMITTED["mpt"], "max_seq_len": 32}), text(100)
+    with pytest.raises(UnsupportedModelError, match="at most 32 tokens and this cache holds 33"):
+        StreamingCache(model, EvictionPolicy(4, 29))
+    policy = EvictionPolicy(4, 28)
+    logits = stream(model, StreamingCache(model, policy), ids)
+    assert error(logits, expected(model, policy, ids)) < 1e-4
