@@ -115,6 +115,8 @@ def _run(due: list[Job], what: What, store: Store, force: bool) -> int:
                     force=force and job not in forced,
                 )
                 forced.add(job)
+                if not err.is_terminal:  # there is no bar
+                    err.print(f"measured {name}")
                 trace.unlink(missing_ok=True)
             except UnsupportedModelError:  # nothing of this model can be measured
                 raise

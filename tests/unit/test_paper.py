@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -218,8 +219,8 @@ def test_random_weights_are_timed_only(run: Run, few: list[str]) -> None:
     assert "4 of 4 measurements are finished" in again.err
 
 
-def test_killed_in_the_middle_it_loses_and_repeats_nothing(run: Run, tmp_path: Path) -> None:
-    """SIGKILL, which nothing can catch, while the command runs in a process of its own."""
+def start(folder: Path) -> "subprocess.Popen[str]":
+    """The command in a process of its own."""
     command = """
 from streamcache.cli import main
 from tests.shell import load_two_layers, measure_little
@@ -227,13 +228,18 @@ measure_little(setattr)
 load_two_layers(setattr)
 main()
 """
-    process = subprocess.Popen(
+    return subprocess.Popen(
         [sys.executable, "-c", command, *SMALL],
-        cwd=tmp_path,
+        cwd=folder,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def test_killed_in_the_middle_it_loses_and_repeats_nothing(run: Run, tmp_path: Path) -> None:
+    """SIGKILL, which nothing can catch, while the command runs in a process of its own."""
+    process = start(tmp_path)
     deadline = time.monotonic() + 120
     while len(stamps()) < 4 and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -251,9 +257,28 @@ main()
     assert not changed(before)
 
 
+@pytest.mark.slow
+def test_thirty_kills_lose_and_repeat_nothing_and_leave_nothing(run: Run, tmp_path: Path) -> None:
+    """At any moment: while importing, measuring, or writing."""
+    delays, before = random.Random(0), dict[str, int]()
+    for _ in range(30):
+        process = start(tmp_path)
+        time.sleep(delays.uniform(2, 8))
+        process.kill()
+        process.communicate()
+        assert not changed(before)
+        before = stamps()
+        for path in records().values():
+            measurement.read(path)
+    assert run(*SMALL).status == 0
+    assert len(stamps()) == DISTINCT and not changed(before)
+    left = [path.name for path in Path("runs").rglob("*") if path.name.startswith(".")]
+    assert left == [".lock"] and not list(Path("runs").rglob("*.partial.json"))
+
+
 def records() -> dict[str, Path]:
     """The records on disk, by label."""
-    paths = Path("runs").rglob("*.json")
+    paths = [each for each in Path("runs").rglob("*.json") if ".partial." not in each.name]
     return {json.loads(path.read_bytes())["label"]: path for path in paths}
 
 
