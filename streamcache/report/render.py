@@ -6,6 +6,8 @@ from streamcache.report.plain import plain
 from streamcache.report.tables import Table
 
 _MARKDOWN = {"<": "&lt;", "&": "&amp;", **{sign: f"\\{sign}" for sign in "\\|[]"}}
+# A table is made smaller where it is wider than the page.
+_AT_MOST_A_LINE = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{"
 _LATEX = {
     **{sign: f"\\{sign}" for sign in "%&#_$"},
     **{"σ": r"$\sigma$", "δ": r"$\delta$", "×": r"$\times$", "–": "--", "≥": r"$\geq$"},
@@ -39,20 +41,20 @@ def in_markdown(text: str) -> str:
 
 
 def latex(table: Table) -> str:
-    """A booktabs table, its notes in the caption."""
+    """A table for the packages booktabs and graphicx, its notes in the caption."""
     width = len(table.header)
     columns = "l" + ("p{3cm}" if table.prose else "r") * (width - 1)
     lines = [
         r"\begin{table}",
         r"\footnotesize",
         rf"\caption{{{'. '.join(map(_escaped, (table.title, *table.notes)))}.}}",
-        rf"\begin{{tabular}}{{{columns}}}",
+        rf"{_AT_MOST_A_LINE}\begin{{tabular}}{{{columns}}}",
         r"\toprule",
         " & ".join(map(_escaped, table.header)) + r" \\",
         r"\midrule",
         *(" & ".join(map(_escaped, row)) + r" \\" for row in table.rows),
         r"\bottomrule",
-        r"\end{tabular}",
+        r"\end{tabular}}",
         r"\end{table}",
     ]
     return "\n".join(lines) + "\n"

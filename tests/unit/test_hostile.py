@@ -1,6 +1,7 @@
 """Folders of strangers: nothing outside is written, names are text, and each fault is one line."""
 
 import os
+import random
 import re
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from streamcache.files import remove_leftovers, write_bytes
+from streamcache.files import read_bytes, remove_leftovers, write_bytes
 from streamcache.measure import checked, measurement
 from streamcache.measure.configurations import NAMED
 from streamcache.measure.measurement import Measurement
@@ -142,6 +143,26 @@ def test_each_foreign_file_is_one_line(tmp_path: Path) -> None:
     assert {Path(line.split(" ")[0]).name for line in found.bad} == named
     assert len(found.bad) == len(named) and not any("\n" in plain(line) for line in found.bad)
     assert not any("password" in line for line in found.bad)
+
+
+def test_a_record_with_a_flipped_bit_is_named_or_says_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where it no longer says that it is a record."""
+    path = made.write(tmp_path, made.record(NAMED["best"]))
+    data, arrays = path.read_bytes(), read_bytes
+    (group,) = collect.collect(tmp_path).groups
+    for bit in random.Random(0).sample(range(8 * len(data)), 500):
+        other = bytearray(data)
+        other[bit // 8] ^= 1 << bit % 8
+        monkeypatch.setattr(
+            checked,
+            "read_bytes",
+            lambda file, n, other=other: bytes(other) if file == path else arrays(file, n),
+        )
+        found = collect.collect(tmp_path)
+        same = [each.first for each in found.groups] == [group.first]
+        assert same or (len(found.bad) == 1 and path.name in found.bad[0] and not found.groups)
 
 
 @pytest.mark.parametrize(
