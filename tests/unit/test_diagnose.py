@@ -132,11 +132,11 @@ def only(folder: Path, suffix: str) -> Path:
     return path
 
 
-def test_512_entries_evicted_at_once_show_an_effect_and_one_at_a_time_does_not(
+def test_256_entries_evicted_at_once_show_an_effect_and_one_at_a_time_does_not(
     run: Run, tmp_path: Path
 ) -> None:
-    arguments = ["diagnose", "--cap-total", "600", "--max-eval-tokens", "8192"]
-    ran = run(*arguments, "--compress-every", "512")
+    arguments = ["diagnose", "--cap-total", "344", "--max-eval-tokens", "4096"]
+    ran = run(*arguments, "--compress-every", "256")
     assert ran.status == 0, ran.err
     assert "after evictions" in ran.out and "control" in ran.out
     found = msgspec.json.decode(only(tmp_path, ".json").read_bytes(), type=Diagnosis)
@@ -146,10 +146,10 @@ def test_512_entries_evicted_at_once_show_an_effect_and_one_at_a_time_does_not(
     assert found.difference.low > 0, "half-empty after each eviction, it must be worse in all"
 
     rows = list(csv.DictReader(only(tmp_path, ".csv").open()))
-    assert len(rows) == 8191 and rows[0]["position"] == "1"
-    assert [r["position"] for r in rows if r["eviction"] == "scheduled"][:2] == ["512", "1024"]
-    assert {int(r["evicted"]) for r in rows} == {0, 512 - 89, 512}
-    assert max(int(r["cache_size"]) for r in rows) == 600
+    assert len(rows) == 4095 and rows[0]["position"] == "1"
+    assert [r["position"] for r in rows if r["eviction"] == "scheduled"][:2] == ["256", "512"]
+    assert {int(r["evicted"]) for r in rows} == {0, 256 - 89, 256}
+    assert max(int(r["cache_size"]) for r in rows) == 344
     late = [float(r["nll"]) - float(r["nll_against"]) for r in rows[found.first_position - 1 :]]
     assert np.mean(late) == pytest.approx(found.difference.mean, abs=1e-5)
     assert only(tmp_path, ".svg").read_text().startswith("<?xml")
