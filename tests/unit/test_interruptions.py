@@ -5,6 +5,8 @@ never happen is a stream that goes on and is silently wrong.
 """
 
 import copy
+import random
+import signal
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -177,3 +179,51 @@ def test_a_longer_input_may_follow_an_interrupted_shorter_one(
     handle.remove()
     logits = feed(model, cache, ids[:, 20:26])
     assert error(logits, expected(model, POLICY, ids[:, :26], [1] * 20 + [6])[:, 20:]) < 1e-4
+
+
+@each_cache
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timers on this system")
+@pytest.mark.parametrize("n_signals", [15, pytest.param(300, marks=pytest.mark.slow)])
+def test_a_signal_at_any_time_leaves_nothing_silently_wrong(
+    model: PreTrainedModel, cache_type: type[BoundedCache], n_signals: int
+) -> None:
+    """As Ctrl-C sends it: also between lines, in torch and in transformers."""
+
+    def interrupt(*_: object) -> None:
+        raise Interrupted
+
+    rng, ids = random.Random(0), text(400)
+    cache, whole = cache_type(model, POLICY), cache_type(model, POLICY)
+    previous = signal.signal(signal.SIGALRM, interrupt)
+    n_sent = n_refused = 0
+    try:
+        while n_sent < n_signals:
+            n = rng.choice([1, 1, 1, 3, 6, 9])
+            if cache.seen + n + 4 > ids.shape[1]:
+                cache.reset()
+                whole.reset()
+            seen = cache.seen
+            at_work = ids[:, seen : seen + n]
+            try:
+                signal.setitimer(signal.ITIMER_REAL, rng.uniform(1e-5, 3e-3))
+                feed(model, cache, at_work)
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            except Interrupted:
+                n_sent += 1
+            feed(model, whole, at_work)
+            try:
+                if cache.seen != seen + n:
+                    feed(model, cache, at_work)
+                logits = feed(model, cache, ids[:, seen + n : seen + n + 4])
+            except RuntimeError as refusal:
+                assert "reset()" in str(refusal)
+                n_refused += 1
+                cache.reset()
+                whole.reset()
+                continue
+            reference = feed(model, whole, ids[:, seen + n : seen + n + 4])
+            assert error(logits, reference) < 1e-4
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+    assert n_refused < n_sent, "some interruptions are harmless"
