@@ -26,6 +26,21 @@ from transformers.cache_utils import Cache
 from streamcache.caches.shared_copy import fingerprint, shared_copy
 
 
+class HeadNorms(NamedTuple):
+    """RMS norms of queries and keys, head by head, before they are rotated.
+
+    Attributes:
+        query, key: [D], their gains.
+        eps: of both.
+        offset: added to the gains.
+    """
+
+    query: Tensor
+    key: Tensor
+    eps: float
+    offset: float
+
+
 class Scores(NamedTuple):
     """How a layer makes its attention weights.
 
@@ -34,12 +49,15 @@ class Scores(NamedTuple):
         softcap: c > 0 caps scores to c tanh(score / c) (Gemma 2); 0, not.
         sliding_window: places back that a token sees, itself included; 0, all.
         learned_sinks: [H], a further score of each head, without a value (gpt-oss); or None.
+        head_norms: that the layer leaves to its attention; None: what it gives is normed. No layer
+            of a model does so, but a rewritten graph may.
     """
 
     scaling: float
     softcap: float = 0.0
     sliding_window: int = 0
     learned_sinks: Tensor | None = None
+    head_norms: HeadNorms | None = None
 
 
 # layer, query [B, H, n, D], key [B, Hkv, n, D], value [B, Hkv, n, Dv], scores -> [B, n, H, Dv]
@@ -158,13 +176,20 @@ def _attend(
     scaling: float,
     softcap: float,
     sliding_window: int,
+    query_gain: Tensor | None = None,
+    key_gain: Tensor | None = None,
+    eps: float = 0.0,
+    offset: float = 0.0,
 ) -> Tensor:
     """The active function, over states that a compiler does not see.
 
     If it saw them it would have to prove that it need not copy them. A layer's query depends on the
     layer before, which keeps what is written in order.
     """
-    scores = Scores(scaling, softcap, sliding_window, learned_sinks)
+    norms = None
+    if query_gain is not None and key_gain is not None:
+        norms = HeadNorms(query_gain, key_gain, eps, offset)
+    scores = Scores(scaling, softcap, sliding_window, learned_sinks, norms)
     return _active_attention.get()(layer, query, key, value, scores)
 
 
@@ -178,6 +203,10 @@ def _(
     scaling: float,
     softcap: float,
     sliding_window: int,
+    query_gain: Tensor | None = None,
+    key_gain: Tensor | None = None,
+    eps: float = 0.0,
+    offset: float = 0.0,
 ) -> Tensor:
     return query.new_empty(query.shape[0], query.shape[2], query.shape[1], value.shape[-1])
 

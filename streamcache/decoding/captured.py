@@ -15,7 +15,6 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from streamcache.caches.attention_override import (
-    AttentionOverrideError,
     Scores,
     forward_unrotated,
     use_attention,
@@ -25,8 +24,8 @@ from streamcache.caches.ring import RingCache, Step
 from streamcache.caches.shared_copy import shared_copy
 from streamcache.decoding.kernels.attention import attend
 from streamcache.decoding.kernels.fusion import fused
-from streamcache.decoding.kernels.int8 import by_kernels
-from streamcache.decoding.kernels.linear import OneByOne
+from streamcache.decoding.kernels.int8 import with_int8_kernels
+from streamcache.decoding.kernels.linear import KernelLinearMode
 from streamcache.policy import Policy
 
 _PLANNED = 1024  # steps on the device
@@ -61,7 +60,7 @@ class CapturedDecoder:
     def __init__(
         self, model: PreTrainedModel, policy: Policy, batch: int = 1, compile: bool = True
     ):
-        self.model, self.batch = shared_copy(by_kernels(model)), batch
+        self.model, self.batch = shared_copy(with_int8_kernels(model)), batch
         device = model.device
         self.cache = RingCache(self.model, policy)
         self.cache.allocate(batch, model.dtype, device)
@@ -152,7 +151,7 @@ class CapturedDecoder:
         return logits[:, -1]
 
     def _model_by_kernels(self, token: Tensor) -> Tensor:
-        with OneByOne():
+        with KernelLinearMode():
             return self._model(token)
 
     def _attend(
@@ -162,12 +161,7 @@ class CapturedDecoder:
         cache = self.cache
         held = cache.keys[layer], cache.values[layer]
         turn, n_sink = cache.rope_tables[layer], cache.policy.n_sink
-        scaling, softcap, sliding_window, sinks = scores
-        if sinks is not None:
-            raise AttentionOverrideError("its attention takes 's_aux'")
-        return attend(
-            query, key, value, *held, self._step, turn, n_sink, scaling, softcap, sliding_window
-        )
+        return attend(query, key, value, *held, self._step, turn, n_sink, scores)
 
     @torch.inference_mode()
     def _try_attention(self) -> None:

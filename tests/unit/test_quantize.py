@@ -9,7 +9,7 @@ from torch import nn
 
 from streamcache import EvictionPolicy, StreamingCache, streaming_nll
 from streamcache.decoding.captured import CapturedDecoder
-from streamcache.decoding.kernels.int8 import Int8Linear, by_kernels
+from streamcache.decoding.kernels.int8 import Int8Linear, with_int8_kernels
 from streamcache.extras import MissingExtra
 from streamcache.inputs.corpora import load_tokens
 from streamcache.inputs.models import load_model
@@ -44,9 +44,9 @@ def test_a_decoder_reads_what_torchao_chose(make: Any) -> None:
 
 def test_the_copy_for_the_kernels_shares_the_weights_and_leaves_the_model_alone() -> None:
     model: Any = neox()
-    assert by_kernels(model) is model, "nothing to do"
+    assert with_int8_kernels(model) is model, "nothing to do"
     quantize(model, "int8")
-    copied = by_kernels(model)
+    copied = with_int8_kernels(model)
     layers = [m for m in copied.modules() if isinstance(m, Int8Linear)]
     before: list[Any] = [m for m in model.modules() if isinstance(m, nn.Linear)]
     assert len(layers) == len(before) > 0 and not any(isinstance(m, Int8Linear) for m in before)

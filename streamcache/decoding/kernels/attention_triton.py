@@ -1,8 +1,9 @@
 """The Triton kernel of `attention`: one launch that turns, writes the ring, attends and combines.
 
-The window of a head is split into runs of slots, one program each (Flash-Decoding, Dao et al.
-2023), and one more program takes the sinks and the new token. The program that is the last of its
-head to finish adds up the others.
+A program serves all query heads of a key head, so that a key is read once. The window of a key
+head is split into runs of slots, one program each (Flash-Decoding, Dao et al. 2023), and one more
+program takes the sinks. The last run takes the new token as well. The program that is the last of
+its key head to finish adds up the others.
 """
 
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
@@ -14,12 +15,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from streamcache.caches.attention_override import Scores
 from streamcache.caches.rope import RopeTable
-from streamcache.decoding.kernels.linear_triton import _wait, launch
+from streamcache.decoding.kernels.launch import launch, wait
 
-# Keys a step, warps, and how many programs fill an H200.
-TUNED = {"BLOCK": 16, "num_warps": 1}
-PROGRAMS = 1056
+# Keys a step, warps, and how many programs fill an H200: for query heads with keys of their own;
+# for groups of them; and for so many groups that each program takes several steps.
+SINGLE = {"BLOCK": 16, "num_warps": 1, "programs": 1056}
+GROUPED = {"BLOCK": 128, "num_warps": 4, "programs": 136}
+MANY = {"BLOCK": 64, "num_warps": 4, "programs": 264}
 
 
 @triton.jit
@@ -32,23 +36,37 @@ def _tile(ptr, rows, mask, D: tl.constexpr, D_PAD: tl.constexpr):
 
 @triton.jit
 def _turning(cos_ptr, sin_ptr, partner_ptr, position, D: tl.constexpr, D_PAD: tl.constexpr):
-    """What turns a state [D] to a position: see `rope.RopeTable`."""
+    """What turns states [D] to a position: see `rope.RopeTable`."""
     d = tl.arange(0, D_PAD)
     cos, sin, partner = 1.0, 0.0, d
     if cos_ptr is not None:
         cos = tl.load(cos_ptr + position * D + d, d < D, other=0.0)
         sin = tl.load(sin_ptr + position * D + d, d < D, other=0.0)
         partner = tl.load(partner_ptr + d, d < D, other=0)
+        cos, sin, partner = cos[None, :], sin[None, :], partner
     return cos, sin, partner
 
 
 @triton.jit
-def _turned(ptr, turning, turns: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr):
+def _heads(
+    ptr, stride, gain_ptr, eps, offset, turning, turns: tl.constexpr,
+    N: tl.constexpr, N_PAD: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr,
+):  # fmt: skip
+    """[N, D] states of some heads, normed where there is a gain, and turned."""
     cos, sin, partner = turning
-    d = tl.arange(0, D_PAD)
-    x = tl.load(ptr + d, d < D, other=0.0).to(tl.float32)
+    h, d = tl.arange(0, N_PAD)[:, None], tl.arange(0, D_PAD)
+    mask = (h < N) & (d < D)[None, :]
+    x = tl.load(ptr + h * stride + d[None, :], mask, other=0.0).to(tl.float32)
+    scale = tl.full([N_PAD, 1], 1.0, tl.float32)
+    if gain_ptr is not None:
+        scale = tl.rsqrt(tl.sum(x * x, 1) / D + eps)[:, None]
+        x *= scale * (tl.load(gain_ptr + d, d < D, other=0.0).to(tl.float32) + offset)[None, :]
     if turns:
-        x = x * cos + tl.load(ptr + partner, d < D, other=0.0).to(tl.float32) * sin
+        other = tl.load(ptr + h * stride + partner[None, :], mask, other=0.0).to(tl.float32)
+        if gain_ptr is not None:
+            gain = tl.load(gain_ptr + partner, d < D, other=0.0).to(tl.float32) + offset
+            other *= scale * gain[None, :]
+        x = x * cos + other * sin
     return x
 
 
@@ -61,21 +79,43 @@ def _cap(scores, softcap):
 
 
 @triton.jit
+def _scores(q, keys, MATRIX: tl.constexpr):
+    """[G, keys] from q [G, D] and keys [keys, D]."""
+    if MATRIX:
+        scores = tl.dot(q.to(keys.dtype), tl.trans(keys), input_precision="ieee")
+    else:
+        scores = tl.sum(keys.to(tl.float32) * q, 1)[None, :]
+    return scores
+
+
+@triton.jit
+def _mixed(weights, values, MATRIX: tl.constexpr):
+    """[G, D] from weights [G, keys] and values [keys, D]."""
+    if MATRIX:
+        mixed = tl.dot(weights.to(values.dtype), values, input_precision="ieee")
+    else:
+        mixed = tl.sum(tl.trans(weights) * values.to(tl.float32), 0)[None, :]
+    return mixed
+
+
+@triton.jit
 def _attend(
     q_ptr, new_k_ptr, new_v_ptr, k_ptr, v_ptr, step_ptr, cos_ptr, sin_ptr, partner_ptr,
-    part_ptr, sum_ptr, count_ptr, out_ptr,
-    q_batch, q_head, k_batch, k_head, v_batch, v_head, scaling, softcap,
-    HEADS: tl.constexpr, GROUPS: tl.constexpr, SLOTS: tl.constexpr, SINKS: tl.constexpr,
-    REACH: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, D_PAD: tl.constexpr,
-    DV_PAD: tl.constexpr, KEYS: tl.constexpr, PARTS: tl.constexpr, PARTS_PAD: tl.constexpr,
-    BLOCK: tl.constexpr, PDL: tl.constexpr,
+    q_gain_ptr, k_gain_ptr, eps, offset, learned_ptr, part_ptr, sum_ptr, count_ptr, out_ptr,
+    q_batch, q_head, k_batch, k_head, v_batch, v_head, step_batch, scaling, softcap,
+    KV_HEADS: tl.constexpr, GROUPS: tl.constexpr, GROUPS_PAD: tl.constexpr, SLOTS: tl.constexpr,
+    SINKS: tl.constexpr, WINDOW: tl.constexpr, D: tl.constexpr, DV: tl.constexpr,
+    D_PAD: tl.constexpr, DV_PAD: tl.constexpr, KEYS: tl.constexpr, PARTS: tl.constexpr,
+    PARTS_PAD: tl.constexpr, TOGETHER: tl.constexpr, BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
+    MATRIX: tl.constexpr = GROUPS_PAD >= 16
+    LOOP: tl.constexpr = KEYS > BLOCK or SINKS > BLOCK
     part, pair = tl.program_id(0), tl.program_id(1)
-    batch, head = pair // HEADS, pair % HEADS
-    row = (batch * (HEADS // GROUPS) + head // GROUPS).to(tl.int64) * SLOTS
-    k_ptr += row * D
-    v_ptr += row * DV
-    d, dv = tl.arange(0, D_PAD), tl.arange(0, DV_PAD)
+    batch, kv_head = pair // KV_HEADS, pair % KV_HEADS
+    k_ptr += pair.to(tl.int64) * SLOTS * D
+    v_ptr += pair.to(tl.int64) * SLOTS * DV
+    g, d, dv = tl.arange(0, GROUPS_PAD), tl.arange(0, D_PAD), tl.arange(0, DV_PAD)
     is_sinks = part == 0
     begin = tl.where(is_sinks, 0, SINKS + (part - 1) * KEYS)
     end = tl.where(is_sinks, SINKS, tl.minimum(begin + KEYS, SLOTS))
@@ -85,71 +125,86 @@ def _attend(
     slots = begin + tl.arange(0, BLOCK)
     keys = _tile(k_ptr, slots, slots < end, D, D_PAD)
     values = _tile(v_ptr, slots, slots < end, DV, DV_PAD)
+    step_ptr += batch * step_batch
     position, new_slot = tl.load(step_ptr), tl.load(step_ptr + 1)
     first, size = tl.load(step_ptr + 2).to(tl.int32), tl.load(step_ptr + 3).to(tl.int32)
     q_position = tl.where(is_sinks, (size - 1).to(tl.int64), position)
     turning = _turning(cos_ptr, sin_ptr, partner_ptr, q_position, D, D_PAD)
-    _wait(PDL)
+    wait(PDL)
 
     turns: tl.constexpr = cos_ptr is not None
-    q_at = q_ptr + batch * q_batch + head * q_head
-    q = _turned(q_at, turning, turns, D, D_PAD)
-    top, mass = -1e30, 0.0
-    mixed = tl.zeros([DV_PAD], tl.float32)
+    q = _heads(
+        q_ptr + batch * q_batch + kv_head * GROUPS * q_head, q_head, q_gain_ptr, eps, offset,
+        turning, turns, GROUPS, GROUPS_PAD, D, D_PAD,
+    )  # fmt: skip
+    new_k_ptr += batch * k_batch + kv_head * k_head
+    new_k = _heads(new_k_ptr, 0, k_gain_ptr, eps, offset, turning, turns, 1, 1, D, D_PAD)
+    new_k = new_k.to(k_ptr.dtype.element_ty)
+    new_v = tl.load(new_v_ptr + batch * v_batch + kv_head * v_head + dv, dv < DV, other=0.0)
+    top = tl.full([GROUPS_PAD], -1e30, tl.float32)
+    mass = tl.zeros([GROUPS_PAD], tl.float32)
+    mixed = tl.zeros([GROUPS_PAD, DV_PAD], tl.float32)
     for start in tl.range(begin, end, BLOCK):
         slots = start + tl.arange(0, BLOCK)
+        if LOOP:
+            ahead = slots + BLOCK
+            next_keys = _tile(k_ptr, ahead, ahead < end, D, D_PAD)
+            next_values = _tile(v_ptr, ahead, ahead < end, DV, DV_PAD)
         place = slots - first
         place = SINKS + tl.where(place < 0, place + (SLOTS - SINKS), place)
         place = tl.where(slots < SINKS, slots, place)
         seen = (place < size - 1) & (slots < end)  # all but the new token, which is not there yet
-        if REACH > 0:
-            seen = seen & (place >= size - REACH)
-        scores = _cap(tl.sum(keys.to(tl.float32) * q[None, :], 1) * scaling, softcap)
-        scores = tl.where(seen, scores, -float("inf"))
-        higher = tl.maximum(top, tl.max(scores, 0))
-        keep, weights = tl.exp2(top - higher), tl.exp2(scores - higher)
-        mass = mass * keep + tl.sum(weights, 0)
-        mixed = mixed * keep + tl.sum(weights[:, None] * values.to(tl.float32), 0)
+        if WINDOW > 0:
+            seen = seen & (place >= size - WINDOW)
+        scores = _cap(_scores(q, keys, MATRIX) * scaling, softcap)
+        scores = tl.where(seen[None, :], scores, -float("inf"))
+        higher = tl.maximum(top, tl.max(scores, 1))
+        keep, weights = tl.exp2(top - higher), tl.exp2(scores - higher[:, None])
+        mass = mass * keep + tl.sum(weights, 1)
+        mixed = mixed * keep[:, None] + _mixed(weights, values, MATRIX)
         top = higher
-        if KEYS > BLOCK or SINKS > BLOCK:
-            slots += BLOCK
-            keys = _tile(k_ptr, slots, slots < end, D, D_PAD)
-            values = _tile(v_ptr, slots, slots < end, DV, DV_PAD)
+        if LOOP:
+            keys, values = next_keys, next_values
 
-    if is_sinks:  # and the new token
-        kv_head = head // GROUPS
-        turning = _turning(cos_ptr, sin_ptr, partner_ptr, position, D, D_PAD)
-        q = _turned(q_at, turning, turns, D, D_PAD)
-        new_k_at = new_k_ptr + batch * k_batch + kv_head * k_head
-        new_k = _turned(new_k_at, turning, turns, D, D_PAD).to(k_ptr.dtype.element_ty)
-        new_v_at = new_v_ptr + batch * v_batch + kv_head * v_head
-        new_v = tl.load(new_v_at + dv, dv < DV, other=0.0)
-        if head % GROUPS == 0:
-            tl.store(k_ptr + new_slot * D + d, new_k, d < D)
-            tl.store(v_ptr + new_slot * DV + dv, new_v, dv < DV)
-        new_score = _cap(tl.sum(new_k.to(tl.float32) * q, 0) * scaling, softcap)
+    if part == PARTS - 1:  # and the new token
+        tl.store(k_ptr + new_slot * D + d[None, :], new_k, (d < D)[None, :])
+        tl.store(v_ptr + new_slot * DV + dv, new_v, dv < DV)
+        new_score = _cap(tl.sum(new_k.to(tl.float32) * q, 1) * scaling, softcap)
         higher = tl.maximum(top, new_score)
         keep, weight = tl.exp2(top - higher), tl.exp2(new_score - higher)
         mass = mass * keep + weight
-        mixed = mixed * keep + weight * new_v.to(tl.float32)
+        mixed = mixed * keep[:, None] + weight[:, None] * new_v.to(tl.float32)[None, :]
         top = higher
-    at = pair * PARTS + part
-    tl.store(part_ptr + at * DV_PAD + dv, mixed)
-    tl.store(sum_ptr + 2 * at, top)
-    tl.store(sum_ptr + 2 * at + 1, mass)
+        if learned_ptr is not None:
+            learned = tl.load(learned_ptr + kv_head * GROUPS + g, g < GROUPS, other=-1e30)
+            learned = learned.to(tl.float32) * 1.4426950408889634
+            higher = tl.maximum(top, learned)
+            keep = tl.exp2(top - higher)
+            mass = mass * keep + tl.exp2(learned - higher)
+            mixed *= keep[:, None]
+            top = higher
+    at = (pair * PARTS + part) * GROUPS + g
+    tl.store(part_ptr + at[:, None] * DV_PAD + dv[None, :], mixed, (g < GROUPS)[:, None])
+    tl.store(sum_ptr + 2 * at, top, g < GROUPS)
+    tl.store(sum_ptr + 2 * at + 1, mass, g < GROUPS)
 
     tl.debug_barrier()  # all of the program's results are written before it is counted
     if tl.atomic_add(count_ptr + pair, 1) == PARTS - 1:
         tl.store(count_ptr + pair, 0)
-        i = tl.arange(0, PARTS_PAD)
-        all_at = pair * PARTS + i
-        tops = tl.load(sum_ptr + 2 * all_at, i < PARTS, other=-1e30, cache_modifier=".cg")
-        masses = tl.load(sum_ptr + 2 * all_at + 1, i < PARTS, other=0.0, cache_modifier=".cg")
-        parts_at = part_ptr + all_at[:, None] * DV_PAD + dv[None, :]
-        parts = tl.load(parts_at, (i < PARTS)[:, None], other=0.0, cache_modifier=".cg")
-        shares = tl.exp2(tops - tl.max(tops, 0))
-        out = tl.sum(shares[:, None] * parts, 0) / tl.sum(shares * masses, 0)
-        tl.store(out_ptr + pair * DV + dv, out.to(out_ptr.dtype.element_ty), dv < DV)
+        i = tl.arange(0, PARTS_PAD)[:, None]
+        for head in tl.static_range(0, GROUPS, TOGETHER):
+            heads = head + tl.arange(0, TOGETHER)
+            mask = (i < PARTS) & (heads < GROUPS)[None, :]
+            all_at = (pair * PARTS + i) * GROUPS + heads[None, :]
+            parts_at = part_ptr + all_at[:, :, None] * DV_PAD + dv[None, None, :]
+            parts = tl.load(parts_at, mask[:, :, None], other=0.0, cache_modifier=".cg")
+            tops = tl.load(sum_ptr + 2 * all_at, mask, other=-1e30, cache_modifier=".cg")
+            masses = tl.load(sum_ptr + 2 * all_at + 1, mask, other=0.0, cache_modifier=".cg")
+            shares = tl.exp2(tops - tl.max(tops, 0)[None, :])
+            out = tl.sum(shares[:, :, None] * parts, 0) / tl.sum(shares * masses, 0)[:, None]
+            out_at = out_ptr + (pair * GROUPS + heads)[:, None] * DV + dv[None, :]
+            out_mask = (heads < GROUPS)[:, None] & (dv < DV)[None, :]
+            tl.store(out_at, out.to(out_ptr.dtype.element_ty), out_mask)
 
 
 _scratch: dict[tuple[torch.device, int, int, int], tuple[Tensor, Tensor, Tensor]] = {}
@@ -177,32 +232,34 @@ def attend(
     step: Tensor,
     turn: RopeTable | None,
     n_sink: int,
-    scaling: float,
-    softcap: float = 0.0,
-    reach: int = 0,
-    programs: int | None = None,
+    scores: Scores,
     **tuned: Any,
 ) -> Tensor:
     """`attention.attend` on a GPU."""
     batch, n_heads = query.shape[:2]
     n_kv_heads, n_slots, width = keys.shape[1:]
     value_width = values.shape[-1]
-    run, pairs = n_slots - n_sink, batch * n_heads
-    tuned = {**TUNED, **launch(query), **tuned}
+    groups = n_heads // n_kv_heads
+    run, pairs = n_slots - n_sink, batch * n_kv_heads
+    best = SINGLE if groups == 1 else GROUPED if pairs <= 32 and width <= 128 else MANY
+    tuned = {**best, **launch(query), **tuned}
     most = triton.cdiv(run, tuned["BLOCK"])
-    splits = max(1, min(round((programs or PROGRAMS) / pairs), most))
+    splits = max(1, min(round(tuned.pop("programs") / pairs), most))
     keys_each = triton.cdiv(triton.cdiv(run, splits), tuned["BLOCK"]) * tuned["BLOCK"]
     parts = triton.cdiv(run, keys_each) + 1
     padded = triton.next_power_of_2(value_width)
-    results, sums, counts = _scratch_for(query.device, pairs, parts, padded)
+    results, sums, counts = _scratch_for(query.device, pairs, parts * groups, padded)
     query, key, value = (x if x.stride(-1) == 1 else x.contiguous() for x in (query, key, value))
     out = query.new_empty(batch, 1, n_heads, value_width)
     _attend[(parts, pairs)](
         query, key, value, keys, values, step, *(turn or (None, None, None)),
+        *(scores.head_norms or (None, None, 0.0, 0.0)), scores.learned_sinks,
         results, sums, counts, out,
-        *query.stride()[:2], *key.stride()[:2], *value.stride()[:2], scaling, softcap or None,
-        n_heads, n_heads // n_kv_heads, n_slots, n_sink, reach, width, value_width,
-        triton.next_power_of_2(width), padded, keys_each, parts,
-        triton.next_power_of_2(parts), **tuned,
+        *query.stride()[:2], *key.stride()[:2], *value.stride()[:2],
+        step.stride(0) if step.dim() > 1 else 0, scores.scaling, scores.softcap or None,
+        n_kv_heads, groups, 1 if groups == 1 else max(16, triton.next_power_of_2(groups)), n_slots,
+        n_sink, scores.sliding_window, width, value_width, max(16, triton.next_power_of_2(width)),
+        max(16, padded), keys_each, parts, triton.next_power_of_2(parts),
+        min(4, triton.next_power_of_2(groups)), **tuned,
     )  # fmt: skip
     return out

@@ -1,8 +1,9 @@
 """A torch.compile backend: a model's linear layers become few launches, inductor does the rest.
 
-The graph of a decode step says which layers read the same input and which add up. Linear layers are
-taken together with what stands right before (a layer norm), right after (an activation, a sum, a
-residual) and beside them, by what the graph computes and not by the model's name.
+The graph of a decode step says which layers read the same input, which gate each other and which
+are added up. Linear layers are taken together with what stands right before (a norm), right after
+(an activation, a gate, a sum, a residual) and beside them, by what the graph computes and not by
+the model's name. RMS norms of queries and keys become part of the attention.
 """
 
 import operator
@@ -22,6 +23,11 @@ from streamcache.decoding.kernels.fold_rope import drop_rotations
 
 _MOST = 3  # layers a launch
 _INT8 = torch.ops.streamcache.int8_linear.default
+_GROUPED = torch.ops.streamcache.grouped_linear.default
+_GATED = torch.ops.streamcache.gated_linear.default
+_SUMMED_NORM = torch.ops.streamcache.summed_norm.default
+_SUMMED = torch.ops.streamcache.summed_linear.default
+_ACTIVATIONS: dict[Any, str] = {F.gelu: "gelu", F.silu: "silu", F.relu: "relu"}
 
 
 def fused(module: GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
@@ -42,7 +48,16 @@ def fuse(module: GraphModule) -> None:
     for node in list(graph.nodes):
         if node.target is operator.add and not _is_part_of_a_sum(node):
             _fuse_sum(graph, node)
+    for node in list(graph.nodes):
+        if node.target is operator.mul:
+            _fuse_gate(graph, node)
     _fuse_neighbours(graph)
+    for node in list(graph.nodes):
+        if node.target is operator.add:
+            _fuse_summed_norm(graph, node)
+    for node in list(graph.nodes):
+        if node.target is torch.ops.streamcache.attend.default:
+            _fuse_head_norms(node)
     graph.eliminate_dead_code()
     graph.lint()
     module.recompile()
@@ -113,47 +128,126 @@ def _fuse_sum(graph: Graph, root: Node) -> None:
         residual = rest[0] if rest else None
         for node in rest[1:]:
             residual = graph.call_function(operator.add, (residual, node))
+            residual.meta["example_value"] = _value(root)
         layers = [[term.args[0] for term in terms], *map(list, zip(*map(_parameters, terms)))]
-        total = graph.call_function(torch.ops.streamcache.added.default, (*layers, residual))
+        total = graph.call_function(_SUMMED, (*layers, residual))
     total.meta["example_value"] = _value(root)
     root.replace_all_uses_with(total)
     graph.erase_node(root)
     graph.eliminate_dead_code()
 
 
-class _Layer(NamedTuple):
-    """A linear layer with its norm and its activation; `out` is the node that it stands for."""
+class _Norm(NamedTuple):
+    """A norm over the last dimension of x; without a gain, none."""
 
+    x: Any
+    gain: Any = None
+    shift: Any = None
+    eps: float = 0.0
+    kind: str = ""
+
+
+class _Layer(NamedTuple):
+    """A linear layer with its norm and its activation, which together stand for `out`."""
+
+    node: Node
     out: Node
     weight: Any
     scale: Any
     bias: Any
-    norm_weight: Any
-    norm_bias: Any
+    gain: Any
+    shift: Any
     activation: str
 
 
+def _fuse_gate(graph: Graph, node: Node) -> None:
+    """activation(x W^T) * x V^T, of two layers or of the halves of one."""
+    for gate, up in (node.args, node.args[::-1]):
+        activation = _activation(gate)
+        if not activation or len(gate.users) != 1:  # type: ignore[union-attr]
+            continue
+        halves = [gate.args[0], up]  # type: ignore[union-attr]
+        layers = [_half_of(*halves)] if _half_of(*halves) else halves
+        if not all(_is_linear(n) for n in layers) or any(len(n.users) > 1 for n in halves):  # type: ignore[union-attr]
+            continue
+        norms = {_norm_before(layer.args[0]) for layer in layers}  # type: ignore[union-attr]
+        shapes = {_value(half).shape for half in halves}
+        if len(norms) > 1 or len(shapes) > 1:
+            continue
+        x, *norm = norms.pop()
+        weights, scales, biases = map(list, zip(*map(_parameters, layers)))  # type: ignore[arg-type]
+        with graph.inserting_before(node):
+            out = graph.call_function(_GATED, (x, weights, scales, biases, *norm, activation))
+        out.meta["example_value"] = _value(node)
+        node.replace_all_uses_with(out)
+        graph.erase_node(node)
+        graph.eliminate_dead_code()
+        return
+
+
+def _half_of(first: Any, second: Any) -> Node | None:
+    """The node of which two are the halves, and nothing else is made."""
+    if not all(isinstance(n, Node) and n.target is operator.getitem for n in (first, second)):
+        return None
+    whole = first.args[0]
+    if whole is not second.args[0] or (first.args[1], second.args[1]) != (0, 1):
+        return None
+    dim = whole.args[2] if len(whole.args) > 2 else whole.kwargs.get("dim", 0)
+    is_halves = whole.target in ("chunk", torch.chunk) and whole.args[1] == 2 and dim == -1
+    base: Node = whole.args[0]
+    return base if is_halves and len(whole.users) == 2 and len(base.users) == 1 else None
+
+
+def _fuse_summed_norm(graph: Graph, node: Node) -> None:
+    """residual + norm(x), after the layers of a block."""
+    for residual, term in (node.args, node.args[::-1]):
+        norm = _rms_norm(term)
+        shape = _value(node).shape
+        if norm is None or not isinstance(residual, Node) or _value(residual).shape != shape:
+            continue
+        if shape[:-1].numel() > linear.MAX_TOKENS or _value(residual).dtype != _value(term).dtype:
+            continue
+        with graph.inserting_before(node):
+            out = graph.call_function(
+                _SUMMED_NORM, (norm.x, residual, norm.gain, norm.eps, norm.kind)
+            )
+        out.meta["example_value"] = _value(node)
+        node.replace_all_uses_with(out)
+        graph.erase_node(node)
+        return
+
+
 def _fuse_neighbours(graph: Graph) -> None:
-    groups: defaultdict[tuple[Any, float], list[_Layer]] = defaultdict(list)
+    groups: defaultdict[tuple[Any, float, str], list[_Layer]] = defaultdict(list)
     for node in graph.nodes:
         if _is_linear(node):
-            x, weight, bias, eps = _norm_before(node.args[0])
+            x, gain, shift, eps, kind = _norm_before(node.args[0])
             out, activation = _activation_after(node)
-            layer = _Layer(out, *_parameters(node), weight, bias, activation)
-            groups[x, eps].append(layer)
-    for (x, eps), layers in groups.items():
+            layer = _Layer(node, out, *_parameters(node), gain, shift, activation)
+            groups[x, eps, kind].append(layer)
+    for (_, eps, kind), layers in groups.items():
+        x = _norm_before(layers[0].node.args[0]).x  # what a group before has made of it
+        if len(layers) == 1 and not kind and not layers[0].activation:
+            _replace_alone(graph, x, layers[0])
+            continue
         for begin in range(0, len(layers), _MOST):
-            _replace(graph, x, eps, layers[begin : begin + _MOST])
+            _replace(graph, x, eps, kind, layers[begin : begin + _MOST])
 
 
-def _replace(graph: Graph, x: Node, eps: float, layers: list[_Layer]) -> None:
+def _replace_alone(graph: Graph, x: Node, layer: _Layer) -> None:
+    with graph.inserting_before(layer.out):
+        parts = [x], [layer.weight], [layer.scale], [layer.bias]
+        out = graph.call_function(_SUMMED, (*parts, None))
+    out.meta["example_value"] = _value(layer.out)
+    layer.out.replace_all_uses_with(out)
+
+
+def _replace(graph: Graph, x: Node, eps: float, kind: str, layers: list[_Layer]) -> None:
     activations = ",".join(layer.activation for layer in layers)
-    columns = [[layer[i] for layer in layers] for i in range(1, 6)]
+    columns = [list(column) for column in zip(*(layer[2:7] for layer in layers))]
     first = next(node for node in graph.nodes if node.op != "placeholder")
     with graph.inserting_before(first if x.op == "placeholder" else x.next):
-        outs = graph.call_function(
-            torch.ops.streamcache.side_by_side.default, (x, *columns, eps, activations)
-        )
+        outs = graph.call_function(_GROUPED, (x, *columns, eps, kind, activations))
     for i, layer in enumerate(layers):
         with graph.inserting_after(outs):
             out = graph.call_function(operator.getitem, (outs, i))
@@ -161,23 +255,117 @@ def _replace(graph: Graph, x: Node, eps: float, layers: list[_Layer]) -> None:
         layer.out.replace_all_uses_with(out)
 
 
-def _norm_before(node: Any) -> tuple[Any, Any, Any, float]:
-    """The input of a layer, or of the layer norm before it, with the norm's weight, bias, eps."""
-    if node.target is F.layer_norm and not node.kwargs:
-        x, shape, weight, bias, eps = (*node.args, None, None, 1e-5)[:5]
-        affine = weight is not None and _is_parameter(weight) and _is_parameter(bias)
-        if tuple(shape) == _value(x).shape[-1:] and affine:
-            return x, weight, bias, eps
-    return node, None, None, 0.0
+def _fuse_head_norms(node: Node) -> None:
+    """RMS norms of queries and keys are taken over by the attention."""
+    plain, norms = [], []
+    for states in node.args[:2]:
+        moved = isinstance(states, Node) and states.target == "transpose"
+        norm = _rms_norm(states.args[0]) if moved else None  # type: ignore[union-attr]
+        if norm is None:
+            return
+        with node.graph.inserting_before(node):
+            plain.append(node.graph.call_method("transpose", (norm.x, *states.args[1:])))  # type: ignore[union-attr]
+        plain[-1].meta["example_value"] = _value(states)
+        norms.append(norm)
+    query, key = norms
+    if (query.eps, query.kind) == (key.eps, key.kind):
+        offset = float(query.kind == "rms_unit_offset")
+        node.args = (*plain, *node.args[2:8], query.gain, key.gain, query.eps, offset)
+
+
+def _norm_before(node: Any) -> _Norm:
+    """The norm that gives a layer its input; without one, the input itself."""
+    return _layer_norm(node) or _rms_norm(node) or _Norm(node)
+
+
+def _layer_norm(node: Any) -> _Norm | None:
+    if node.target is not F.layer_norm or node.kwargs:
+        return None
+    x, shape, weight, bias, eps = (*node.args, None, None, 1e-5)[:5]
+    affine = weight is not None and _is_parameter(weight) and _is_parameter(bias)
+    return _Norm(x, weight, bias, eps, "layer") if affine and _is_last(shape, x) else None
+
+
+def _is_last(shape: Any, x: Any) -> bool:
+    return tuple(shape) == _value(x).shape[-1:]
+
+
+def _rms_norm(node: Any) -> _Norm | None:
+    """x / sqrt(mean(x^2) + eps) * gain, or * (1 + gain), between whatever dtypes."""
+    if not isinstance(node, Node):
+        return None
+    if node.target is F.rms_norm:
+        x, shape, gain, default = (*node.args, None, None)[:4]
+        eps: Any = node.kwargs.get("eps", default)
+        found = gain is not None and eps is not None and _is_parameter(gain)
+        return _Norm(x, gain, None, eps, "rms") if found and _is_last(shape, x) else None
+    for scaled, factor in _operands(_uncast(node), operator.mul):
+        gain, kind = _gain(factor)
+        x, eps = _over_root_mean_square(_uncast(scaled))
+        if gain is None or x is None:
+            continue
+        same = _value(x).shape == _value(node).shape and _value(x).dtype == _value(node).dtype
+        if same and tuple(_value(gain).shape) == _value(x).shape[-1:]:
+            return _Norm(x, gain, None, eps, kind)
+    return None
+
+
+def _uncast(node: Any) -> Any:
+    """The node before changes of its dtype."""
+    casts = ("to", "float", "type_as", "half", "bfloat16")
+    while isinstance(node, Node) and node.op == "call_method" and node.target in casts:
+        node = node.args[0]
+    return node
+
+
+def _operands(node: Any, target: Any) -> list[tuple[Any, Any]]:
+    """Both orders of a commutative operation's operands."""
+    name = target.__name__
+    known = isinstance(node, Node) and node.target in (target, getattr(torch, name), name)
+    return [node.args, node.args[::-1]] if known and len(node.args) == 2 else []
+
+
+def _gain(node: Any) -> tuple[Node | None, str]:
+    node = _uncast(node)
+    for weight, one in _operands(node, operator.add):
+        if isinstance(one, int | float) and one == 1 and _is_gain(_uncast(weight)):
+            return _uncast(weight), "rms_unit_offset"
+    return (node, "rms") if _is_gain(node) else (None, "")
+
+
+def _is_gain(node: Any) -> bool:
+    return isinstance(node, Node) and _is_parameter(node)
+
+
+def _over_root_mean_square(node: Any) -> tuple[Any, float]:
+    """x and eps, of x * rsqrt(mean(x^2) + eps)."""
+    for x, root in _operands(node, operator.mul):
+        if not isinstance(root, Node) or root.target not in (torch.rsqrt, "rsqrt"):
+            continue
+        for mean, eps in _operands(root.args[0], operator.add):
+            is_mean = isinstance(mean, Node) and mean.target in ("mean", torch.mean)
+            if not is_mean or not isinstance(eps, float):
+                continue
+            dim = mean.args[1] if len(mean.args) > 1 else mean.kwargs.get("dim")
+            square = mean.args[0]
+            is_square = square.target in ("pow", torch.pow) and square.args[1] == 2
+            if dim in (-1, [-1], (-1,)) and is_square and square.args[0] is x:
+                return _uncast(x), eps
+    return None, 0.0
 
 
 def _activation_after(node: Node) -> tuple[Node, str]:
     (user, *others) = node.users
-    if not others and isinstance(user, Node) and user.args[0] is node:
-        options = {k: v for k, v in user.kwargs.items() if v not in (False, None, "none")}
-        names = {F.gelu: "gelu", F.silu: "silu", F.relu: "relu"}
-        if user.target in names and len(user.args) == 1 and not options:
-            return user, names[user.target]
-        if user.target is F.gelu and options == {"approximate": "tanh"}:
-            return user, "gelu_tanh"
+    if not others and isinstance(user, Node) and user.args[0] is node and _activation(user):
+        return user, _activation(user)
     return node, ""
+
+
+def _activation(node: Any) -> str:
+    """The name of an activation, or nothing for any other node."""
+    if not isinstance(node, Node) or len(node.args) != 1:
+        return ""
+    options = {k: v for k, v in node.kwargs.items() if v not in (False, None, "none")}
+    if node.target is F.gelu and options == {"approximate": "tanh"}:
+        return "gelu_tanh"
+    return _ACTIVATIONS.get(node.target, "") if not options else ""

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from streamcache.decoding.kernels.linear import scaled_linear, side_by_side, takes
+from streamcache.decoding.kernels.linear import one_linear, scaled_linear, supports
 
 
 class Int8Linear(nn.Module):
@@ -31,8 +31,8 @@ class Int8Linear(nn.Module):
 @torch.library.custom_op("streamcache::int8_linear", mutates_args=())
 def int8_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
     """One operation to a compiler, so that a graph shows it as the layer that it is."""
-    if takes(x):
-        return side_by_side(x, [weight], [scale], [bias], [None], [None], 0.0, "")[0]
+    if supports(x):
+        return one_linear(x, weight, scale, bias)
     return scaled_linear(x, weight, scale, bias)
 
 
@@ -44,7 +44,7 @@ def _(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
 Model = TypeVar("Model", bound=nn.Module)
 
 
-def by_kernels(model: Model) -> Model:
+def with_int8_kernels(model: Model) -> Model:
     """The model, or if it has int8 layers of torchao a copy that shares its weights.
 
     In the copy these layers are `Int8Linear`. What has a scale for each row counts as one.

@@ -1,8 +1,9 @@
 """Linear layers of a few tokens, which take as long as it takes to read their weights.
 
-Two operations cover what surrounds them in a decoder. `side_by_side`: several layers that read the
-same input, each after a norm of its own and before an activation. `added`: several layers whose
-results are added up, with a residual. Each is one launch, so that the memory never rests between.
+Three operations cover what surrounds them in a decoder. `grouped_linear`: several layers that read
+the same input, each after a norm and before an activation. `gated_linear`: two of them, one of
+which gates the other. `summed_linear`: several layers whose results are added up, with a residual.
+Each is one launch, so that memory traffic does not pause.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,12 +25,16 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
 }
 
-MAX_TOKENS = 64  # of the operations; the kernels take one, more are the vendor's matrix products
+MAX_TOKENS = 64
 
 
-def takes(x: Tensor) -> bool:
-    """Whether there is a kernel for layers that read x: [..., K], of one token."""
-    return has_kernels(x) and x.numel() == x.shape[-1]
+def supports(x: Tensor) -> bool:
+    """Whether there is a kernel for layers that read x: [..., K].
+
+    Of one token in any dtype, of more in 16 bits: the matrix units take no float32 as it is.
+    """
+    n_tokens = x.numel() // max(1, x.shape[-1])
+    return has_kernels(x) and (n_tokens == 1 or (n_tokens <= MAX_TOKENS and x.itemsize == 2))
 
 
 def scaled_linear(x: Tensor, weight: Tensor, scale: Tensor | None, bias: Tensor | None) -> Tensor:
@@ -42,15 +47,27 @@ def dequantised(weight: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Ten
     return weight if scale is None else (weight * scale[:, None]).to(dtype)
 
 
-@torch.library.custom_op("streamcache::side_by_side", mutates_args=())
-def side_by_side(
+def normed(x: Tensor, gain: Tensor | None, shift: Tensor | None, eps: float, norm: str) -> Tensor:
+    """x after its norm over the last dimension; see `grouped_linear`."""
+    if gain is None:
+        return x
+    if norm == "layer":
+        return F.layer_norm(x, x.shape[-1:], gain, shift, eps)
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    gain = gain.to(wide.dtype) + (norm == "rms_unit_offset")
+    return F.rms_norm(wide, x.shape[-1:], gain, eps).to(x.dtype)
+
+
+@torch.library.custom_op("streamcache::grouped_linear", mutates_args=())
+def grouped_linear(
     x: Tensor,
     weights: Sequence[Tensor],
     scales: Sequence[Tensor | None],
     biases: Sequence[Tensor | None],
-    norm_weights: Sequence[Tensor | None],
-    norm_biases: Sequence[Tensor | None],
+    gains: Sequence[Tensor | None],
+    shifts: Sequence[Tensor | None],
     eps: float,
+    norm: str,
     activations: str,
 ) -> list[Tensor]:
     """activation(norm(x) W^T * scale + b) for each layer.
@@ -60,43 +77,96 @@ def side_by_side(
         weights: [N, K] each, in the dtype of x, or int8 with a scale.
         scales: [N] each, of the rows of a weight; or None.
         biases: [N] each, or None.
-        norm_weights, norm_biases: [K] each, of a layer norm before the layer; no weight, no norm.
+        gains, shifts: [K] each, of a norm before the layer; no gain, no norm.
         eps: of the norms.
+        norm: "layer", "rms" or "rms_unit_offset", whose gain is 1 + g.
         activations: names out of ACTIVATIONS, joined by commas.
 
     Returns:
         [..., N] for each layer.
     """
-    if takes(x):
+    names = activations.split(",")
+    if supports(x):
         from streamcache.decoding.kernels import linear_triton
 
-        return linear_triton.side_by_side(
-            x, weights, scales, biases, norm_weights, norm_biases, eps, activations.split(",")
+        return linear_triton.grouped_linear(
+            x, weights, scales, biases, gains, shifts, eps, norm, names
         )
     outs = []
-    norms = zip(norm_weights, norm_biases, activations.split(","))
-    for layer, (norm_weight, norm_bias, activation) in zip(zip(weights, scales, biases), norms):
-        y = x if norm_weight is None else F.layer_norm(x, x.shape[-1:], norm_weight, norm_bias, eps)
-        outs.append(ACTIVATIONS[activation](scaled_linear(y, *layer)))
+    for *layer, gain, shift, name in zip(weights, scales, biases, gains, shifts, names):
+        y = normed(x, gain, shift, eps, norm)
+        outs.append(ACTIVATIONS[name](scaled_linear(y, *layer)))
     return outs
 
 
-@side_by_side.register_fake
+@grouped_linear.register_fake
 def _(
     x: Tensor,
     weights: Sequence[Tensor],
     scales: Sequence[Tensor | None],
     biases: Sequence[Tensor | None],
-    norm_weights: Sequence[Tensor | None],
-    norm_biases: Sequence[Tensor | None],
+    gains: Sequence[Tensor | None],
+    shifts: Sequence[Tensor | None],
     eps: float,
+    norm: str,
     activations: str,
 ) -> list[Tensor]:
     return [x.new_empty(*x.shape[:-1], weight.shape[0]) for weight in weights]
 
 
-@torch.library.custom_op("streamcache::added", mutates_args=())
-def added(
+@torch.library.custom_op("streamcache::gated_linear", mutates_args=())
+def gated_linear(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    scales: Sequence[Tensor | None],
+    biases: Sequence[Tensor | None],
+    gain: Tensor | None,
+    shift: Tensor | None,
+    eps: float,
+    norm: str,
+    activation: str,
+) -> Tensor:
+    """activation(gate) * up, of two layers that read norm(x).
+
+    Args:
+        x: [..., K].
+        weights: gate and up, [N, K] each; or one [2 N, K], the gate's rows first.
+        scales, biases: of these, as for `grouped_linear`.
+        gain, shift, eps, norm: of the norm before both; no gain, no norm.
+        activation: a name out of ACTIVATIONS.
+
+    Returns:
+        [..., N].
+    """
+    if supports(x):
+        from streamcache.decoding.kernels import linear_triton
+
+        return linear_triton.gated_linear(
+            x, weights, scales, biases, gain, shift, eps, norm, activation
+        )
+    y = normed(x, gain, shift, eps, norm)
+    outs = [scaled_linear(y, *layer) for layer in zip(weights, scales, biases)]
+    gate, up = outs if len(outs) == 2 else outs[0].chunk(2, dim=-1)
+    return ACTIVATIONS[activation](gate) * up
+
+
+@gated_linear.register_fake
+def _(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    scales: Sequence[Tensor | None],
+    biases: Sequence[Tensor | None],
+    gain: Tensor | None,
+    shift: Tensor | None,
+    eps: float,
+    norm: str,
+    activation: str,
+) -> Tensor:
+    return x.new_empty(*x.shape[:-1], weights[0].shape[0] * len(weights) // 2)
+
+
+@torch.library.custom_op("streamcache::summed_linear", mutates_args=())
+def summed_linear(
     xs: Sequence[Tensor],
     weights: Sequence[Tensor],
     scales: Sequence[Tensor | None],
@@ -107,17 +177,16 @@ def added(
 
     Args:
         xs: [..., K] each; K may differ.
-        weights, scales: [N, K] and [N] each, as for `side_by_side`.
-        biases: [N] each, or None.
+        weights, scales, biases: of each layer, as for `grouped_linear`.
         residual: [..., N] or None.
 
     Returns:
         [..., N].
     """
-    if takes(xs[0]):
+    if supports(xs[0]):
         from streamcache.decoding.kernels import linear_triton
 
-        return linear_triton.added(xs, weights, scales, biases, residual)
+        return linear_triton.summed_linear(xs, weights, scales, biases, residual)
     total, layers = residual, list(zip(xs, weights, scales, biases))
     if total is None:
         total = scaled_linear(*layers.pop(0))
@@ -130,7 +199,7 @@ def added(
     return total.view(*xs[0].shape[:-1], -1)
 
 
-@added.register_fake
+@summed_linear.register_fake
 def _(
     xs: Sequence[Tensor],
     weights: Sequence[Tensor],
@@ -141,14 +210,35 @@ def _(
     return xs[0].new_empty(*xs[0].shape[:-1], weights[0].shape[0])
 
 
-class OneByOne(TorchFunctionMode):
+@torch.library.custom_op("streamcache::summed_norm", mutates_args=())
+def summed_norm(x: Tensor, residual: Tensor, gain: Tensor, eps: float, norm: str) -> Tensor:
+    """residual + norm(x), for x and residual [..., K]; see `grouped_linear` for the rest."""
+    if supports(x):
+        from streamcache.decoding.kernels import norm_triton
+
+        x, residual = x.contiguous(), residual.contiguous()
+        return norm_triton.norms(x, [gain], [None], eps, norm, residual)[0]
+    return residual + normed(x, gain, None, eps, norm)
+
+
+@summed_norm.register_fake
+def _(x: Tensor, residual: Tensor, gain: Tensor, eps: float, norm: str) -> Tensor:
+    return torch.empty_like(residual, memory_format=torch.contiguous_format)
+
+
+def one_linear(x: Tensor, weight: Tensor, scale: Tensor | None, bias: Tensor | None) -> Tensor:
+    """x W^T * scale + b by the kernel."""
+    return grouped_linear(x, [weight], [scale], [bias], [None], [None], 0.0, "", "")[0]
+
+
+class KernelLinearMode(TorchFunctionMode):
     """A context in which every linear layer of few tokens runs by the kernel, alone."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func is F.linear and not kwargs and takes(args[0]):
+        if func is F.linear and not kwargs and supports(args[0]):
             x, weight, bias = (*args, None)[:3]
             if weight.is_contiguous():
-                return side_by_side(x, [weight], [None], [bias], [None], [None], 0.0, "")[0]
+                return one_linear(x, weight, None, bias)
         return func(*args, **(kwargs or {}))
