@@ -4,16 +4,22 @@ import contextlib
 import math
 import operator
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Protocol
 
 from streamcache.gate.environment import Environment, EnvironmentProbe, Value
 from streamcache.gate.samples import Metric, Pairs, Sample
 from streamcache.gate.stats import MIN_PAIRS
 from streamcache.gate.validation import limits_error
+from streamcache.measure.memory import peak_rss_bytes, reset_peak_rss
 from streamcache.measure.pairs import Seconds, Stopwatch, alternate
 
 MIN_BLOCK_S = 1e-3
+MEMORY_NOISE = 4 << 20  # bytes that an allocator may keep or not
+
+PeakMemory = tuple[Callable[[], int | None], Callable[[], int]]
+
 FEW_PAIRS = 10  # where there are other processes that measure the same
 
 
@@ -83,6 +89,23 @@ class Recorder:
         if wrong := limits_error(metric):
             raise ValueError(f"{name}: {wrong}")
         self._metrics[name] = metric
+
+    @contextmanager
+    def peak_memory(
+        self, peak: PeakMemory | None = None, *, name: str = "peak memory", rel_tol: float = 0.1
+    ) -> Iterator[None]:
+        """Record the bytes that a block holds at most, beyond what was held before: less is fine.
+
+        Args:
+            peak: of the host (default), or two functions: one that resets a device's mark, and one
+                that reads it in bytes, such as those of `torch.cuda`.
+            rel_tol: the growth that is allowed, beside `MEMORY_NOISE` bytes.
+        """
+        reset, read = peak or (reset_peak_rss, peak_rss_bytes)
+        before = reset() or 0
+        yield
+        grown = max(0, read() - before)
+        self.metric(name, grown, rel_tol=rel_tol, abs_tol=MEMORY_NOISE, better="lower")
 
     def exactly(self, **values: Value) -> None:
         """The former name of `equal`."""

@@ -1,6 +1,7 @@
 """What a benchmark may say: each thing once, and only what a golden can hold."""
 
 import math
+import sys
 from typing import Any
 from unittest import mock
 
@@ -149,3 +150,20 @@ def test_where_other_processes_measure_too_few_pairs_do() -> None:
     many = recorder()
     few = Recorder("a", Clock(), mock.Mock(), few_pairs=True)
     assert (many.n_pairs(40), few.n_pairs(40), few.n_pairs(5)) == (40, 10, 5)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the high-water mark is Linux's")
+def test_memory_is_what_a_block_holds_at_most(golden: Recorder) -> None:
+    before = bytearray(64 << 20)
+    with golden.peak_memory():
+        assert len(bytearray(b"x") * (100 << 20)) == 100 << 20
+    found = golden.sample().metrics["peak memory"]
+    assert 95 << 20 < found.value < 140 << 20 and found.better == "lower"
+    assert not found.allows(2 * found.value) and found.allows(found.value / 2)
+    assert len(before)
+
+
+def test_memory_of_a_device_is_read_by_its_own_functions(golden: Recorder) -> None:
+    with golden.peak_memory((lambda: None, lambda: 7), name="device memory", rel_tol=0.0):
+        pass
+    assert golden.sample().metrics["device memory"].value == 7

@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from streamcache.gate import goldens, render
+from streamcache.gate import goldens, history, render
 from streamcache.gate.compare import Round, compare, confirmed, undecided
 from streamcache.gate.plugin import outputs
 from streamcache.gate.plugin.git import git
@@ -111,10 +111,12 @@ def _changed(config: pytest.Config, commit: str, built: bool) -> list[str]:
 def _write(
     config: pytest.Config, verdicts: list[Verdict], notes: list[str], process: Process
 ) -> list[str]:
+    head = git(config, "rev-parse", "HEAD") or ""
     text = render.markdown(verdicts, [f"- {line}" for line in notes]).encode()
     results = {"version": goldens.VERSION, "process": process, "verdicts": verdicts}
     return [
         *outputs.write(outputs.markdown(config), text),
         *outputs.write(outputs.results(config), msgspec.json.encode({"streamcache": results})),
         *outputs.append(outputs.summary(), text),
+        *outputs.append(outputs.history(config), history.encoded(history.lines(process, head))),
     ]

@@ -55,6 +55,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         type=Path,
         help="only measure, and write what was measured; compares with no golden",
     )
+    group.addoption(
+        "--golden-history",
+        metavar="FILE",
+        type=Path,
+        help="append a line a benchmark to a file, for `python -m streamcache.gate history`",
+    )
     group.addoption("--golden-markdown", metavar="FILE", type=Path, help="write the report")
     group.addoption(
         "--golden-json", metavar="FILE", type=Path, help="write samples and verdicts, for programs"

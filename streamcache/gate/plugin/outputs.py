@@ -16,6 +16,10 @@ def results(config: pytest.Config) -> Path | None:
     return _asked(config, "golden_json")
 
 
+def history(config: pytest.Config) -> Path | None:
+    return _asked(config, "golden_history")
+
+
 def markdown(config: pytest.Config) -> Path | None:
     return _asked(config, "golden_markdown")
 
@@ -38,7 +42,8 @@ def check(config: pytest.Config) -> None:
     Raises:
         pytest.UsageError: a file cannot be written.
     """
-    for path in filter(None, (samples(config), markdown(config), results(config), summary())):
+    files = samples(config), markdown(config), results(config), history(config), summary()
+    for path in filter(None, files):
         try:
             require_writable(path)
         except OSError as error:

@@ -26,7 +26,7 @@ _GATES = (
         "golden_judged",
         "golden_markdown",
         "golden_json",
-        "golden_against",
+        *("golden_against", "golden_history"),
     ),
     *("golden_update", "golden_update_new_only", "golden_from", "golden_reset_anchors"),
 )

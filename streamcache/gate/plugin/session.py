@@ -7,11 +7,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from streamcache.gate import goldens, render
+from streamcache.gate import goldens, history, render
 from streamcache.gate.environment import Environment, merged
 from streamcache.gate.goldens import Golden
 from streamcache.gate.judge import judge, missing, needs_confirmation
 from streamcache.gate.plugin import outputs
+from streamcache.gate.plugin.git import git
 from streamcache.gate.plugin.hints import hints
 from streamcache.gate.plugin.missing import CollectedTests, MissingBenchmarkItem
 from streamcache.gate.plugin.options import golden_path
@@ -194,15 +195,25 @@ class Session:
 
     def _written(self) -> list[str]:
         """Write what was asked for; lines that say what could not be."""
+        unwritten = self._remember()
         if self.golden is None:
-            return outputs.write(outputs.samples(self.config), msgspec.json.encode(self.process()))
+            path = outputs.samples(self.config)
+            return unwritten + outputs.write(path, msgspec.json.encode(self.process()))
         others = self.failed - {report.nodeid for report in self.red}
         notes = [f"- {line}" for line in self.notes]
         text = render.markdown(self.verdicts, notes, n_failed=len(others)).encode()
-        unwritten = outputs.write(outputs.markdown(self.config), text)
+        unwritten += outputs.write(outputs.markdown(self.config), text)
         results = msgspec.json.encode({"streamcache": self._results()})
         unwritten += outputs.write(outputs.results(self.config), results)
         return unwritten + outputs.append(outputs.summary(), text)
+
+    def _remember(self) -> list[str]:
+        """Add to the history, where one is kept."""
+        path = outputs.history(self.config)
+        if path is None:
+            return []
+        commit = git(self.config, "rev-parse", "HEAD") or ""
+        return outputs.append(path, history.encoded(history.lines(self.process(), commit)))
 
     def _measured(self) -> set[str]:
         return {sample.name for sample in self.samples}
