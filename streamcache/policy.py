@@ -200,21 +200,26 @@ def evictions(policy: Policy, n_tokens: int) -> Iterator[int]:
         yield evicted
 
 
-def evicted_by_chunk(policy: Policy, seen: int, size: int, n_tokens: int) -> int:
-    """Entries to evict before a chunk of `n_tokens`: all the rule would, token by token.
+def evicts_inside(policy: Policy, seen: int, size: int, n_tokens: int) -> bool:
+    """Whether anything is evicted before another token than the first of the next `n_tokens`."""
+    for t in range(seen, seen + n_tokens):
+        evicted = checked_drop(policy, t, size)
+        if evicted and t > seen:
+            return True
+        size += 1 - evicted
+    return False
 
-    Raises:
-        PolicyError: the chunk is longer than the window, so part of it would evict itself.
-    """
-    if n_tokens > (window := window_size(policy)):
-        raise PolicyError(
-            f"a chunk of {n_tokens} tokens does not fit the window of {window} tokens; "
-            f"feed the stream in chunks of at most {window} tokens"
-        )
-    evicted = 0
-    for i in range(n_tokens):
-        evicted += checked_drop(policy, seen + i, size + i - evicted)
-    return evicted
+
+def between_evictions(policy: Policy, seen: int, size: int, n_tokens: int) -> list[int]:
+    """Lengths of the pieces of the next `n_tokens` that begin where something is evicted."""
+    lengths: list[int] = []
+    for t in range(seen, seen + n_tokens):
+        evicted = checked_drop(policy, t, size)
+        size += 1 - evicted
+        if evicted or not lengths:
+            lengths.append(0)
+        lengths[-1] += 1
+    return lengths
 
 
 def count_evictions(policy: Policy, n_tokens: int) -> Evictions:

@@ -1,6 +1,6 @@
 """Which tokens a stream holds, from the rule of the specification, in plain lists."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from streamcache.testing.oracle import Oracle as Oracle
 
@@ -23,20 +23,3 @@ def kept_by_rule(
                 held.remove(next(token for token in held if token >= n_sink))
         held.append(t - 1)
         yield list(held)
-
-
-def kept_in_chunks(
-    chunks: Sequence[int],
-    n_sink: int,
-    window: int,
-    slack: int,
-    max_drop: int | None,
-    every: int,
-) -> list[list[int]]:
-    """The tokens each token sees where chunks are fed: all evictions of a chunk come before it."""
-    history = kept_after_each(sum(chunks), n_sink, window, slack, max_drop, every)
-    rows: list[list[int]] = []
-    for n in chunks:
-        held = history[len(rows) + n - 1]
-        rows += [[token for token in held if token <= t] for t in range(len(rows), len(rows) + n)]
-    return rows

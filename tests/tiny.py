@@ -12,7 +12,7 @@ from streamcache.caches.base import BoundedCache
 from streamcache.policy import EvictionPolicy
 from streamcache.testing import Oracle
 from streamcache.testing import logit_error as error
-from tests.oracle import kept_after_each, kept_in_chunks
+from tests.oracle import kept_after_each
 
 __all__ = ["error"]
 
@@ -104,13 +104,9 @@ def expected(
     model: PreTrainedModel,
     policy: EvictionPolicy,
     ids: Tensor,
-    chunks: Sequence[int] | None = None,
     dtype: torch.dtype = torch.float64,
 ) -> Tensor:
-    """The oracle's logits [B, T, V] of the same stream."""
+    """The oracle's logits [B, T, V] of the same stream, in whatever pieces it is fed."""
     oracle = Oracle(copy_of(model, dtype))
-    if chunks:
-        kept = kept_in_chunks(chunks, *rule(policy))
-    else:
-        kept = kept_after_each(ids.shape[1], *rule(policy))
+    kept = kept_after_each(ids.shape[1], *rule(policy))
     return torch.stack([oracle.logits(row, kept) for row in ids])

@@ -5,7 +5,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from streamcache.caches.hooks import takes_cache
+from streamcache.caches.signatures import takes_cache
 
 
 class UnsupportedModelError(ValueError):

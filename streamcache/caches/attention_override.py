@@ -8,7 +8,6 @@ in use in the thread that runs it (`use_attention`).
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from inspect import signature
 from threading import Lock
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -24,6 +23,7 @@ from transformers import (
 from transformers.cache_utils import Cache
 
 from streamcache.caches.shared_copy import fingerprint, shared_copy
+from streamcache.caches.signatures import cache_name, parameters_of
 
 
 class HeadNorms(NamedTuple):
@@ -101,6 +101,7 @@ def with_override(model: PreTrainedModel) -> PreTrainedModel:
             for module in copy.modules():
                 if isinstance(config := getattr(module, "config", None), PreTrainedConfig):
                     config._attn_implementation_internal = _NAME
+            vars(copy)["cache_argument"] = cache_name(type(copy).forward)
             _require_registered_attention(copy)
             _overridden[model] = state, copy
     return copy
@@ -138,13 +139,13 @@ def forward_unrotated(copy: PreTrainedModel, tokens: Tensor, **options: Any) -> 
     """
     name = "inputs_embeds" if tokens.is_floating_point() else "input_ids"
     positions = torch.zeros((1, tokens.shape[1]), dtype=torch.long, device=tokens.device)
-    inputs = {name: tokens, "position_ids": positions, "past_key_values": PassthroughCache()}
-    return copy.forward(**inputs, use_cache=True, **options)
+    cache: dict[str, Any] = {vars(copy)["cache_argument"]: PassthroughCache()}
+    return copy(**{name: tokens}, position_ids=positions, **cache, use_cache=True, **options)
 
 
 def _require_registered_attention(copy: PreTrainedModel) -> None:
     """Try two tokens: every layer must ask for its attention by name, and once."""
-    if "position_ids" not in signature(copy.forward).parameters:
+    if "position_ids" not in parameters_of(type(copy).forward):
         raise AttentionOverrideError("it takes no position_ids")
     served: list[int] = []
 
@@ -211,7 +212,9 @@ def _(
     return query.new_empty(query.shape[0], query.shape[2], query.shape[1], value.shape[-1])
 
 
-_IGNORED = {"dropout", "position_ids", "use_cache", "sliding_window"}  # the last is in the mask
+# What does not change attention in evaluation mode; the sliding window is in the mask.
+_IGNORED = {"dropout", "position_ids", "use_cache", "sliding_window", "return_dict"}
+_IGNORED |= {"output_hidden_states", "output_router_logits"}
 
 
 def _attention(

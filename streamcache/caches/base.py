@@ -9,21 +9,29 @@ where neither holds the cache refuses every call until `reset()`.
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache
 
 from streamcache.caches.admission import UnsupportedModelError, decoder_of
 from streamcache.caches.fingerprint import Fingerprint
 from streamcache.caches.hooks import attach, uncompiled
+from streamcache.caches.one_pass import OnePass
 from streamcache.caches.probe import probe_rope
-from streamcache.policy import Policy, evicted_by_chunk, warn_beyond
+from streamcache.caches.retained_attention import States
+from streamcache.policy import (
+    Policy,
+    between_evictions,
+    checked_drop,
+    evicts_inside,
+    warn_beyond,
+)
 
 Self = TypeVar("Self", bound="BoundedCache")
 
@@ -43,11 +51,13 @@ class BoundedCache(Cache, ABC):
     """A KV cache that never holds more than `policy.capacity` entries.
 
     A subclass stores the states of the layers: it defines `_make_room`, `_append`, `_select`,
-    `_forget` and `batch_size`, and `_next_base` if it starts positions anew.
+    `_forget` and `batch_size`, and `_next_base` if it starts positions anew. One that holds what
+    the policy keeps, and nothing else, may define `_held` and `_hold` and say `takes_long_inputs`:
+    long inputs then go through the model in one pass, and not in pieces.
 
     Args:
         model: the model that will be fed, or a wrapper around it (`torch.compile`, PEFT). Hooks on
-            it split inputs longer than the window, set positions and refuse padding; they go with
+            it take inputs of any length, set positions and refuse padding; they go with
             the last cache of the model.
         policy: what to evict and when.
 
@@ -61,6 +71,8 @@ class BoundedCache(Cache, ABC):
         UnsupportedModelError: the model cannot be streamed correctly (see `probe_rope`).
         TypeError: a config in place of a model.
     """
+
+    takes_long_inputs: ClassVar[bool] = False
 
     def __init__(self, model: nn.Module, policy: Policy):
         super().__init__(layers=[])
@@ -115,6 +127,14 @@ class BoundedCache(Cache, ABC):
     @abstractmethod
     def batch_size(self) -> int:
         """Streams held side by side; -1 before the first."""
+
+    def _held(self, layer_idx: int) -> States:
+        """All that a layer holds, in order of the stream, keys as at position 0."""
+        raise NotImplementedError
+
+    def _hold(self, held: Iterable[States]) -> None:
+        """Hold nothing but these states of each layer, `size` entries, as `_held` gives them."""
+        raise NotImplementedError
 
     def _next_base(self, n_tokens: int, n_evicted: int) -> int:
         """The base of positions from the next forward on, which evicts `n_evicted` entries."""
@@ -181,17 +201,11 @@ class BoundedCache(Cache, ABC):
         Where positions start anew, the next token gets a small position and what is held is
         rotated to before it. So the angles a model takes in float32 stay small.
 
-        Raises:
-            PolicyError: more tokens than the window of the policy has.
-            RuntimeError: entries were evicted for a longer forward, which was interrupted.
+        Args:
+            n_tokens: of which only the first may evict.
+            rebase: whether the model can be told positions.
         """
-        size = self.size + self._ahead  # as the last finished forward left it
-        n_evicted = evicted_by_chunk(self.policy, self.seen, size, n_tokens) - self._ahead
-        if n_evicted < 0:
-            raise RuntimeError(
-                "a longer forward was interrupted, for which the cache has evicted: "
-                "run it again, or reset() the cache"
-            )
+        n_evicted = checked_drop(self.policy, self.seen, self._size_before) - self._ahead
         self._forward = None
         base = self._next_base(n_tokens, n_evicted) if rebase else self.base
         self._forward = Forward(n_tokens, n_evicted, base)
@@ -202,6 +216,40 @@ class BoundedCache(Cache, ABC):
                 f"position {limit} is past the model's table of angles, and the model takes no "
                 "position_ids by which positions could start anew"
             )
+
+    @property
+    def _size_before(self) -> int:
+        """Entries that the last finished forward left."""
+        return self.size + self._ahead
+
+    def evicts_inside(self, n_tokens: int) -> bool:
+        """Whether the next `n_tokens` do not all see what the first one sees, and each other."""
+        return evicts_inside(self.policy, self.seen, self._size_before, n_tokens)
+
+    def pieces(self, n_tokens: int) -> list[int]:
+        """Lengths of the pieces of the next `n_tokens` in which only the first token evicts."""
+        return between_evictions(self.policy, self.seen, self._size_before, n_tokens)
+
+    def begin_pass(self, copy: PreTrainedModel) -> OnePass | None:
+        """A causal pass over the tokens to come, from what is held; None: not for this cache.
+
+        Args:
+            copy: of the model, made by `with_override`.
+        """
+        if not self.takes_long_inputs:
+            return None
+        held = [self._held(layer) for layer in range(len(self))] if self.seen else []
+        counts = self.seen, self.evicted, self._ahead
+        return OnePass(copy, self.geometry, self.policy, *counts, held)
+
+    def take(self, one_pass: OnePass) -> None:
+        """Hold what the stream holds at the end of a pass, the beginning of a longer input."""
+        with self.changing("while it took a long input"):
+            self._forward, self._ahead = None, 0
+            self.seen, self.evicted = one_pass.seen, one_pass.evicted
+            self.base = self.evicted  # so that every entry is at the position of its place
+            self._hold(one_pass.held(layer) for layer in range(len(self)))
+            self._half_fed = True
 
     def evict(self) -> None:
         """Do what `prepare` has decided."""

@@ -48,6 +48,17 @@ class Arena:
         self.keys[layer, :, :, slot:end] = keys
         self.values[layer, :, :, slot:end] = values
 
+    def fill(self, layer: int, keys: Tensor, values: Tensor) -> None:
+        """Store states [B, H, n, D] in the first slots, whatever is there."""
+        if self.keys.numel() == 0 or self.keys.shape[1] != values.shape[0]:
+            self._allocate(values)
+        self.keys[layer, :, :, : keys.shape[2]] = keys
+        self.values[layer, :, :, : values.shape[2]] = values
+
+    def sinks(self, layer: int) -> tuple[Tensor, Tensor]:
+        """The copies that `save_sinks` has kept [B, H, S, D]."""
+        return self._sink_keys[layer], self._sink_values[layer]
+
     def read(self, layer: int, begin: int, end: int) -> tuple[Tensor, Tensor]:
         """Views [B, H, end - begin, D]."""
         keys, values = self.keys[layer, :, :, begin:end], self.values[layer, :, :, begin:end]

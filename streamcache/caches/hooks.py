@@ -2,17 +2,16 @@
 
 A cache sees keys and values only. What it cannot see, and what would be silently wrong, is settled
 around the forward of the decoder, the part of a model that has the layers: padding is refused,
-inputs longer than the window are fed in pieces, positions are those the cache expects, and
+inputs inside which something is evicted go through in one causal pass, positions are those the
+cache expects, and
 afterwards every layer must have been fed. A hook on the whole model counts the tokens only when
 its forward has ended: one that fails in the output embedding can be run again. Calls with other
 caches pass through untouched, and the hooks go with the last cache of a model.
 """
 
-import inspect
 import threading
 import weakref
 from collections.abc import Callable
-from functools import cache
 from types import MethodType
 from typing import Any, Protocol, TypeVar
 from weakref import WeakKeyDictionary, WeakSet
@@ -22,8 +21,11 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
+from streamcache.caches.attention_override import AttentionOverrideError, with_override
+from streamcache.caches.one_pass import OnePass
 from streamcache.caches.outputs import inference_only, joined
-from streamcache.policy import Policy, window_size
+from streamcache.caches.signatures import CACHE_NAMES, cache_name, parameters_of
+from streamcache.policy import Policy
 
 
 class PaddingError(ValueError):
@@ -43,6 +45,10 @@ class HookedCache(Protocol):
     def require_intact(self) -> None: ...
     def require_same_model(self) -> None: ...
     def prepare(self, n_tokens: int, rebase: bool = True) -> None: ...
+    def evicts_inside(self, n_tokens: int) -> bool: ...
+    def pieces(self, n_tokens: int) -> list[int]: ...
+    def begin_pass(self, copy: PreTrainedModel) -> OnePass | None: ...
+    def take(self, one_pass: OnePass) -> None: ...
     def finish(self, more_to_come: bool = False) -> None: ...
 
 
@@ -68,9 +74,6 @@ class _Hooked:
 _hooked: WeakKeyDictionary[nn.Module, _Hooked] = WeakKeyDictionary()
 _calls: WeakKeyDictionary[Any, _Call] = WeakKeyDictionary()
 _lock = threading.RLock()
-#: What transformers calls the cache: the latter from 5.24 on.
-_CACHE_NAMES = ("past_key_values", "cache")
-
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -146,27 +149,8 @@ def generate_batch(model: PreTrainedModel, *args: Any, **kwargs: Any) -> Any:
 def _cache_in(module: nn.Module, kwargs: dict[str, Any]) -> Any:
     """The bounded cache of this module that a call passes, if it does."""
     hooked = _hooked.get(module)
-    given = (kwargs.get(name) for name in _CACHE_NAMES)
+    given = (kwargs.get(name) for name in CACHE_NAMES)
     return next((c for c in given if hooked and c in hooked.caches), None)
-
-
-@cache
-def parameters_of(forward: Callable[..., Any]) -> tuple[str, ...]:
-    """Names of the parameters of a model class's forward, without self."""
-    return tuple(inspect.signature(forward).parameters)[1:]
-
-
-def cache_name(forward: Callable[..., Any]) -> str:
-    """What a forward calls the cache."""
-    names = parameters_of(forward)
-    return next((name for name in _CACHE_NAMES if name in names), _CACHE_NAMES[0])
-
-
-def takes_cache(module: object) -> bool:
-    """Whether a module's forward knows a cache by one of the names."""
-    return isinstance(module, nn.Module) and any(
-        name in parameters_of(type(module).forward) for name in _CACHE_NAMES
-    )
 
 
 def _named(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -235,7 +219,7 @@ def _before(
         _refuse_mask(kwargs.get("attention_mask"), is_step, call.has_images)
     _refuse_positions(kwargs.get("position_ids"), past.seen, is_step)
     kwargs["attention_mask"] = None
-    if tokens.shape[1] > window_size(past.policy):
+    if tokens.shape[1] > 1 and past.evicts_inside(tokens.shape[1]):
         kwargs = _feed_all_but_last(decoder, past, call, key, kwargs)
     return (), _placed(decoder, past, key, kwargs)
 
@@ -275,25 +259,38 @@ def _placed(
 def _feed_all_but_last(
     decoder: nn.Module, past: HookedCache, call: _Call, key: str, kwargs: dict[str, Any]
 ) -> dict[str, Any]:
-    """Feed a long input in pieces; the arguments for the last one.
+    """Feed the beginning of an input inside which something is evicted; the arguments for the rest.
 
-    The first piece fills the cache. The others are an eighth of the window: the queries of a piece
-    no longer see what the whole piece evicts, so short pieces stay close to the exact stream.
+    All but the last token go through a copy of the decoder in one causal pass, where each of them
+    sees what it would see if it came alone. Where the decoder or the cache does not allow that,
+    pieces are fed, so short that only the first token of each evicts.
     """
     tokens: Tensor = kwargs[key]
     _refuse_splitting(decoder, key, kwargs, tokens.shape[1])
     call.as_tuple = kwargs.get("return_dict") is False
     if "return_dict" in kwargs:
         kwargs = {**kwargs, "return_dict": True}
-    window = window_size(past.policy)
-    room = max(0, min(past.policy.capacity - past.size, window))
-    pieces = [tokens[:, :room]] if room else []
-    pieces += tokens[:, room:].split(max(1, window // 8), dim=1)
+    if (one_pass := _one_pass(decoder, past)) is not None:
+        own = {key, "attention_mask", "position_ids", "use_cache", "cache_position", *CACHE_NAMES}
+        options = {k: v for k, v in kwargs.items() if k not in own and v is not None}
+        call.pieces = one_pass.feed_all(tokens[:, :-1], **options)
+        past.take(one_pass)
+        return {**kwargs, key: tokens[:, -1:]}
+    pieces = tokens.split(past.pieces(tokens.shape[1]), dim=1)
     for piece in pieces[:-1]:
         inputs = _placed(decoder, past, key, {**kwargs, key: piece})
         call.pieces.append(decoder.forward(**inputs))
         past.finish(more_to_come=True)
     return {**kwargs, key: pieces[-1]}
+
+
+def _one_pass(decoder: nn.Module, past: HookedCache) -> OnePass | None:
+    if not isinstance(decoder, PreTrainedModel):
+        return None
+    try:
+        return past.begin_pass(with_override(decoder))
+    except AttentionOverrideError:
+        return None
 
 
 def _refuse_splitting(decoder: nn.Module, key: str, kwargs: dict[str, Any], n_tokens: int) -> None:
@@ -309,7 +306,7 @@ def _refuse_splitting(decoder: nn.Module, key: str, kwargs: dict[str, Any], n_to
         per_token.append("output_attentions")
     for name in per_token:
         raise ValueError(
-            f"{name} needs the input in one forward, and it is longer than the window: "
+            f"{name} needs the input in one forward, and tokens are evicted inside it: "
             "feed it in pieces"
         )
 

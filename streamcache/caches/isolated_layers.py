@@ -14,8 +14,8 @@ from torch.func import functional_call
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache
 
-from streamcache.caches.hooks import cache_name, parameters_of
 from streamcache.caches.shared_copy import shared_copy
+from streamcache.caches.signatures import cache_name, parameters_of
 
 N_TOKENS = 8  # probed at once: one may have small keys in a pair of dimensions, eight have not
 

@@ -9,6 +9,8 @@ The model is told that every token is at position 0 and so hands out unrotated q
 They are rotated here, by angles taken in float64: as exact at token 10^7 as at the first.
 """
 
+from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import torch
@@ -23,8 +25,17 @@ from streamcache.caches.retained_attention import (
     oldest_in_run,
     retained_attention,
 )
-from streamcache.caches.rope import Rotation
+from streamcache.caches.rope import RopeTable, Rotation
 from streamcache.policy import Policy, checked_drop
+
+# Tokens a block, by device: few need little memory, many keep a GPU busy.
+_BLOCK = {"cpu": 256, "cuda": 4096}
+_TRITON = find_spec("triton") is not None
+
+
+def block_size(device: torch.device) -> int:
+    """Tokens that go through a model at a time."""
+    return _BLOCK.get(device.type, 1024)
 
 
 class OnePass:
@@ -37,6 +48,7 @@ class OnePass:
         geometry: how its layers rotate their keys.
         policy: what to evict and when.
         seen, evicted: tokens, where the streams are under way.
+        ahead: of the evicted, those that go for the next token.
         held: then of each layer what is held, in order of the stream, keys as at position 0.
 
     Attributes:
@@ -50,14 +62,15 @@ class OnePass:
         policy: Policy,
         seen: int = 0,
         evicted: int = 0,
-        held: list[States] | None = None,
+        ahead: int = 0,
+        held: Sequence[States] = (),
     ):
         self.model, self.layers, self.policy = model, geometry.layers, policy
-        self.seen, self.evicted = seen, evicted
+        self.seen, self.evicted, self._ahead = seen, evicted, ahead
         self._first_key = oldest_in_run(evicted, policy.n_sink)  # of the runs
         self._runs: dict[int, States] = {}  # by layer; keys rotated to the number of their token
         self._sinks: dict[int, States] = {}
-        for layer, states in enumerate(held or ()):
+        for layer, states in enumerate(held):
             self._take(layer, states)
 
     def feed(self, tokens: Tensor, **options: Any) -> Any:
@@ -67,26 +80,30 @@ class OnePass:
             tokens: ids [B, n] or embeddings [B, n, D].
             options: further arguments of the model's forward.
         """
-        n_tokens, evicted = tokens.shape[1], self.evicted
+        n_tokens, evicted = tokens.shape[1], self.evicted - self._ahead
         counts: list[int] = []
         for seen in range(self.seen, self.seen + n_tokens):
             evicted += checked_drop(self.policy, seen, seen - evicted)
             counts.append(evicted)
         self._band = Band(self.seen, counts, self.policy.n_sink, tokens.device)
         self._angles: dict[int, tuple[Angles, Angles]] = {}
+        self._tables: dict[tuple[int, int], tuple[RopeTable, RopeTable]] = {}
         with use_attention(self._attend):
             output = forward_unrotated(self.model, tokens, **options)
-        self.seen, self.evicted, self._first_key = (
-            self.seen + n_tokens,
-            evicted,
-            self._band.first_key,
-        )
+        self.seen, self.evicted, self._ahead = self.seen + n_tokens, evicted, 0
+        self._first_key = self._band.first_key
         return output
+
+    @torch.no_grad()
+    def feed_all(self, tokens: Tensor, **options: Any) -> list[Any]:
+        """The model's outputs for the blocks of a longer input: see `feed`."""
+        size = block_size(tokens.device)
+        return [self.feed(block, **options) for block in tokens.split(size, dim=1)]
 
     def held(self, layer: int) -> States:
         """What a layer holds [B, Hkv, size, D], in order of the stream.
 
-        Keys are as at position 0, in float32 if the model's are narrower.
+        Keys are as at position 0, in the next wider dtype.
         """
         oldest = oldest_in_run(self.evicted, self.policy.n_sink)
         keys, values = (states[:, :, oldest - self._first_key :] for states in self._runs[layer])
@@ -95,8 +112,7 @@ class OnePass:
             sinks = self._sinks[layer]
             tokens = torch.cat([torch.arange(self.policy.n_sink, device=keys.device), tokens])
             keys, values = (torch.cat(s, dim=2) for s in zip(sinks, (keys, values)))
-        wide = keys.to(torch.promote_types(keys.dtype, torch.float32))
-        return States(rotated(wide, self.layers[layer].rotation, -tokens), values)
+        return States(rotated(widened(keys), self.layers[layer].rotation, -tokens), values)
 
     def _take(self, layer: int, held: States) -> None:
         """Go on from what a layer holds."""
@@ -115,6 +131,9 @@ class OnePass:
     ) -> Tensor:
         """Unrotated states [B, H, n, D] to [B, n, H, Dv]: see `attention_override.Attention`."""
         rotation, band = self.layers[layer].rotation, self._band
+        query, key = query.to(value.dtype), key.to(value.dtype)  # autocast mixes them
+        if _TRITON and query.is_cuda and query.element_size() == 2 and query.shape[-1] <= 256:
+            return self._attend_by_kernels(layer, query, States(key, value), scores)
         to_sinks = query
         if rotation is not None:
             here, in_cache = self._angles_of(rotation)
@@ -124,11 +143,41 @@ class OnePass:
         run = States(key, value)
         if before := self._runs.get(layer):
             stale = band.first_key - self._first_key
-            run = States(*(torch.cat([a[:, :, stale:], b], dim=2) for a, b in zip(before, run)))
+            run = States(
+                *(torch.cat([a[:, :, stale:].to(b.dtype), b], dim=2) for a, b in zip(before, run))
+            )
         if band.first_key == 0:
             self._sinks[layer] = States(*(s[:, :, : band.n_sink].clone() for s in run))
         self._runs[layer] = run
         return retained_attention(query, to_sinks, run, self._sinks[layer], band, scores)
+
+    def _attend_by_kernels(self, layer: int, query: Tensor, new: States, scores: Scores) -> Tensor:
+        """The same by two kernels, which rotate the states as they read them."""
+        from streamcache.caches import retained_attention_triton as kernels
+
+        rotation, band = self.layers[layer].rotation, self._band
+        tables = self._tables_of(rotation, query.shape[-1]) if rotation else (None, None)
+        before, n_held = self._runs.get(layer), band.first - band.first_key
+        batch, n_heads, n_new, _ = new.keys.shape
+        run = States(*(s.new_empty(batch, n_heads, n_held + n_new, s.shape[-1]) for s in new))
+        if before:
+            stale = band.first_key - self._first_key
+            for old, all_states in zip(before, run):
+                all_states[:, :, :n_held] = old[:, :, stale:]
+        kernels.append(*new, *run, n_held, tables[0])
+        if band.first_key == 0:
+            self._sinks[layer] = States(*(s[:, :, : band.n_sink].clone() for s in run))
+        self._runs[layer] = run
+        limits = band.limits(scores.sliding_window)
+        return kernels.attend(query, run, self._sinks[layer], *limits, tables, scores)
+
+    def _tables_of(self, rotation: Rotation, width: int) -> tuple[RopeTable, RopeTable]:
+        """What `_angles_of` gives, as tables for states of a width."""
+        if (id(rotation), width) not in self._tables:
+            tokens, evicted = self._band.queries()
+            in_cache = RopeTable.at(rotation, width, tokens - evicted)
+            self._tables[id(rotation), width] = RopeTable.at(rotation, width, tokens), in_cache
+        return self._tables[id(rotation), width]
 
     def _angles_of(self, rotation: Rotation) -> tuple["Angles", "Angles"]:
         """Of the block's tokens: to their numbers, and to their places after all evictions."""
@@ -153,11 +202,16 @@ def angles(rotation: Rotation, positions: Tensor) -> Angles:
     return Angles(phase.real, phase.imag)
 
 
+def widened(states: Tensor) -> Tensor:
+    """In the next wider dtype, so that what is done between two roundings adds none."""
+    return states.to(torch.float32 if states.element_size() == 2 else torch.float64)
+
+
 def rotate(states: Tensor, rotation: Rotation, by: Angles) -> Tensor:
     """States [B, H, n, D] rotated in float32, or float64, and rounded once."""
-    wide = torch.promote_types(states.dtype, torch.float32)
-    cos, sin = by.cos.to(wide), by.sin.to(wide)
-    x, y = rotation.pairs(states).to(wide).unbind(dim=-1)
+    pairs = rotation.pairs(states)
+    x, y = pairs.to(torch.promote_types(pairs.dtype, torch.float32)).unbind(dim=-1)
+    cos, sin = by.cos.to(x.dtype), by.sin.to(x.dtype)
     out = states.clone()
     out_x, out_y = rotation.pairs(out).unbind(dim=-1)
     out_x.copy_(x * cos - y * sin)

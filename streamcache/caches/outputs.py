@@ -34,7 +34,7 @@ def joined(pieces: Sequence[ModelOutput], n_rows: int) -> ModelOutput:
                 rows = [p.unflatten(0, (n_rows, n)) for p, n in zip(parts, lengths)]
                 return torch.cat(rows, dim=1).flatten(0, 1)
         raise ValueError(
-            f"the output {name!r} needs the input in one forward, and it is longer than the window"
+            f"the output {name!r} needs the input in one forward, and tokens are evicted inside it"
             ": feed it in pieces"
         )
 

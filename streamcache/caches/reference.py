@@ -5,16 +5,21 @@ Keys are kept unrotated and all of them are rotated at every step to their place
 it shares their bookkeeping, and no line of their storage, eviction or rotation.
 """
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
 from streamcache.caches.base import BoundedCache
+from streamcache.caches.retained_attention import States
 from streamcache.caches.rope import Rotation
 from streamcache.policy import Policy
 
 
 class ReferenceCache(BoundedCache):
     """`mit`: unrotated keys, all rotated at every step."""
+
+    takes_long_inputs = True
 
     def __init__(self, model: nn.Module, policy: Policy):
         self._keys: dict[int, Tensor] = {}  # by layer, [B, H, size, D], unrotated
@@ -41,6 +46,14 @@ class ReferenceCache(BoundedCache):
             values = torch.cat([self._values[layer_idx][:, :, : self.size], values], dim=2)
         self._keys[layer_idx], self._values[layer_idx] = new, values
         return rotate(new, position, rotation), values
+
+    def _held(self, layer_idx: int) -> States:
+        stored = self._keys[layer_idx], self._values[layer_idx]
+        return States(*(states[:, :, : self.size] for states in stored))
+
+    def _hold(self, held: Iterable[States]) -> None:
+        for layer_idx, (keys, values) in enumerate(held):
+            self._keys[layer_idx], self._values[layer_idx] = keys.to(values.dtype), values
 
     def _select(self, rows: Tensor) -> None:
         for states in (self._keys, self._values):

@@ -37,6 +37,8 @@ class RefreshCache(ReferenceCache):
         PolicyError: budget < 1, or another `where`.
     """
 
+    takes_long_inputs = False  # it holds more than the policy keeps
+
     def __init__(self, model: PreTrainedModel, policy: Policy, budget: int, where: RefreshPolicy):
         if budget < 1 or where not in get_args(RefreshPolicy):
             raise PolicyError(

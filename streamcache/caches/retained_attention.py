@@ -50,6 +50,7 @@ class Band:
             for begin in range(0, len(evicted), _TILE)
         ]
         self._masks: dict[tuple[int, int, int, torch.dtype], tuple[Tensor, Tensor]] = {}
+        self._limits: dict[int, tuple[Tensor, Tensor]] = {}
 
     def _tile(self, begin: int, end: int) -> Tile:
         oldest = oldest_in_run(self.evicted[begin], self.n_sink)
@@ -58,8 +59,10 @@ class Band:
 
     def queries(self) -> tuple[Tensor, Tensor]:
         """The tokens that the queries are, and those evicted before each: int64 [n]."""
-        n = len(self.evicted)
-        return self._tokens(slice(0, n), self.first), torch.tensor(self.evicted, device=self.device)
+        evicted = torch.tensor(self.evicted)
+        if self.device.type == "cuda":  # a copy for which the host need not wait
+            evicted = evicted.pin_memory().to(self.device, non_blocking=True)
+        return self._tokens(slice(0, len(self.evicted)), self.first), evicted.to(self.device)
 
     def masks(
         self, tile: Tile, sliding_window: int, groups: int, dtype: torch.dtype
@@ -82,6 +85,22 @@ class Band:
             )
             self._masks[name] = in_run, apart
         return self._masks[name]
+
+    def limits(self, sliding_window: int) -> tuple[Tensor, Tensor]:
+        """Of each query, the first key of the run and the first sink that it sees: int32 [n].
+
+        The latter is beyond all sinks where nothing was evicted.
+        """
+        if sliding_window not in self._limits:
+            token, evicted = self.queries()
+            oldest = torch.where(evicted > 0, self.n_sink + evicted, 0)
+            sink = torch.where(evicted > 0, 0, 2**31 - 1)
+            if sliding_window:
+                oldest = torch.maximum(oldest, token - sliding_window + 1)
+                sink = torch.maximum(sink, token - evicted - sliding_window + 1)
+            oldest = oldest - self.first_key
+            self._limits[sliding_window] = oldest.int(), sink.clamp(max=2**31 - 1).int()
+        return self._limits[sliding_window]
 
     def _tokens(self, part: slice, first: int) -> Tensor:
         return torch.arange(first + part.start, first + part.stop, device=self.device)

@@ -7,12 +7,16 @@ window, the query is rotated once more, to its place in the cache, for the score
 depend on differences only (Xiao et al. 2023, section 3.2, with the rotation on the other side).
 """
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from streamcache.caches.base import BoundedCache
+from streamcache.caches.one_pass import rotated, widened
+from streamcache.caches.retained_attention import States
 from streamcache.caches.rope import RopeTable, Rotation
 from streamcache.policy import Policy, checked_drop
 
@@ -37,6 +41,8 @@ class RingCache(BoundedCache):
         keys, values: by layer, [B, H, C, D], once allocated.
         rope_tables: by layer, how to rotate queries and keys; None where a layer does not.
     """
+
+    takes_long_inputs = True
 
     def __init__(self, model: nn.Module, policy: Policy):
         self.keys: list[Tensor] = []
@@ -75,10 +81,10 @@ class RingCache(BoundedCache):
     def plan(self, n_steps: int) -> list[Step]:
         """The next steps of a stream decoded token by token; fewer where positions must start anew.
 
-        Nothing changes: `advance` goes on by what was planned.
+        Nothing changes: `advancing` goes on by what was planned.
         """
         sinks, run = self.policy.n_sink, self._run
-        seen, evicted = self.seen, self.evicted
+        seen, evicted = self.seen, self.evicted - self._ahead
         steps: list[Step] = []
         while len(steps) < n_steps and seen - self.base <= self.largest_position:
             evicted += checked_drop(self.policy, seen, seen - evicted)
@@ -88,10 +94,14 @@ class RingCache(BoundedCache):
             seen += 1
         return steps
 
-    def advance(self, step: Step) -> None:
-        """Count a token that was decoded, and stored, as planned."""
-        self.seen += 1
-        self.evicted = self.seen - step.size
+    @contextmanager
+    def advancing(self, step: Step) -> Iterator[None]:
+        """Count a token once it was decoded, and stored, as planned; not if that fails.
+
+        Counting is the last line that runs: what is interrupted before it has changed nothing.
+        """
+        yield
+        self.seen, self.evicted, self._ahead = self.seen + 1, self.seen + 1 - step.size, 0
 
     def rebase(self) -> None:
         """Start positions anew: the window's keys are rotated to where the cache has them."""
@@ -142,6 +152,30 @@ class RingCache(BoundedCache):
         if n_sink and offset and (rotation := self.geometry.layers[layer_idx].rotation):
             rotation.rotate_(all_keys[:, :, :n_sink], offset)
         return all_keys, all_values
+
+    def _held(self, layer_idx: int) -> States:
+        n_sink = self.policy.n_sink
+        run = self._slots(n_sink + self.evicted, self.seen)
+        slots = torch.cat([self._slots(0, min(n_sink, self.seen)), run])
+        keys = self.keys[layer_idx].index_select(2, slots)
+        values = self.values[layer_idx].index_select(2, slots)
+        # Sinks keep the position that they came with, before any was started anew.
+        position = torch.arange(self.size, device=keys.device)
+        position[n_sink:] += self.evicted - self.base
+        rotation = self.geometry.layers[layer_idx].rotation
+        return States(rotated(widened(keys), rotation, -position), values)
+
+    def _hold(self, held: Iterable[States]) -> None:
+        n_sink = self.policy.n_sink
+        for layer_idx, (keys, values) in enumerate(held):
+            if not self.keys or values.shape[0] != self.batch_size:
+                self.allocate(values.shape[0], values.dtype, values.device)
+            run = self._slots(n_sink + self.evicted, self.seen)
+            slots = torch.cat([self._slots(0, min(n_sink, self.seen)), run])
+            place = torch.arange(self.size, device=keys.device)
+            keys = rotated(keys, self.geometry.layers[layer_idx].rotation, place)
+            for all_slots, states in ((self.keys, keys), (self.values, values)):
+                all_slots[layer_idx].index_copy_(2, slots, states.to(all_slots[layer_idx].dtype))
 
     def _slots(self, begin: int, end: int) -> Tensor:
         tokens = torch.arange(begin, max(begin, end), device=self.keys[0].device)

@@ -79,14 +79,20 @@ class RopeTable(NamedTuple):
     def of(rotation: Rotation, width: int, largest: int, device: torch.device) -> "RopeTable":
         """The table for positions 0 ... largest and states of `width` dimensions."""
         positions = torch.arange(largest + 1, device=rotation.inv_freq.device)
-        phase = rotation.phase(positions)
-        cos = torch.ones(largest + 1, width, device=phase.device)
+        cos, sin, partner = RopeTable.at(rotation, width, positions)
+        return RopeTable(cos.to(device), sin.to(device), partner.to(device))
+
+    @staticmethod
+    def at(rotation: Rotation, width: int, positions: Tensor) -> "RopeTable":
+        """The table whose rows are for these positions: int64 [n], on the device to be used."""
+        phase = rotation.to(positions.device).phase(positions)
+        cos = torch.ones(len(positions), width, device=phase.device)
         sin = torch.zeros_like(cos)
         partner = torch.arange(width, device=phase.device)
         rotation.pairs(cos).copy_(phase.real[..., None].expand(*phase.shape, 2))
         rotation.pairs(sin).copy_(torch.stack([-phase.imag, phase.imag], dim=-1))
         rotation.pairs(partner).copy_(rotation.pairs(partner.clone()).flip(-1))
-        return RopeTable(cos.to(device), sin.to(device), partner.to(device, torch.int32))
+        return RopeTable(cos, sin, partner.to(torch.int32))
 
     def __call__(self, states: Tensor, position: Tensor) -> Tensor:
         """States [..., D], as at position 0, rotated to a position: int64 []."""

@@ -5,6 +5,7 @@ RoPE scores depend on differences of positions only, so the window may keep the 
 with as long as the sinks are rotated to stand right before it.
 """
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -12,7 +13,9 @@ from torch import Tensor, nn
 
 from streamcache.caches.base import BoundedCache
 from streamcache.caches.buffer import Arena
+from streamcache.caches.one_pass import rotated, widened
 from streamcache.caches.probe import LayerGeometry
+from streamcache.caches.retained_attention import States
 from streamcache.caches.rope import Rotation
 from streamcache.policy import Policy
 
@@ -36,6 +39,7 @@ class StreamingCache(BoundedCache):
     moment that takes its keys in float32 as well.
     """
 
+    takes_long_inputs = True
     _wide_keys = False  # they are rotated once or twice in their life
 
     def __init__(self, model: nn.Module, policy: Policy):
@@ -104,6 +108,32 @@ class StreamingCache(BoundedCache):
         arena, layer = self._home[layer_idx]
         arena.write(layer, self._end, keys, values)
         return arena.read(layer, self._begin, self._end + keys.shape[-2])
+
+    def _held(self, layer_idx: int) -> States:
+        arena, layer = self._home[layer_idx]
+        slots = slice(self._begin, self._end)
+        keys, values = arena.keys[layer, :, :, slots], arena.values[layer, :, :, slots]
+        rotation = self.geometry.layers[layer_idx].rotation
+        position = torch.arange(self.size, device=keys.device) + self.evicted - self.base
+        keys = rotated(widened(keys), rotation, -position)
+        if self.evicted and (n_sink := self.policy.n_sink):  # from the copies that never moved
+            sinks = rotated(
+                widened(arena.sinks(layer)[0]), rotation, -torch.arange(n_sink, device=keys.device)
+            )
+            keys = torch.cat([sinks, keys[:, :, n_sink:]], dim=2)
+        return States(keys, values)
+
+    def _hold(self, held: Iterable[States]) -> None:
+        self._begin = 0
+        for layer_idx, (keys, values) in enumerate(held):
+            arena, layer = self._home[layer_idx]
+            place = torch.arange(self.size, device=keys.device)
+            arena.fill(
+                layer, rotated(keys, self.geometry.layers[layer_idx].rotation, place), values
+            )
+        if self.evicted:
+            for arena in self._arenas:
+                arena.save_sinks()
 
     def _select(self, rows: Tensor) -> None:
         for arena in self._arenas:

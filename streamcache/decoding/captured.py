@@ -9,6 +9,8 @@ neither a capture nor a word from the host.
 
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from threading import Lock
 
 import torch
 from torch import Tensor
@@ -35,6 +37,16 @@ class EagerWarning(UserWarning):
     """A decoder cannot be captured here and is slower for it; the message says why."""
 
 
+_building = Lock()  # what is compiled, and a capture, are of the whole process
+
+
+@contextmanager
+def _in_the_dtype_of_the_model(device: torch.device) -> Iterator[None]:
+    """Without autocast around: a captured graph would not follow it."""
+    with torch.autocast(device.type, enabled=False):
+        yield
+
+
 class CapturedDecoder:
     """A model that decodes streams under a policy, one token a call.
 
@@ -47,7 +59,7 @@ class CapturedDecoder:
             for half the time per token. Only on a GPU.
 
     Attributes:
-        cache: what is held.
+        cache: what is held. Calling the model with it between steps, or resetting it, is fine.
         eager_because: why steps are not captured; None where they are.
 
     Raises:
@@ -62,13 +74,24 @@ class CapturedDecoder:
     ):
         self.model, self.batch = shared_copy(with_int8_kernels(model)), batch
         device = model.device
+        with _building, _in_the_dtype_of_the_model(device):
+            self._build(policy, compile)
+        if device.type == "cuda" and self.eager_because:
+            message = f"{model.config.model_type} decodes eagerly: {self.eager_because}"
+            warnings.warn(message, EagerWarning, stacklevel=2)
+        self.reset()
+
+    def _build(self, policy: Policy, compile: bool) -> None:
+        model, batch, device = self.model, self.batch, self.model.device
         self.cache = RingCache(self.model, policy)
         self.cache.allocate(batch, model.dtype, device)
+        self._slots = self.cache.keys, self.cache.values, self.cache.rope_tables
         self._token = torch.zeros(batch, 1, dtype=torch.long, device=device)
         self._step = torch.zeros(len(Step._fields), dtype=torch.long, device=device)
         self._plan = torch.zeros(_PLANNED, len(Step._fields), dtype=torch.long, device=device)
         self._row = torch.zeros(1, dtype=torch.long, device=device)
         self._steps: Iterator[Step] = iter(())
+        self._planned_for: tuple[int, ...] | None = None  # where the stream must be, to go on
         self._graph: torch.cuda.CUDAGraph | None = None
         self._logits = torch.empty(0)
         self._copy: PreTrainedModel | None = None  # attends to the ring, if the model can
@@ -79,51 +102,70 @@ class CapturedDecoder:
             self.eager_because = self.eager_because or f"CUDA graphs do not run on {device}"
         elif self._copy:
             self._try_capture(compile)
-        if device.type == "cuda" and self.eager_because:
-            message = f"{model.config.model_type} decodes eagerly: {self.eager_because}"
-            warnings.warn(message, EagerWarning, stacklevel=2)
-        self.reset()
 
     def reset(self) -> None:
         """Forget the stream; what was captured stays."""
+        self.cache.keys, self.cache.values, self.cache.rope_tables = self._slots
         self.cache.reset()
-        self._steps = iter(())
 
     @torch.inference_mode()
     def prefill(self, input_ids: Tensor) -> Tensor:
-        """Feed tokens [B, T] through the model's ordinary forward; logits [B, T, V].
-
-        Inputs longer than the window are fed in pieces, like with any bounded cache.
+        """Feed tokens [B, T] at once; logits [B, T, V], as `step` would give them one by one.
 
         Raises:
             ValueError: a batch other than the decoder's.
+            RuntimeError: the cache must be reset.
         """
         if input_ids.shape[0] != self.batch:
             raise ValueError(f"a decoder of batch {self.batch} is given {input_ids.shape[0]}")
-        self._steps = iter(())
-        return self.model(input_ids=input_ids, past_key_values=self.cache).logits
+        self._require_own_slots()
+        with _in_the_dtype_of_the_model(input_ids.device):
+            return self.model(input_ids=input_ids, past_key_values=self.cache).logits
 
     @torch.inference_mode()
     def step(self, token: Tensor) -> Tensor:
         """Decode a token [B] or [B, 1] per stream; the logits [B, V] after it.
 
-        Where steps are captured, the next call overwrites the logits: copy what must stay.
+        Where steps are captured, the next call overwrites the logits: copy what must stay. A step
+        that raises has not been taken.
 
         Raises:
             ValueError: not one token a stream.
+            RuntimeError: the cache must be reset.
         """
         if token.numel() != self.batch:
             raise ValueError(f"a step takes {self.batch} tokens, one a stream, not {token.numel()}")
+        self.cache.require_intact()
+        self._require_own_slots()
         self._token.copy_(token.view(self.batch, 1))
         if self._copy is None:
-            return self.model(input_ids=self._token, past_key_values=self.cache).logits[:, -1]
-        step = next(self._steps, None) or self._replan()
-        if self._graph is None:
-            self._logits = self._decode()
-        else:
-            self._graph.replay()
-        self.cache.advance(step)
-        return self._logits
+            with _in_the_dtype_of_the_model(token.device):
+                return self.model(input_ids=self._token, past_key_values=self.cache).logits[:, -1]
+        step = self._next_step()
+        with self.cache.advancing(step), _in_the_dtype_of_the_model(token.device):
+            if self._graph is None:
+                self._logits = self._decode()
+            else:
+                self._graph.replay()
+            seen = self.cache.seen + 1
+            self._planned_for = seen, seen - step.size, self.cache.base
+            return self._logits
+
+    def _require_own_slots(self) -> None:
+        """The graph reads and writes the slots that it was captured with."""
+        if self.cache.keys is not self._slots[0] or self.cache.values is not self._slots[1]:
+            raise RuntimeError(
+                "the cache of this decoder was given another batch, or rows of it were chosen: "
+                "reset() the decoder"
+            )
+
+    def _next_step(self) -> Step:
+        """From the plan, if the stream is where the last planned step has left it."""
+        cache = self.cache
+        is_planned = self._planned_for == (cache.seen, cache.evicted, cache.base)
+        self._planned_for = None  # until this step has succeeded
+        step = next(self._steps, None) if is_planned else None
+        return step or self._replan()
 
     def _replan(self) -> Step:
         steps = self.cache.plan(_PLANNED)
@@ -197,6 +239,6 @@ class CapturedDecoder:
         torch.cuda.current_stream().wait_stream(stream)
         self._replan()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             self._logits = self._decode()
         self._graph = graph

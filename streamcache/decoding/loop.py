@@ -9,9 +9,8 @@ from transformers import PreTrainedModel
 from streamcache.caches.base import BoundedCache
 from streamcache.decoding.captured import CapturedDecoder
 from streamcache.decoding.nll import Advance, token_nll
-from streamcache.policy import evictions, window_size
 
-_FILL = 512  # tokens a forward while the cache fills up
+_PREFILL = 512  # tokens a forward while the cache fills up
 
 
 @torch.inference_mode()
@@ -33,8 +32,8 @@ def prefill(
         raise ValueError(f"a stream of {len(input_ids)} tokens predicts nothing: 2 are needed")
     length = min(cache.policy.floor, input_ids.shape[0] - 1)
     rows = []
-    for start in range(0, length, step := min(_FILL, window_size(cache.policy))):
-        stop = min(start + step, length)
+    for start in range(0, length, _PREFILL):
+        stop = min(start + _PREFILL, length)
         logits = model(
             input_ids=input_ids[start:stop].expand(batch, -1), past_key_values=cache
         ).logits[0]
@@ -99,14 +98,12 @@ def nll_between_evictions(
     head = prefill(model, input_ids, cache, advance)
     rows = [head]
     begin, last = len(head), len(input_ids) - 1
-    at = [t for t, evicted in enumerate(evictions(cache.policy, last)) if evicted and t > begin]
-    for end in [*at, last] if begin < last else []:
-        for chunk in input_ids[begin:end].split(window_size(cache.policy)):
-            logits = model(input_ids=chunk[None], past_key_values=cache).logits[0]
-            rows.append(token_nll(logits, input_ids[cache.seen - len(chunk) + 1 : cache.seen + 1]))
+    pieces = input_ids[begin:last].split(cache.pieces(last - begin)) if begin < last else ()
+    for piece in pieces:
+        logits = model(input_ids=piece[None], past_key_values=cache).logits[0]
+        rows.append(token_nll(logits, input_ids[cache.seen - len(piece) + 1 : cache.seen + 1]))
         if advance:
-            advance(end - begin)
-        begin = end
+            advance(len(piece))
     return torch.cat(rows)
 
 

@@ -4,17 +4,15 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from streamcache.caches.attention_override import AttentionOverrideError, with_override
-from streamcache.caches.one_pass import OnePass
+from streamcache.caches.one_pass import OnePass, block_size
 from streamcache.caches.probe import probe_rope
-from streamcache.decoding.nll import token_ids
+from streamcache.decoding.nll import token_ids, token_nll
 from streamcache.policy import Policy, warn_beyond
 
-# Tokens a block, by device: short ones look at fewer keys in vain, long ones keep a GPU busy.
-_BLOCK = {"cpu": 256, "cuda": 1024}
+_ROWS = 1024  # logits that are in float32 at a time
 
 
 class OnePassUnsupported(ValueError):
@@ -56,14 +54,15 @@ def streaming_nll(
     n_queries = len(text) - 1  # the last token predicts nothing
     config = model.config.get_text_config(decoder=True)
     warn_beyond(policy, getattr(config, "max_position_embeddings", None))
-    block = _BLOCK.get(text.device.type, 1024)
+    block = block_size(text.device)
     nll = torch.empty(n_queries, device=text.device)
     try:
         one_pass = _begin(model, policy, n_queries)
         for begin in range(0, n_queries, block):
             end = min(begin + block, n_queries)
-            logits = one_pass.feed(text[None, begin:end]).logits[0].float()
-            nll[begin:end] = cross_entropy(logits, text[begin + 1 : end + 1], reduction="none")
+            logits = one_pass.feed(text[None, begin:end]).logits[0]
+            rows = zip(logits.split(_ROWS), text[begin + 1 : end + 1].split(_ROWS))
+            nll[begin:end] = torch.cat([token_nll(*few) for few in rows])
             if advance:
                 advance(end - begin)
     except AttentionOverrideError as error:

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from streamcache.caches.base import BoundedCache
-from streamcache.policy import Policy, evicted_by_chunk, fields_that_are_set, window_size
+from streamcache.policy import Policy, fields_that_are_set
 from streamcache.testing.oracle import Oracle
 
 __all__ = ["Oracle", "check_cache", "check_policy", "kept_tokens", "logit_error", "oracle_logits"]
@@ -56,21 +56,6 @@ def check_policy(policy: Policy, n_tokens: int = 2000) -> None:
         size += 1 - evicted
         assert size <= capacity, f"{where} drop leaves {size} entries, capacity is {capacity}"
         assert not evicted or size >= floor, f"{where} drop leaves {size} entries, floor is {floor}"
-    window = window_size(policy)
-    for n in {1, (window + 1) // 2, window}:
-        _check_chunks(policy, n, n_tokens)
-
-
-def _check_chunks(policy: Policy, n: int, n_tokens: int) -> None:
-    alone = size = 0  # held by the stream token by token, and by the one in chunks
-    for seen in range(0, n_tokens - n + 1, n):
-        size += n - evicted_by_chunk(policy, seen, size, n)
-        for t in range(seen, seen + n):
-            alone += 1 - policy.drop(t, alone)
-        assert size == alone, (
-            f"after {seen + n} tokens in chunks of {n} there are {size} entries, {alone} token by "
-            "token"
-        )
 
 
 def check_cache(
@@ -82,7 +67,7 @@ def check_cache(
 ) -> float:
     """Check a kind of cache against a float64 oracle that shares no code with caches.
 
-    A stream token by token, one in chunks of up to a window, a batch whose rows are reordered, a
+    A stream token by token, one in inputs of any length, a batch whose rows are reordered, a
     fork, and a second stream after `reset()`; and what the cache says of itself on the way.
 
     Args:
@@ -102,7 +87,6 @@ def check_cache(
     vocabulary = int(model.config.get_text_config(decoder=True).vocab_size)
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(vocabulary, (2, n_tokens), generator=generator).to(model.device)
-    chunks = _chunks(n_tokens, window_size(policy))
     cache = make(model, policy)
     errors = []
 
@@ -115,9 +99,8 @@ def check_cache(
     compare("token by token", _feed(model, cache, ids, [1] * n_tokens), stepwise)
     cache.reset()
     assert (cache.seen, cache.evicted, cache.size) == (0, 0, 0), "reset() leaves something"
-    one = ids[:1]
-    chunked = oracle_logits(model, policy, one, chunks)
-    compare("in chunks, after reset()", _feed(model, cache, one, chunks), chunked)
+    inputs = _lengths(n_tokens, policy.capacity)
+    compare("several at once, after reset()", _feed(model, cache, ids[:1], inputs), stepwise[:1])
     half = n_tokens // 2
     cache.reset()
     _feed(model, cache, ids[:, :half], [1] * half)
@@ -131,21 +114,21 @@ def check_cache(
     return max(errors)
 
 
-def _chunks(n_tokens: int, window: int) -> list[int]:
-    chunks: list[int] = []
-    while sum(chunks) < n_tokens:
-        wanted = (1, window, 1, (window + 1) // 2)[len(chunks) % 4]
-        chunks.append(min(wanted, n_tokens - sum(chunks)))
-    return chunks
+def _lengths(n_tokens: int, capacity: int) -> list[int]:
+    lengths: list[int] = []
+    while sum(lengths) < n_tokens:
+        wanted = (1, (capacity + 1) // 2, 1, capacity + 3)[len(lengths) % 4]
+        lengths.append(min(wanted, n_tokens - sum(lengths)))
+    return lengths
 
 
 @torch.no_grad()
 def _feed(
-    model: PreTrainedModel, cache: BoundedCache, ids: Tensor, chunks: Sequence[int]
+    model: PreTrainedModel, cache: BoundedCache, ids: Tensor, lengths: Sequence[int]
 ) -> Tensor:
-    """Logits of forwards over ids [B, T] in chunks, with the cache's own word checked."""
+    """Logits of forwards over inputs of these lengths, with what the cache says checked."""
     logits = []
-    for chunk in ids.split(list(chunks), dim=1):
+    for chunk in ids.split(list(lengths), dim=1):
         seen = cache.seen
         logits.append(model(input_ids=chunk, past_key_values=cache).logits)
         assert cache.seen == cache.get_seq_length() == seen + chunk.shape[1], "seen is wrong"
@@ -154,20 +137,16 @@ def _feed(
     return torch.cat(logits, dim=1)
 
 
-def oracle_logits(
-    model: PreTrainedModel, policy: Policy, ids: Tensor, chunks: Sequence[int] | None = None
-) -> Tensor:
-    """Logits [B, T, V] of a stream [B, T], in float64; token by token, or fed in chunks."""
+def oracle_logits(model: PreTrainedModel, policy: Policy, ids: Tensor) -> Tensor:
+    """Logits [B, T, V] of a stream [B, T], in float64."""
     wide: Any = AutoModelForCausalLM.from_config(copy.deepcopy(model.config), dtype=torch.float64)
     wide.load_state_dict(model.state_dict())
     oracle = Oracle(wide.to(model.device).eval())
-    kept = kept_tokens(policy, ids.shape[1], chunks)
+    kept = kept_tokens(policy, ids.shape[1])
     return torch.stack([oracle.logits(row, kept) for row in ids])
 
 
-def kept_tokens(
-    policy: Policy, n_tokens: int, chunks: Sequence[int] | None = None
-) -> list[list[int]]:
+def kept_tokens(policy: Policy, n_tokens: int) -> list[list[int]]:
     """The tokens that each token of a stream sees, itself the last."""
     held: list[int] = []
     after: list[list[int]] = []
@@ -175,11 +154,7 @@ def kept_tokens(
         evicted = policy.drop(t, len(held))
         held = [*held[: policy.n_sink], *held[policy.n_sink + evicted :], t]
         after.append(held)
-    rows: list[list[int]] = []
-    for n in chunks or [1] * n_tokens:  # all evictions of a chunk come before it
-        last = after[len(rows) + n - 1]
-        rows += [[token for token in last if token <= t] for t in range(len(rows), len(rows) + n)]
-    return rows
+    return after
 
 
 @torch.no_grad()

@@ -146,7 +146,7 @@ LAZY = ("test_quality[lazy-R32]",)
 TIMED = tuple(f"test_speed[{name}]" for name in ("mit", "ours", "fast", "lazy"))
 
 PHASE = "phase = self.rotation.phase(offset)"
-PREPARE = "n_evicted = evicted_by_chunk(self.policy, self.seen, size, n_tokens) - self._ahead"
+PREPARE = "n_evicted = checked_drop(self.policy, self.seen, self._size_before) - self._ahead"
 NOTHING_DUE = "if need <= 0 or not ("
 DROPPED = "return need if self.max_drop is None else min(need, self.max_drop)"
 SHIFTED_BY_ONE = patch(ARENA, PHASE, "phase = self.rotation.phase(offset + 1)")
@@ -287,7 +287,7 @@ DEFECTS = [
         "the caches evict at every step",
         DROPPING,
         "ppl",
-        patch(BOUNDED, PREPARE, "n_evicted = max(0, size + n_tokens - self.policy.floor)"),
+        patch(BOUNDED, PREPARE, "n_evicted = max(0, self.size + n_tokens - self.policy.floor)"),
     ),
     fails(
         "ring slot off by one",

@@ -3,6 +3,7 @@
 A cache that is right stays below 1e-4 of the logits' spread; a mistake must exceed ten times that.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -139,11 +140,14 @@ def model() -> PreTrainedModel:
 
 @pytest.fixture(scope="module")
 def reference(model: PreTrainedModel) -> Tensor:
-    return expected(model, POLICY, text(sum(CHUNKS)), CHUNKS)
+    return expected(model, POLICY, text(sum(CHUNKS)))
 
 
 def off(model: PreTrainedModel, cache_type: type[StreamingCache], reference: Tensor) -> float:
-    logits = stream(model, cache_type(model, POLICY), text(sum(CHUNKS)), CHUNKS)
+    try:
+        logits = stream(model, cache_type(model, POLICY), text(sum(CHUNKS)), CHUNKS)
+    except RuntimeError:  # what is held has another shape than the mask
+        return math.inf
     return error(logits, reference)
 
 

@@ -15,7 +15,6 @@ from streamcache.caches.probe import UnsupportedModelError
 from streamcache.caches.reference import ReferenceCache
 from streamcache.caches.retained_attention import States
 from streamcache.caches.streaming import StreamingCache
-from streamcache.decoding import onepass
 from streamcache.decoding.onepass import OnePassUnsupported, streaming_nll
 from streamcache.policy import EvictionPolicy
 from tests.tiny import copy_of, expected, llama, neox, stream, text, tiny
@@ -38,7 +37,7 @@ POLICIES = {
 @pytest.fixture(autouse=True)
 def short_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of 48 tokens in tiles of 20, so that a short text takes several."""
-    monkeypatch.setitem(onepass._BLOCK, "cpu", 48)
+    monkeypatch.setitem(one_pass._BLOCK, "cpu", 48)
     monkeypatch.setattr(retained_attention, "_TILE", 20)
 
 
@@ -99,7 +98,7 @@ def test_any_policy_in_any_blocks(
     policy = EvictionPolicy(n_sink, window, slack, max_drop, every)
     ids = text(n_tokens, seed=block)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(onepass._BLOCK, "cpu", block)
+        patch.setitem(one_pass._BLOCK, "cpu", block)
         computed = streaming_nll(TINIEST, ids[0], policy)
     logits = stream(TINIEST, ReferenceCache(TINIEST, policy), ids[:, :-1])
     assert off(computed, nll(logits, ids)) < TIGHT
@@ -180,7 +179,7 @@ def test_families(family: str) -> None:
 def test_a_long_text_keeps_its_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     """Angles at token 20,000 are as good as at token 1,000: the error does not grow."""
     model, policy, ids = neox(num_hidden_layers=1), EvictionPolicy(4, 60, 5, 3, 7), text(20_000)[0]
-    monkeypatch.setitem(onepass._BLOCK, "cpu", 512)
+    monkeypatch.setitem(one_pass._BLOCK, "cpu", 512)
     exact = streaming_nll(copy_of(model, torch.float64), ids, policy)
     error = (streaming_nll(model, ids, policy) - exact).abs()
     assert error.max() < 1e-4

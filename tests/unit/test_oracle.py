@@ -43,7 +43,7 @@ CHUNKS = {
 def test_chunks_equal_the_oracle(make: Model, name: str) -> None:
     model, policy, chunks = make(), POLICIES[name], CHUNKS[name]
     ids = text(sum(chunks))
-    reference = expected(model, policy, ids, chunks)
+    reference = expected(model, policy, ids)
     for cache_type in CACHES:
         logits = stream(model, cache_type(model, policy), ids, chunks)
         assert error(logits, reference) < TIGHT, cache_type
@@ -122,9 +122,9 @@ def test_a_sliding_window_within_the_window(attention: str) -> None:
     model = tiny("mistral", num_key_value_heads=2, sliding_window=7, attn_implementation=attention)
     chunks = [1] * 80 + [12, 5, 1, 9] * 4
     policy, ids = EvictionPolicy(4, 12, 3, 2, 8), text(sum(chunks))
-    reference = expected(model, policy, ids, chunks)
+    reference = expected(model, policy, ids)
     unbounded = tiny("mistral", num_key_value_heads=2, sliding_window=None)
-    assert error(expected(unbounded, policy, ids, chunks), reference) > 0.1, "it must matter"
+    assert error(expected(unbounded, policy, ids), reference) > 0.1, "it must matter"
     for cache_type in CACHES:
         logits = stream(model, cache_type(model, policy), ids, chunks)
         assert error(logits, reference) < TIGHT, cache_type

@@ -15,9 +15,11 @@ from streamcache.policy import (
     Evictions,
     Policy,
     PolicyError,
+    between_evictions,
+    checked_drop,
     count_evictions,
-    evicted_by_chunk,
     evictions,
+    evicts_inside,
     fields_that_are_set,
     window_size,
 )
@@ -39,11 +41,11 @@ def policies(draw: st.DrawFn) -> EvictionPolicy:
 
 
 def feed(policy: EvictionPolicy, chunks: list[int]) -> list[list[int]]:
-    """The tokens held after each chunk, where the policy alone decides how many to drop."""
+    """The tokens held after each chunk, before which the policy evicts."""
     held: list[int] = []
     history, seen = [], 0
     for n in chunks:
-        dropped = evicted_by_chunk(policy, seen, len(held), n)
+        dropped = checked_drop(policy, seen, len(held))
         rest = held[policy.n_sink :]
         assert dropped <= len(rest), "a sink was evicted"
         held = held[: policy.n_sink] + rest[dropped:] + list(range(seen, seen + n))
@@ -72,25 +74,31 @@ def test_token_by_token(policy: EvictionPolicy) -> None:
 
 @settings(deadline=None)
 @given(policies(), st.data())
-def test_chunks_of_any_size_keep_what_token_by_token_keeps(
+def test_inputs_of_several_tokens_are_cut_where_they_evict(
     policy: EvictionPolicy, data: st.DataObject
 ) -> None:
-    sizes = st.lists(st.integers(1, policy.window_size), min_size=1, max_size=30)
-    chunks = data.draw(sizes, label="chunks")
-    token_by_token = kept_after_each(sum(chunks), *rule(policy))
-    for seen, held in zip(accumulate(chunks), feed(policy, chunks)):
+    """Then a piece evicts what its first token evicts, and the stream is that of single tokens."""
+    sizes = st.lists(st.integers(1, 3 * policy.capacity), min_size=1, max_size=8)
+    inputs = data.draw(sizes, label="inputs")
+    token_by_token = kept_after_each(sum(inputs), *rule(policy))
+    pieces, seen, size = [], 0, 0
+    for n_tokens in inputs:
+        lengths = between_evictions(policy, seen, size, n_tokens)
+        assert sum(lengths) == n_tokens
+        assert (len(lengths) > 1) == evicts_inside(policy, seen, size, n_tokens)
+        pieces += lengths
+        seen += n_tokens
+        size = len(token_by_token[seen - 1])
+    for seen, held in zip(accumulate(pieces), feed(policy, pieces)):
         assert_well_kept(held, seen, policy)
-        assert held == token_by_token[seen - 1]  # however the stream was cut
+        assert held == token_by_token[seen - 1]
 
 
 @settings(deadline=None)
-@given(policies(), st.integers(1, 24))
-def test_no_eviction_exceeds_max_drop(policy: EvictionPolicy, n: int) -> None:
-    assume(policy.max_drop is not None and n <= policy.window_size)
-    limit = policy.max_drop or 0
-    assert max(evictions(policy, N_TOKENS)) <= limit
-    sizes = [0, *map(len, feed(policy, [n] * (N_TOKENS // n)))]
-    assert all(n - (after - before) <= n * limit for before, after in pairwise(sizes))
+@given(policies())
+def test_no_eviction_exceeds_max_drop(policy: EvictionPolicy) -> None:
+    assume(policy.max_drop is not None)
+    assert max(evictions(policy, N_TOKENS)) <= (policy.max_drop or 0)
 
 
 @settings(deadline=None)
@@ -171,11 +179,13 @@ def test_max_drop_spreads_a_scheduled_prune_over_later_evictions() -> None:
     assert drops == {8: 3, 16: 3, 19: 3, 22: 3, 24: 3}
 
 
-def test_a_chunk_longer_than_the_window_is_refused() -> None:
-    policy = EvictionPolicy(4, 16)
-    assert evicted_by_chunk(policy, 100, 20, 16) == 16
-    with pytest.raises(PolicyError, match=r"17 tokens does not fit the window of 16 tokens"):
-        evicted_by_chunk(policy, 100, 20, 17)
+def test_an_input_is_cut_where_something_is_evicted() -> None:
+    lazy = EvictionPolicy(1, 5, compress_every=3)
+    assert between_evictions(lazy, 0, 0, 14) == [8, 3, 3]  # tokens 9 and 12 evict
+    assert between_evictions(lazy, 8, 8, 3) == [3]
+    assert not evicts_inside(lazy, 0, 0, 8) and evicts_inside(lazy, 0, 0, 9)
+    assert not evicts_inside(lazy, 8, 8, 3) and evicts_inside(lazy, 8, 8, 4)
+    assert between_evictions(EvictionPolicy(4, 16), 100, 20, 3) == [1, 1, 1]
 
 
 def test_a_policy_is_a_value() -> None:
@@ -224,7 +234,7 @@ def test_any_class_with_the_members_of_a_policy_is_a_policy() -> None:
     assert window_size(rule) == 4
     assert list(evictions(rule, 10)) == [0, 0, 0, 0, 0, 0, 2, 0, 2, 0]
     assert count_evictions(rule, 10) == Evictions(scheduled=2, forced=0, entries=4)
-    assert evicted_by_chunk(rule, 6, 6, 4) == 4
+    assert between_evictions(rule, 0, 0, 10) == [6, 2, 2]
 
 
 def test_a_rule_based_on_the_protocol_has_planned_no_eviction_unless_it_says_so() -> None:
@@ -239,7 +249,7 @@ def test_a_cache_is_not_given_an_eviction_outside_what_the_rule_declares(drop: i
             return drop
 
     with pytest.raises(PolicyError, match=r"Wrong.drop\(seen=9, size=6\) gave .* 5 to 6 entries"):
-        evicted_by_chunk(Wrong(), 9, 6, 1)
+        checked_drop(Wrong(), 9, 6)
 
 
 def test_the_identity_of_a_policy_is_its_fields_that_are_set() -> None:

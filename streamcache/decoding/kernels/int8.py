@@ -47,7 +47,8 @@ Model = TypeVar("Model", bound=nn.Module)
 def with_int8_kernels(model: Model) -> Model:
     """The model, or if it has int8 layers of torchao a copy that shares its weights.
 
-    In the copy these layers are `Int8Linear`. What has a scale for each row counts as one.
+    In the copy these layers are `Int8Linear`. What is symmetric with a scale for each row, and
+    leaves its input as it is, counts as one; others stay as they are.
     """
     if not any(_is_int8(module) for module in model.modules()):
         return model
@@ -63,7 +64,12 @@ def with_int8_kernels(model: Model) -> Model:
 
 
 def _is_int8(module: nn.Module) -> bool:
+    """Whether a layer computes x W^T * scale + b: no zero points, and x as it is."""
     weight: Any = getattr(module, "weight", None)
     if not isinstance(module, nn.Linear) or not hasattr(weight, "qdata"):
         return False
-    return weight.qdata.dtype == torch.int8 and weight.scale.numel() == weight.shape[0]
+    if weight.qdata.dtype != torch.int8 or weight.scale.numel() != weight.shape[0]:
+        return False
+    zero_point = getattr(weight, "zero_point", None)
+    quantises_x = any(v is not None for k, v in vars(weight).items() if k.startswith("act"))
+    return not quantises_x and (zero_point is None or not bool(zero_point.any()))
