@@ -19,7 +19,6 @@ from streamcache.inputs.corpora import CorpusError, load_tokens
 BOOK = "The everlasting mill turns by the heronry.\nThe miller and a heron wait.\n\n" * 40
 ARTICLE = " \n = Heron = \n \n The heron is a <unk> bird . \n It waits 1 @,@ 000 times . \n \n"
 RAW_ARTICLE = ARTICLE.replace("<unk>", "grey")
-STREAM_FILE = Path(corpora.__file__).parent / "reference_model" / "stream.safetensors"
 BOTH = {"bos_token": "<start>", "eos_token": "<end>"}
 
 
@@ -162,7 +161,6 @@ def test_the_packaged_stream_needs_no_tokenizer(
         load_tokens(tokenizer=None, max_tokens=10)
 
 
-@pytest.mark.skipif(not STREAM_FILE.exists(), reason="the packaged stream is not made yet")
 def test_the_packaged_stream_has_24k_tokens_of_a_small_vocabulary() -> None:
     ids = load_tokens("stream", tokenizer=None, max_tokens=24_000).input_ids
     assert 0 <= int(ids.min()) <= int(ids.max()) < 4096

@@ -161,7 +161,7 @@ def test_two_files_of_one_name_are_two_texts(
         Path(folder, "x.txt").write_text(words * 400)
     ran = run(*SMALL, "--dataset-name", "a/x.txt, b/x.txt")
     assert ran.status == 0, ran.err
-    folders = sorted(Path("runs").iterdir())
+    folders = sorted(path for path in Path("runs").iterdir() if path.is_dir())
     assert len(folders) == 2
     ppl = [
         found.quality.ppl
