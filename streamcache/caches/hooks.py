@@ -267,8 +267,9 @@ def _feed_all_but_last(
     """
     tokens: Tensor = kwargs[key]
     _refuse_splitting(decoder, key, kwargs, tokens.shape[1])
-    call.as_tuple = kwargs.get("return_dict") is False
-    if "return_dict" in kwargs:
+    default = getattr(decoder.config, "return_dict", True)
+    call.as_tuple = kwargs.get("return_dict", default) is False
+    if call.as_tuple:
         kwargs = {**kwargs, "return_dict": True}
     if (one_pass := _one_pass(decoder, past)) is not None:
         own = {key, "attention_mask", "position_ids", "use_cache", "cache_position", *CACHE_NAMES}

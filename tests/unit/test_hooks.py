@@ -354,3 +354,18 @@ def test_all_outputs_of_an_input_longer_than_the_window() -> None:
     first = outputs.hidden_states[1][1, 20]  # of the second row, in the order of a whole input
     assert first.shape == (32,) and outputs.loss.isfinite()
     assert torch.allclose(kept.logits, outputs.logits[:, [3, 30]], atol=1e-5)
+
+
+def test_an_input_longer_than_the_window_with_outputs_as_a_tuple() -> None:
+    """Asked for by the call, or of the decoder by the config."""
+    model, ids = llama(), text(40)
+    cache = StreamingCache(model, POLICY)
+    with torch.no_grad():
+        reference = model(input_ids=ids, past_key_values=cache, output_hidden_states=True)
+        cache.reset()
+        outputs = model(input_ids=ids, past_key_values=cache, return_dict=False)
+        cache.reset()
+        model.config.return_dict = False
+        inner = model.get_decoder()(input_ids=ids, past_key_values=cache)
+    assert isinstance(outputs, tuple) and torch.equal(outputs[0], reference.logits)
+    assert isinstance(inner, tuple) and torch.equal(inner[0], reference.hidden_states[-1])

@@ -1,0 +1,252 @@
+"""Every causal type of the installed transformers: admitted or refused, why, and how exact it is.
+
+    python -m tests.families [TYPE ...] [--layers N] [--write docs/families.md]
+
+Models are tiny, with random weights. Errors are the largest difference of logits from the float64
+oracle, in units of their spread; that of the one pass is in nats.
+"""
+
+import argparse
+import contextlib
+import io
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from streamcache import CapturedDecoder, StreamingCache, UnsupportedModelError, streaming_nll
+from streamcache.policy import EvictionPolicy
+from tests.cases import ADMITTED, CACHES, REFUSED
+from tests.tiny import VOCABULARY, build, copy_of, error, expected, stream, text, tiny_config
+
+POLICY = EvictionPolicy(n_sink=3, window_size=12, cache_slack=2, max_drop=2, compress_every=4)
+N_TOKENS = 64
+LARGEST = 20_000_000  # parameters of a model that is still tiny
+
+#: For types without a shape in `tests.cases`: what sizes are called, and small ones.
+SMALL: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 256,
+    "pad_token_id": None,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "sliding_window": 8,
+    "num_experts": 4,
+    "num_local_experts": 4,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+    "shared_expert_intermediate_size": 16,
+    "moe_shared_expert_intermediate_size": 16,
+    "intermediate_size_mlp": 32,
+    "n_group": 1,
+    "topk_group": 1,
+    "first_k_dense_replace": 1,
+    "n_shared_experts": 1,
+    "kv_lora_rank": 8,
+    "q_lora_rank": 8,
+    "qk_rope_head_dim": 4,
+    "qk_nope_head_dim": 4,
+    "v_head_dim": 8,
+    "d_model": 32,
+    "d_ff": 32,
+    "n_layers": 2,
+    "n_heads": 4,
+    "decoder_layers": 2,
+    "decoder_attention_heads": 4,
+    "decoder_ffn_dim": 32,
+    "encoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "encoder_ffn_dim": 32,
+    "global_head_dim": 8,
+    "vocab_size_per_layer_input": VOCABULARY,
+    "hidden_size_per_layer_input": 4,
+    "num_kv_shared_layers": 0,
+}
+
+
+@dataclass
+class Verdict:
+    """What is found out about a type."""
+
+    family: str
+    built: bool = True
+    reason: str = ""  # why it is refused, or was not built
+    same_in_half: bool = True  # whether float16 and bfloat16 agree with float32
+    errors: dict[str, float] = field(default_factory=dict)
+    one_pass: str = ""
+    captured: str = ""
+
+    @property
+    def worst(self) -> float:
+        return max(self.errors.values(), default=0.0)
+
+
+def shape_of(family: str, n_layers: int) -> dict[str, Any]:
+    """Settings of a tiny config: those of the tests, or small numbers under every usual name."""
+    if family in ADMITTED:
+        shape = dict(ADMITTED[family])
+    elif family in REFUSED:
+        shape = dict(REFUSED[family][0])
+    else:
+        numbered = {name: 1 for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+        known = set(CONFIG_MAPPING[family]().get_text_config(decoder=True).to_dict())
+        renamed = set(CONFIG_MAPPING[family].attribute_map)
+        shape = {n: v for n, v in {**SMALL, **numbered}.items() if n in known | renamed}
+    for name in ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers"):
+        if name in shape and n_layers != 2:
+            shape[name] = n_layers
+    if n_layers != 2 and not {"n_layer", "n_layers", "num_layers"} & set(shape):
+        shape["num_hidden_layers"] = n_layers
+    if len(shape.get("layer_types", ())) not in (0, n_layers):
+        shape["layer_types"] = (shape["layer_types"] * n_layers)[:n_layers]
+    return shape
+
+
+def config_of(family: str, n_layers: int) -> PreTrainedConfig:
+    shape = shape_of(family, n_layers)
+    whole = CONFIG_MAPPING[family]()
+    part = whole.get_text_config(decoder=True)
+    names = [name for name in whole.sub_configs if getattr(whole, name, None) is part]
+    if not names:
+        return tiny_config(family, **shape)
+    others = {
+        name: type(other)(**{k: v for k, v in SMALL.items() if k in other.to_dict()})
+        for name in whole.sub_configs
+        if (other := getattr(whole, name, None)) is not None and other is not part
+    }
+    whole_type: Any = CONFIG_MAPPING[family]
+    part_type: Any = type(part)
+    config: PreTrainedConfig = whole_type(**others, **{names[0]: part_type(**shape)})
+    config._experts_implementation = "eager"
+    return config
+
+
+def model_of(family: str, n_layers: int) -> PreTrainedModel:
+    config = config_of(family, n_layers)
+    with torch.device("meta"):
+        n_parameters = sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
+    if n_parameters > LARGEST:
+        raise ValueError(f"{n_parameters / 1e6:.0f} million parameters")
+    return build(config)
+
+
+def verdict_on(family: str, n_layers: int = 3) -> Verdict:
+    verdict = Verdict(family)
+    try:
+        model = model_of(family, n_layers)
+    except Exception as failure:
+        verdict.built, verdict.reason = False, f"{type(failure).__name__}: {failure}".split("\n")[0]
+        return verdict
+    try:
+        StreamingCache(model, POLICY)
+    except UnsupportedModelError as refusal:
+        verdict.reason = str(refusal).partition(": ")[2] or str(refusal)
+    for dtype in (torch.float16, torch.bfloat16):
+        try:
+            StreamingCache(copy_of(model, dtype), POLICY)
+        except UnsupportedModelError as refusal:
+            verdict.same_in_half &= verdict.reason in str(refusal) and bool(verdict.reason)
+        else:
+            verdict.same_in_half &= not verdict.reason
+    if verdict.reason:
+        return verdict
+    ids = text(N_TOKENS)
+    try:
+        reference = expected(model, POLICY, ids)
+    except Exception as failure:
+        verdict.built, verdict.reason = False, f"no oracle: {type(failure).__name__}: {failure}"
+        return verdict
+    for cache_type in CACHES:
+        logits = stream(model, cache_type(model, POLICY), ids)
+        verdict.errors[cache_type.__name__] = error(logits, reference)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        decoder = CapturedDecoder(model, POLICY)
+    steps = torch.stack([decoder.step(token)[0] for token in ids[0][:, None]])
+    verdict.errors["CapturedDecoder"] = error(steps[None], reference)
+    verdict.captured = "" if "CUDA" in str(decoder.eager_because) else str(decoder.eager_because)
+    nll = torch.nn.functional.cross_entropy(reference[0, :-1], ids[0, 1:], reduction="none")
+    try:
+        verdict.one_pass = f"{float((streaming_nll(model, ids[0], POLICY) - nll).abs().max()):.0e}"
+    except ValueError as refusal:
+        verdict.one_pass = str(refusal).partition(": ")[2] or str(refusal)
+    return verdict
+
+
+def table(verdicts: list[Verdict]) -> Iterator[str]:
+    admitted = [v for v in verdicts if v.built and not v.reason]
+    refused = [v for v in verdicts if v.built and v.reason]
+    missing = [v for v in verdicts if not v.built]
+    yield "# Every causal type of transformers\n"
+    yield (
+        f"Of the {len(verdicts)} causal types of transformers {transformers.__version__}, "
+        f"{len(admitted)} are streamed and {len(refused)} refused; {len(missing)} could not be "
+        "built small enough to try. Made by `python -m tests.families --write docs/families.md` "
+        "on models of three layers with random weights. A model is judged by what its layers do, "
+        "not by its name: another one of the same type may be refused, as one with ALiBi.\n"
+    )
+    yield "## Streamed\n"
+    unlike = ", ".join(v.family for v in verdicts if v.built and not v.same_in_half)
+    yield (
+        "The error is the largest difference of any logit from a float64 oracle, over all caches "
+        "and the decoder, in units of the standard deviation of the logits. The one pass "
+        "(`streaming_nll`) is in nats, or says why it is not possible; so does the last column "
+        "for decoding by captured steps. The verdict is the same in float16 and bfloat16"
+        + (f", except for {unlike}.\n" if unlike else ".\n")
+    )
+    yield "| type | error | one pass | captured steps |"
+    yield "|---|---|---|---|"
+    for v in admitted:
+        yield f"| {v.family} | {v.worst:.0e} | {v.one_pass} | {v.captured or 'yes'} |"
+    yield "\n## Refused\n"
+    yield "| type | why |"
+    yield "|---|---|"
+    for v in refused:
+        yield f"| {v.family} | {v.reason} |"
+    yield "\n## Not tried\n"
+    yield ", ".join(v.family for v in missing) + "."
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("types", nargs="*")
+    parser.add_argument("--layers", type=int, default=3)
+    parser.add_argument("--write", type=Path)
+    arguments = parser.parse_args()
+    verdicts = []
+    for family in arguments.types or sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES):
+        if family not in CONFIG_MAPPING:
+            continue
+        with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                verdict = verdict_on(family, arguments.layers)
+            except Exception as failure:  # of transformers, in what is no part of a verdict
+                verdict = Verdict(
+                    family, built=False, reason=f"{type(failure).__name__}: {failure}"
+                )
+        verdicts.append(verdict)
+        said = verdict.reason if verdict.reason else f"{verdict.worst:.0e} {verdict.one_pass}"
+        kind = "refused" if verdict.reason else "streamed"
+        kind = kind if verdict.built else "no model"
+        half = "" if verdict.same_in_half else "  OTHERWISE IN HALF PRECISION"
+        print(f"{family:24} {kind:8} {said} {verdict.captured}{half}", flush=True)
+    if arguments.write:
+        arguments.write.write_text("\n".join(table(verdicts)) + "\n")
+
+
+if __name__ == "__main__":
+    main()
