@@ -7,6 +7,7 @@ from streamcache.caches.streaming import RerotatingCache as RerotatingCache
 from streamcache.caches.streaming import StreamingCache as StreamingCache
 from streamcache.decoding.captured import CapturedDecoder as CapturedDecoder
 from streamcache.decoding.captured import EagerWarning as EagerWarning
+from streamcache.decoding.generate import CapturedGeneration as CapturedGeneration
 from streamcache.decoding.onepass import OnePassUnsupported as OnePassUnsupported
 from streamcache.decoding.onepass import streaming_nll as streaming_nll
 from streamcache.decoding.recompute import recompute_nll as recompute_nll

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Lock
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -109,8 +110,11 @@ class CapturedDecoder:
         self.cache.reset()
 
     @torch.inference_mode()
-    def prefill(self, input_ids: Tensor) -> Tensor:
+    def prefill(self, input_ids: Tensor, **options: Any) -> Tensor:
         """Feed tokens [B, T] at once; logits [B, T, V], as `step` would give them one by one.
+
+        Args:
+            options: further arguments of the forward, such as `logits_to_keep`.
 
         Raises:
             ValueError: a batch other than the decoder's.
@@ -120,7 +124,7 @@ class CapturedDecoder:
             raise ValueError(f"a decoder of batch {self.batch} is given {input_ids.shape[0]}")
         self._require_own_slots()
         with _in_the_dtype_of_the_model(input_ids.device):
-            return self.model(input_ids=input_ids, past_key_values=self.cache).logits
+            return self.model(input_ids=input_ids, past_key_values=self.cache, **options).logits
 
     @torch.inference_mode()
     def step(self, token: Tensor) -> Tensor:
