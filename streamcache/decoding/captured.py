@@ -32,6 +32,8 @@ from streamcache.decoding.kernels.linear import KernelLinearMode
 from streamcache.policy import Policy
 
 _PLANNED = 1024  # steps on the device
+_CHECKED = 4  # first steps that are compared with the model's own forward
+_MAX_ERROR = 0.3  # of them; rounding to bfloat16 gives a few hundredths, unrelated logits 1.4
 
 
 class EagerWarning(UserWarning):
@@ -77,6 +79,8 @@ class CapturedDecoder:
         device = model.device
         with _building, _in_the_dtype_of_the_model(device):
             self._build(policy, compile)
+        if self._graph is not None:
+            self._require_agreement()
         if device.type == "cuda" and self.eager_because:
             message = f"{model.config.model_type} decodes eagerly: {self.eager_because}"
             warnings.warn(message, EagerWarning, stacklevel=2)
@@ -232,6 +236,35 @@ class CapturedDecoder:
         except Exception as error:
             self._graph, self._forward = None, self._model
             self.eager_because = f"capturing failed: {error}"
+
+    def _require_agreement(self) -> None:
+        """Capture nothing where the kernels do not compute what the model does."""
+        try:
+            error = self._error_of_steps()
+        except Exception as failure:
+            self.eager_because = f"a captured step failed: {failure}"
+        else:
+            if error <= _MAX_ERROR:
+                return
+            self.eager_because = f"captured steps are off by {error:.2g} of the model's logits"
+        self._graph = self._copy = None
+
+    @torch.inference_mode()
+    def _error_of_steps(self) -> float:
+        """Some first steps against one forward of the model: the difference of the last logits,
+        relative to their spread over the vocabulary; infinite where one is not a number."""
+        vocabulary = int(self.model.config.get_text_config(decoder=True).vocab_size)
+        n = min(_CHECKED, self.cache.policy.floor)  # before anything is evicted
+        ids = torch.arange(self.batch * n, device=self.model.device) * 7919 % vocabulary
+        ids = ids.view(self.batch, n)
+        self.reset()
+        with _in_the_dtype_of_the_model(ids.device):
+            expected = self.model(input_ids=ids, use_cache=False).logits[:, -1].float()
+        for token in ids.unbind(dim=1):
+            logits = self.step(token).float()
+        spread = (expected - expected.mean(dim=-1, keepdim=True)).norm(dim=-1)
+        error = (logits - expected).norm(dim=-1) / spread
+        return float(error.nan_to_num(nan=torch.inf).max())
 
     def _capture(self) -> None:
         stream = torch.cuda.Stream()

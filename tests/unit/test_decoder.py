@@ -9,7 +9,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from streamcache.caches.streaming import StreamingCache
+from streamcache.decoding import captured
 from streamcache.decoding.captured import CapturedDecoder
+from streamcache.decoding.kernels.attention import attend
 from streamcache.policy import EvictionPolicy
 from tests.interrupt import Interrupted, Oom, RaiseAtLine
 from tests.tiny import error, expected, llama, stream, text, tiny
@@ -164,3 +166,22 @@ def test_mpt_decodes_past_its_trained_length() -> None:
     decoder = CapturedDecoder(model, policy)
     logits = torch.cat([decoder.prefill(ids[:, :50]), steps(decoder, ids[:, 50:])], dim=1)
     assert error(logits, expected(longer, policy, ids)) < TIGHT
+
+
+def test_captured_steps_are_compared_with_the_model_before_they_are_used(
+    model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU at construction: a kernel that is wrong there has the decoder run eagerly."""
+    decoder = CapturedDecoder(model, POLICY, batch=2)
+    assert decoder._error_of_steps() < TIGHT
+    assert CapturedDecoder(model, EvictionPolicy(1, 1))._error_of_steps() < TIGHT
+    right = attend
+    monkeypatch.setattr(captured, "attend", lambda *given: right(*given) * 0)
+    assert decoder._error_of_steps() > captured._MAX_ERROR
+    decoder._require_agreement()
+    assert decoder.eager_because and "captured steps are off by" in decoder.eager_because
+    decoder.reset()
+    ids = text(20, batch=2)
+    assert error(steps(decoder, ids), expected(model, POLICY, ids)) < TIGHT, "eagerly it is right"
+    monkeypatch.setattr(captured, "attend", lambda *given: right(*given) * torch.nan)
+    assert CapturedDecoder(model, POLICY)._error_of_steps() == float("inf")
