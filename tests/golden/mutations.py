@@ -192,7 +192,7 @@ DEFECTS = [
         "sinks not met by the captured query",
         CAPTURED,
         "ppl",
-        patch(KERNEL, "turn(q, size - 1) @ k.mT", "turn(q, position) @ k.mT"),
+        patch(KERNEL, "turn(query, size - 1)", "turn(query, position)"),
     ),
     fails(
         "mit's positions off by one",
@@ -214,9 +214,7 @@ DEFECTS = [
         "keys stored before they are turned",
         CAPTURED,
         "ppl",
-        patch(
-            KERNEL, "key.to(wide) if turn is None else turn(key.to(wide), position)", "key.to(wide)"
-        ),
+        patch(KERNEL, "key = key if turn is None else turn(key, position)", "key = +key"),
     ),
     # what is held
     fails(
