@@ -264,8 +264,11 @@ def test_refused_families(family: str) -> None:
     settings, reason = REFUSED[family]
     model = tiny(family, **settings)
     before = model.config._attn_implementation
-    with pytest.raises(OnePassUnsupported) as refusal:
+    with pytest.raises((OnePassUnsupported, UnsupportedModelError)) as refusal:
         streaming_nll(model, text(100)[0], EvictionPolicy(4, 12))
+    if isinstance(refusal.value, UnsupportedModelError):
+        assert family == "bloom", "older releases of transformers cannot run it with such a cache"
+        return
     assert str(refusal.value) == f"cannot run {family} in one pass: {reason}"
     assert model.config._attn_implementation == before
 

@@ -99,6 +99,8 @@ def test_a_table_whose_long_form_is_scaled_a_little_differently_is_seen_to_switc
 
 
 def test_queries_scaled_by_position_are_refused_in_half_precision_too() -> None:
+    if "beam" not in CONFIG_MAPPING:
+        pytest.skip("this transformers has no beam")
     model = tiny("beam", **REFUSED["beam"][0])
     for dtype in (torch.float16, torch.bfloat16):
         with pytest.raises(UnsupportedModelError, match="depends on where they stand"):
