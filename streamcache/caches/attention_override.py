@@ -8,7 +8,7 @@ in use in the thread that runs it (`use_attention`).
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from threading import Lock
+from threading import RLock
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -72,7 +72,7 @@ _NAME = "streamcache"
 _active_attention: ContextVar[Attention] = ContextVar("active_attention")
 _overridden: WeakKeyDictionary[PreTrainedModel, tuple[object, PreTrainedModel]]
 _overridden = WeakKeyDictionary()
-_building = Lock()
+_building = RLock()
 
 
 @contextmanager

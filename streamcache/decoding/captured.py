@@ -10,7 +10,7 @@ neither a capture nor a word from the host.
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from threading import Lock
+from threading import RLock
 from typing import Any
 
 import torch
@@ -40,7 +40,7 @@ class EagerWarning(UserWarning):
     """A decoder cannot be captured here and is slower for it; the message says why."""
 
 
-_building = Lock()  # what is compiled, and a capture, are of the whole process
+_building = RLock()  # what is compiled, and a capture, are of the whole process
 
 
 @contextmanager
