@@ -20,13 +20,14 @@ class Oom(Exception):
 
 
 class RaiseAtLine:
-    """Raises at the n-th line of `streamcache` that is executed."""
+    """Raises at the n-th line of `streamcache`, or of one file of it, that is executed."""
 
-    def __init__(self, line: int, kind: type[BaseException]):
-        self.left, self.kind = line, kind
+    def __init__(self, line: int, kind: type[BaseException], file: str = ""):
+        self.left, self.kind, self.file = line, kind, file
 
     def __call__(self, frame: FrameType, event: str, arg: Any) -> Any:
-        if not frame.f_code.co_filename.startswith(ROOT):
+        path = frame.f_code.co_filename
+        if not (path.startswith(ROOT) and path.endswith(self.file)):
             return None
         if event == "line":
             self.left -= 1

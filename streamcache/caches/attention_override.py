@@ -8,7 +8,6 @@ in use in the thread that runs it (`use_attention`).
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from threading import RLock
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -72,7 +71,6 @@ _NAME = "streamcache"
 _active_attention: ContextVar[Attention] = ContextVar("active_attention")
 _overridden: WeakKeyDictionary[PreTrainedModel, tuple[object, PreTrainedModel]]
 _overridden = WeakKeyDictionary()
-_building = RLock()
 
 
 @contextmanager
@@ -88,22 +86,22 @@ def use_attention(attention: Attention) -> Iterator[None]:
 def with_override(model: PreTrainedModel) -> PreTrainedModel:
     """A copy that shares the model's weights, is in evaluation mode and attends as we say.
 
-    Made once, and anew when the model has changed. It is to be run by `forward_unrotated`.
+    It is kept until the model changes. Two threads that ask at once may get two copies, which are
+    equal. The copy is to be run by `forward_unrotated`.
 
     Raises:
         AttentionOverrideError: the model's attention cannot be replaced.
     """
-    with _building:
-        state, copy = _overridden.get(model, (None, None))
-        if copy is None or state != fingerprint(model):
-            state, copy = fingerprint(model), shared_copy(model)
-            # Not by transformers' setter, which sets configs that belong to no module as well.
-            for module in copy.modules():
-                if isinstance(config := getattr(module, "config", None), PreTrainedConfig):
-                    config._attn_implementation_internal = _NAME
-            vars(copy)["cache_argument"] = cache_name(type(copy).forward)
-            _require_registered_attention(copy)
-            _overridden[model] = state, copy
+    state, copy = _overridden.get(model, (None, None))
+    if copy is None or state != fingerprint(model):
+        state, copy = fingerprint(model), shared_copy(model)
+        # Not by transformers' setter, which sets configs that belong to no module as well.
+        for module in copy.modules():
+            if isinstance(config := getattr(module, "config", None), PreTrainedConfig):
+                config._attn_implementation_internal = _NAME
+        vars(copy)["cache_argument"] = cache_name(type(copy).forward)
+        _require_registered_attention(copy)
+        _overridden[model] = state, copy
     return copy
 
 

@@ -96,21 +96,24 @@ def uncompiled(function: Function) -> Function:
 def attach(past: HookedCache, model: nn.Module, decoder: nn.Module) -> None:
     """Register the hooks on a model and its decoder, once, for as long as a cache of it lives."""
     whole = [m for m in _wrappers(model) if m is not decoder]
-    with _lock:
-        for module in (decoder, *whole):
-            hooked = _hooked.setdefault(module, _Hooked())
-            hooked.caches.add(past)
-            weakref.finalize(past, _detach, weakref.ref(module)).atexit = False
-            if not hooked.handles:
-                _remove_own(module)
-                of_decoder = module is decoder
-                before, after = (_before, _after) if of_decoder else (_before_model, _after_model)
-                hooked.handles = [
-                    module.register_forward_pre_hook(before, with_kwargs=True),
-                    module.register_forward_hook(after, with_kwargs=True, always_call=True),
-                ]
-                if hasattr(module, "generate_batch"):
-                    vars(module)["generate_batch"] = MethodType(generate_batch, module)
+    for module in (decoder, *whole):
+        # On one line, as below: no exception can come between the block's end and the release.
+        with _lock: _register(past, module, module is decoder)  # fmt: skip  # noqa: E701
+
+
+def _register(past: HookedCache, module: nn.Module, of_decoder: bool) -> None:
+    hooked = _hooked.setdefault(module, _Hooked())
+    hooked.caches.add(past)
+    weakref.finalize(past, _detach, weakref.ref(module)).atexit = False
+    if not hooked.handles:
+        _remove_own(module)
+        before, after = (_before, _after) if of_decoder else (_before_model, _after_model)
+        hooked.handles = [
+            module.register_forward_pre_hook(before, with_kwargs=True),
+            module.register_forward_hook(after, with_kwargs=True, always_call=True),
+        ]
+        if hasattr(module, "generate_batch"):
+            vars(module)["generate_batch"] = MethodType(generate_batch, module)
 
 
 def _is_own(hook: object) -> bool:
@@ -135,15 +138,19 @@ def _wrappers(model: nn.Module) -> list[nn.Module]:
 
 
 def _detach(module_ref: "weakref.ref[nn.Module]") -> None:
-    module = module_ref()
-    with _lock:
-        hooked = _hooked.get(module) if module is not None else None
-        if module is None or hooked is None or any(True for _ in hooked.caches):
-            return
-        for handle in hooked.handles:
-            handle.remove()
-        vars(module).pop("generate_batch", None)
-        del _hooked[module]
+    if (module := module_ref()) is not None:
+        with _lock: _unregister(module)  # fmt: skip  # noqa: E701
+
+
+def _unregister(module: nn.Module) -> None:
+    """Remove the hooks of a module that no living cache needs."""
+    hooked = _hooked.get(module)
+    if hooked is None or any(True for _ in hooked.caches):
+        return
+    for handle in hooked.handles:
+        handle.remove()
+    vars(module).pop("generate_batch", None)
+    del _hooked[module]
 
 
 def generate_batch(model: PreTrainedModel, *args: Any, **kwargs: Any) -> Any:

@@ -77,8 +77,10 @@ class CapturedDecoder:
     ):
         self.model, self.batch = shared_copy(with_int8_kernels(model)), batch
         device = model.device
-        with _building, _in_the_dtype_of_the_model(device):
-            self._build(policy, compile)
+        with _in_the_dtype_of_the_model(device):
+            self._allocate(policy)
+            # On one line: no exception can come between the block's end and the release.
+            with _building: self._build(compile)  # fmt: skip  # noqa: E701
         if self._graph is not None:
             self._require_agreement()
         if device.type == "cuda" and self.eager_because:
@@ -86,7 +88,7 @@ class CapturedDecoder:
             warnings.warn(message, EagerWarning, stacklevel=2)
         self.reset()
 
-    def _build(self, policy: Policy, compile: bool) -> None:
+    def _allocate(self, policy: Policy) -> None:
         model, batch, device = self.model, self.batch, self.model.device
         self.cache = RingCache(self.model, policy)
         self.cache.allocate(batch, model.dtype, device)
@@ -102,6 +104,9 @@ class CapturedDecoder:
         self._copy: PreTrainedModel | None = None  # attends to the ring, if the model can
         self._forward: Callable[[Tensor], Tensor] = self._model
         self.eager_because: str | None = None
+
+    def _build(self, compile: bool) -> None:
+        device = self.model.device
         self._try_attention()
         if device.type != "cuda":
             self.eager_because = self.eager_because or f"CUDA graphs do not run on {device}"

@@ -7,6 +7,7 @@ never happen is a stream that goes on and is silently wrong.
 import copy
 import random
 import signal
+import threading
 from functools import partial
 
 import pytest
@@ -15,6 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from streamcache.caches.base import BoundedCache
+from streamcache.caches.streaming import StreamingCache
 from streamcache.policy import EvictionPolicy
 from tests.cases import each_cache
 from tests.interrupt import Interrupted, Oom, RaiseAtLine
@@ -102,6 +104,22 @@ def test_a_forward_that_failed_in_the_output_embedding_can_be_run_again(
     rest = torch.cat([feed(model, cache, ids[:, t : t + 1]) for t in range(20, 40)], dim=1)
     reference = expected(model, POLICY, ids)
     assert error(torch.cat([head, rest], dim=1), reference) < 1e-4
+
+
+def test_another_thread_never_waits_for_one_that_was_interrupted(model: PreTrainedModel) -> None:
+    """The lock around the hooks of a model is released."""
+
+    def build_and_drop() -> None:
+        StreamingCache(model, POLICY)
+
+    line = 1
+    while RaiseAtLine(line, Interrupted, "hooks.py").run(build_and_drop):
+        other = threading.Thread(target=build_and_drop, daemon=True)
+        other.start()
+        other.join(20)
+        assert not other.is_alive(), f"waits for ever after line {line}"
+        line += 1
+    assert line > 20
 
 
 @each_cache
