@@ -1,10 +1,12 @@
 """Files written all or nothing, and read only where they are files."""
 
 import errno
+import hashlib
 import os
 import stat
 import tempfile
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from uuid import uuid4
@@ -87,6 +89,16 @@ def read_bytes(path: Path, max_bytes: int | None = None) -> bytes:
         if max(status.st_size, len(data)) > max_bytes:
             raise OSError(errno.EFBIG, f"longer than {_size(max_bytes)}", str(path))
         return data
+
+
+def sha256_of(paths: Iterable[Path]) -> str:
+    """The digest (hex) of files, one after the other, of any size."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 24):
+                digest.update(chunk)
+    return digest.hexdigest()
 
 
 def _size(n_bytes: int) -> str:

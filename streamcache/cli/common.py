@@ -18,6 +18,7 @@ from rich.progress import (
 
 from streamcache.cli.console import err
 from streamcache.decoding.nll import Advance
+from streamcache.inputs import smollm2
 from streamcache.inputs.corpora import load_tokens
 from streamcache.inputs.models import LoadedModel, load_model
 from streamcache.inputs.quantize import Quantization
@@ -37,6 +38,8 @@ def load_one(
 ) -> LoadedModel:
     """The model that the options name."""
     transformers.utils.logging.disable_progress_bar()  # loading takes no time worth a bar
+    if model_name == smollm2.NAME and not smollm2.is_made():
+        err.print(f"dequantising {model_name} into {smollm2.folder()}: once, a minute or two")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return load_model(
         model_name, revision=revision, dtype=dtype, device=device, quantization=quantization

@@ -16,6 +16,7 @@ from streamcache.cli.options import (
     OutputFile,
     OutputFolder,
     OutputRecord,
+    TimedTokens,
     force_option,
     model_options,
     positions_option,
@@ -31,9 +32,15 @@ DEFAULT_TABLE = "baseline,mit,ours-standard,best,fast"
 
 _entries: Any = {"type": ENTRIES, "show_default": True}
 _runs: Any = {"type": click.IntRange(1, 10_000), "help": "timed blocks, in turns"}
-_tpot_tokens: Any = {"type": click.IntRange(8, 1 << 20)}
+_tpot_tokens: Any = {"type": TimedTokens}
 runs_option = click.option("--runs", default=8, show_default=True, **_runs)
-tpot_tokens_option = click.option("--tpot-tokens", default=256, show_default=True, **_tpot_tokens)
+tpot_tokens_option = click.option(
+    *("--tpot-tokens", "tpot_tokens"),
+    default=256,
+    show_default=True,
+    help="timed; 0: no times",
+    **_tpot_tokens,
+)
 ppl_method_option = click.option(
     "--ppl-method",
     type=click.Choice(["one-pass", "sequential"]),
@@ -160,7 +167,13 @@ COMMANDS = (
         model_options,
         click.option("--n-sink", default=4, **_entries),
         click.option("--window-size", default=2044, **_entries),
-        tpot_tokens_option,
+        click.option(
+            *("--tpot-tokens", "tpot_tokens"),
+            type=click.IntRange(8, 1 << 20),
+            default=256,
+            show_default=True,
+            help="timed",
+        ),
         click.option(
             "--batches", default="8,32", show_default=True, help="of captured decoding, too"
         ),
@@ -185,7 +198,7 @@ COMMANDS = (
             "--max-eval-tokens", type=click.IntRange(2), help="default: as published, by text"
         ),
         click.option("--cap-total", default=2048, help="entries", **_entries),
-        click.option("--tpot-tokens", help="default: 256, quick: 128", **_tpot_tokens),
+        click.option("--tpot-tokens", help="default: 256, quick: 128; 0: no times", **_tpot_tokens),
         click.option(
             "--runs", type=click.IntRange(1, 10_000), help="timed blocks; default: 8, quick: 4"
         ),

@@ -36,6 +36,17 @@ class _OutputRecord(_Output):
         return path
 
 
+class _TimedTokens(click.IntRange):
+    """None at all, or enough to take a time of."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        n: int = super().convert(value, param, ctx)
+        if 0 < n < 8:
+            self.fail(f"{n} is neither 0 nor at least 8", param, ctx)
+        return n
+
+
+TimedTokens = _TimedTokens(0, 1 << 20)
 OutputFile = _Output(dir_okay=False, path_type=Path)
 OutputRecord = _OutputRecord(dir_okay=False, path_type=Path)
 OutputFolder = _Output(file_okay=False, path_type=Path)
@@ -52,7 +63,7 @@ def model_options(command: Command) -> Command:
         click.option(
             "--model-name",
             default="reference",
-            help="reference (packaged), a hub id, a local folder, or random:<shape>",
+            help="reference, smollm2-135m, a folder, a .gguf file, a hub id, or random:<shape>",
         ),
         click.option("--revision", help="hub commit; Pythia from 160m on has its pinned"),
         click.option("--dtype", default="auto", help="auto, float32, float16 or bfloat16"),

