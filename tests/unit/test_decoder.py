@@ -59,7 +59,10 @@ CALLS: dict[str, tuple[int, Call, int]] = {
 @pytest.mark.parametrize("case", CALLS)
 @pytest.mark.parametrize("n_lines", [25, pytest.param(None, marks=pytest.mark.slow)])
 def test_an_exception_at_any_line_leaves_nothing_silently_wrong(
-    model: PreTrainedModel, case: str, n_lines: int | None
+    model: PreTrainedModel,
+    case: str,
+    n_lines: int | None,
+    record_property: Callable[[str, object], None],
 ) -> None:
     n_before, call, n_tokens = CALLS[case]
     ids = text(n_before + n_tokens + 6)
@@ -69,7 +72,7 @@ def test_an_exception_at_any_line_leaves_nothing_silently_wrong(
         steps(decoder, before)
     place = Place(decoder)
     reference = expected(model, POLICY, ids)[:, -6:]
-    n_continued = 0
+    n_continued = n_refused = 0
     for i, line in enumerate(RaiseAtLine.lines_of(partial(call, decoder, at_work), n_lines)):
         place.restore()
         interruption = RaiseAtLine(line, Interrupted if i % 2 else Oom)
@@ -81,11 +84,14 @@ def test_an_exception_at_any_line_leaves_nothing_silently_wrong(
             logits = steps(decoder, after)
         except RuntimeError as refusal:
             assert "reset()" in str(refusal)
+            n_refused += 1
             decoder.reset()
             logits = steps(decoder, ids)[:, -6:]
         else:
             n_continued += 1
         assert error(logits, reference) < TIGHT, f"silently wrong after line {line}"
+    record_property("continued", n_continued)
+    record_property("refused", n_refused)
     assert line > 20 and n_continued > 0
 
 

@@ -8,6 +8,7 @@ import copy
 import random
 import signal
 import threading
+from collections.abc import Callable
 from functools import partial
 
 import pytest
@@ -48,7 +49,11 @@ def feed(model: PreTrainedModel, cache: BoundedCache, ids: Tensor) -> Tensor:
 @pytest.mark.parametrize("case", INPUTS)
 @pytest.mark.parametrize("n_lines", [20, pytest.param(None, marks=pytest.mark.slow)])
 def test_an_exception_at_any_line_leaves_nothing_silently_wrong(
-    model: PreTrainedModel, cache_type: type[BoundedCache], case: str, n_lines: int | None
+    model: PreTrainedModel,
+    cache_type: type[BoundedCache],
+    case: str,
+    n_lines: int | None,
+    record_property: Callable[[str, object], None],
 ) -> None:
     n_before, n_tokens = INPUTS[case]
     before, at_work, after = text(n_before + n_tokens + 4).split([n_before, n_tokens, 4], dim=1)
@@ -80,6 +85,8 @@ def test_an_exception_at_any_line_leaves_nothing_silently_wrong(
         else:
             n_continued += 1
             assert error(logits, reference) < 1e-4, f"silently wrong after line {line}"
+    record_property("continued", n_continued)
+    record_property("refused", n_refused)
     assert line > 60 and n_continued > 0
 
 
@@ -162,7 +169,10 @@ def test_a_longer_input_may_follow_an_interrupted_shorter_one(
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timers on this system")
 @pytest.mark.parametrize("n_signals", [15, pytest.param(300, marks=pytest.mark.slow)])
 def test_a_signal_at_any_time_leaves_nothing_silently_wrong(
-    model: PreTrainedModel, cache_type: type[BoundedCache], n_signals: int
+    model: PreTrainedModel,
+    cache_type: type[BoundedCache],
+    n_signals: int,
+    record_property: Callable[[str, object], None],
 ) -> None:
     """As Ctrl-C sends it: also between lines, in torch and in transformers."""
 
@@ -203,4 +213,6 @@ def test_a_signal_at_any_time_leaves_nothing_silently_wrong(
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, previous)
+    record_property("signals", n_sent)
+    record_property("refused", n_refused)
     assert n_refused < n_sent, "some interruptions are harmless"
