@@ -17,11 +17,20 @@ def pretrained(model: nn.Module) -> PreTrainedModel:
 
     Raises:
         TypeError: there is none.
+        UnsupportedModelError: a wrapper feeds the model more than it is given.
     """
-    inner = next((m for m in model.modules() if isinstance(m, PreTrainedModel)), None)
-    if inner is None:
-        raise TypeError(f"{type(model).__name__} holds no model of transformers")
-    return inner
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"a {type(model).__name__} is no model of transformers")
+    for module in model.modules():
+        if isinstance(module, PreTrainedModel):
+            return module
+        adapter = getattr(module, "active_peft_config", None)
+        if getattr(adapter, "is_prompt_learning", False):
+            raise UnsupportedModelError(
+                f"cannot stream {type(module).__name__} with a bounded cache: its adapter puts "
+                "learned tokens or states before every input (PEFT prompt learning)"
+            )
+    raise TypeError(f"{type(model).__name__} holds no model of transformers")
 
 
 def decoder_of(model: nn.Module) -> PreTrainedModel:

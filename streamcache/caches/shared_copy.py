@@ -33,7 +33,8 @@ def fingerprint(model: nn.Module) -> object:
     """Equal as long as a `shared_copy` made earlier is still a copy of the model.
 
     It is what the copy took over: which modules, tensors and hooks there are, and the numbers,
-    flags and names that modules and their configs hold. The mode is left out.
+    flags and names that modules and their configs hold, also in lists (PEFT has the adapters in
+    use there). The mode is left out.
     """
     configs = {id(c): c for m in model.modules() if (c := getattr(m, "config", None)) is not None}
     modules = [
@@ -80,6 +81,18 @@ def _hooks(module: nn.Module) -> list[object]:
 
 
 def _settings(holder: object) -> dict[str, object]:
-    plain = str | int | float | None
     values = vars(holder).copy().items()
-    return {k: v for k, v in values if isinstance(v, plain) and k != "training"}
+    return {k: _frozen(v) for k, v in values if k != "training" and _is_plain(v)}
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, dict):
+        return all(map(_is_plain, value.copy().values()))
+    if isinstance(value, list | tuple | set):
+        return all(map(_is_plain, value))
+    return isinstance(value, str | int | float | None)
+
+
+def _frozen(value: object) -> object:
+    """As it is now: a list may be changed in place."""
+    return repr(value) if isinstance(value, dict | list | set) else value

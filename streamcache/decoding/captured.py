@@ -14,9 +14,10 @@ from threading import RLock
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from streamcache.caches.admission import pretrained
 from streamcache.caches.attention_override import (
     Scores,
     forward_unrotated,
@@ -54,8 +55,9 @@ class CapturedDecoder:
     """A model that decodes streams under a policy, one token a call.
 
     Args:
-        model: where it shall run. What is decoded is a copy that shares its weights, is in
-            evaluation mode and reads int8 weights (`quantize`) by kernels.
+        model: where it shall run, or a wrapper around it (`torch.compile`, PEFT). What is decoded
+            is a copy that shares its weights, is in evaluation mode and reads int8 weights
+            (`quantize`) by kernels.
         policy: what to evict and when.
         batch: streams decoded side by side, all of the same length.
         compile: fuse the operations of a step with torch.compile. 10 to 20 seconds, once per model,
@@ -72,9 +74,8 @@ class CapturedDecoder:
         EagerWarning: on a GPU, if the model cannot be captured.
     """
 
-    def __init__(
-        self, model: PreTrainedModel, policy: Policy, batch: int = 1, compile: bool = True
-    ):
+    def __init__(self, model: nn.Module, policy: Policy, batch: int = 1, compile: bool = True):
+        model = pretrained(model)
         self.model, self.batch = shared_copy(with_int8_kernels(model)), batch
         device = model.device
         with _in_the_dtype_of_the_model(device):

@@ -9,7 +9,7 @@ import warnings
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     GenerationConfig,
     LogitsProcessorList,
@@ -20,6 +20,7 @@ from transformers.generation.configuration_utils import GenerationMode
 from transformers.generation.streamers import BaseStreamer
 from transformers.generation.utils import GENERATION_MODES_MAPPING, GenerateDecoderOnlyOutput
 
+from streamcache.caches.admission import pretrained
 from streamcache.caches.streaming import StreamingCache
 from streamcache.decoding.captured import CapturedDecoder, EagerWarning
 from streamcache.policy import Policy
@@ -38,7 +39,7 @@ class CapturedGeneration:
     criterion other than the length ended the generation.
 
     Args:
-        model: the model whose `generate` is called.
+        model: the model whose `generate` is called, or a wrapper around it.
         policy: what to evict and when.
         compile: see `CapturedDecoder`, of which one is made for every size of batch.
 
@@ -50,8 +51,8 @@ class CapturedGeneration:
             with a `StreamingCache` of the same policy if it is given no cache.
     """
 
-    def __init__(self, model: PreTrainedModel, policy: Policy, compile: bool = True):
-        self.model, self.policy, self.compile = model, policy, compile
+    def __init__(self, model: nn.Module, policy: Policy, compile: bool = True):
+        self.model, self.policy, self.compile = pretrained(model), policy, compile
         self.eager_because: str | None = None
         self._decoders: dict[int, CapturedDecoder] = {}
 

@@ -3,9 +3,10 @@
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from streamcache.caches.admission import pretrained
 from streamcache.caches.attention_override import AttentionOverrideError, with_override
 from streamcache.caches.one_pass import OnePass, block_size
 from streamcache.caches.probe import probe_rope
@@ -24,7 +25,7 @@ class OnePassUnsupported(ValueError):
 
 @torch.no_grad()
 def streaming_nll(
-    model: PreTrainedModel,
+    model: nn.Module,
     input_ids: Tensor | Sequence[int],
     policy: Policy,
     advance: Callable[[int], None] | None = None,
@@ -36,7 +37,8 @@ def streaming_nll(
     and a count a token (some 50 bytes), memory grows with the policy's capacity, not with the text.
 
     Args:
-        model: a causal language model whose attention goes through transformers' registry.
+        model: a causal language model whose attention goes through transformers' registry, or a
+            wrapper around it (`torch.compile`, PEFT).
         input_ids: integers [T], T >= 2, on any device.
         policy: what to evict and when.
         advance: called with the number of tokens just finished.
@@ -50,6 +52,7 @@ def streaming_nll(
         OnePassUnsupported: a bounded cache may, one pass does not.
         ValueError: input_ids is not [T] with T >= 2, or has an id that the model does not know.
     """
+    model = pretrained(model)
     text = token_ids(input_ids, model)
     n_queries = len(text) - 1  # the last token predicts nothing
     config = model.config.get_text_config(decoder=True)

@@ -7,9 +7,9 @@ For each position the context is the first S tokens and the last W, at positions
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
-from transformers import PreTrainedModel
+from torch import Tensor, nn
 
+from streamcache.caches.admission import pretrained
 from streamcache.caches.shared_copy import shared_copy
 from streamcache.decoding.nll import Advance, token_ids, token_nll
 from streamcache.policy import EvictionPolicy
@@ -26,7 +26,7 @@ def context_ids(input_ids: Tensor, n_sink: int, window_size: int, t: int) -> Ten
 
 @torch.inference_mode()
 def recompute_nll(
-    model: PreTrainedModel,
+    model: nn.Module,
     input_ids: Tensor | Sequence[int],
     n_sink: int,
     window_size: int,
@@ -36,6 +36,7 @@ def recompute_nll(
     """NLL of token t + 1 for each t in `positions`: float32 [n], on the model's device.
 
     Args:
+        model: a causal language model, or a wrapper around it (`torch.compile`, PEFT).
         input_ids: the text, integers [T], on any device.
         n_sink: S >= 0, tokens.
         window_size: W >= 1, tokens.
@@ -48,7 +49,8 @@ def recompute_nll(
             or has no next token in the text.
     """
     EvictionPolicy(n_sink, window_size)
-    input_ids, model = token_ids(input_ids, model), shared_copy(model)
+    model = shared_copy(pretrained(model))
+    input_ids = token_ids(input_ids, model)
     positions, last = torch.as_tensor(positions), len(input_ids) - 2
     if positions.is_floating_point() or positions.ndim != 1:
         raise ValueError(
@@ -80,7 +82,7 @@ def recompute_nll(
 
 
 def recompute_step(
-    model: PreTrainedModel, input_ids: Tensor, n_sink: int, window_size: int
+    model: nn.Module, input_ids: Tensor, n_sink: int, window_size: int
 ) -> Callable[[], Tensor]:
     """A function that does what the baseline does for one token in the steady state.
 
@@ -90,7 +92,7 @@ def recompute_step(
     floor = n_sink + window_size
     if input_ids.shape[0] < floor:
         raise ValueError(f"a steady window of {floor} tokens needs a text as long")
-    model = shared_copy(model)
+    model = shared_copy(pretrained(model))
     ids = context_ids(input_ids, n_sink, window_size, input_ids.shape[0] - 1)[None]
 
     @torch.inference_mode()
