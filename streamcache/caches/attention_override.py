@@ -5,7 +5,7 @@ weights (`shared_copy`) has the name that is registered here; what it attends by
 in use in the thread that runs it (`use_attention`).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, NamedTuple
@@ -215,6 +215,16 @@ _IGNORED = {"dropout", "position_ids", "use_cache", "sliding_window", "return_di
 _IGNORED |= {"output_hidden_states", "output_router_logits"}
 
 
+def require_known(arguments: Mapping[str, object]) -> None:
+    """
+    Raises:
+        AttentionOverrideError: one of the arguments of an attention may change it.
+    """
+    for name, given in arguments.items():
+        if name not in _IGNORED and given is not None and given is not False:
+            raise AttentionOverrideError(f"its attention takes {name!r}")
+
+
 def _attention(
     module: nn.Module,
     query: Tensor,
@@ -229,9 +239,7 @@ def _attention(
     """An attention function of transformers: states [B, H, n, D] to [B, n, H, D]."""
     if not isinstance(attention_mask, int):
         raise AttentionOverrideError("it makes its attention mask by itself")
-    for name, given in others.items():
-        if name not in _IGNORED and given is not None and given is not False:
-            raise AttentionOverrideError(f"its attention takes {name!r}")
+    require_known(others)
     scaling = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
     layer: int = module.layer_idx  # type: ignore[assignment]
     cap = softcap or 0.0

@@ -226,6 +226,13 @@ COMMANDS = (
         ),
     ),
     _command(
+        "sinks",
+        "sinks.sinks",
+        "Measure the attention on the first tokens, and PPL by the number of sinks.",
+        workload_options,
+        click.option("--cap-total", default=512, help="entries of the cache", **_entries),
+    ),
+    _command(
         "summarize",
         "summarize.summarize",
         "Write summary.md, summary.tex and index.html from the records in a folder.",

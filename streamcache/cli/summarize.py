@@ -7,6 +7,7 @@ import click
 from streamcache.cli.console import err, out
 from streamcache.files import remove_leftovers, write_bytes
 from streamcache.report import audit, collect, page, render, tables
+from streamcache.report.sinks import sinks_tables
 
 BEGIN, END = "<!-- audit: begin -->", "<!-- audit: end -->"
 
@@ -30,6 +31,7 @@ def summarize(output_dir: Path, audit_file: Path | None) -> None:
     if profiles := tables.profiles(found.profiles):
         sections.append(("Profile", [profiles, *map(tables.most_expensive, found.profiles)]))
     sections += [("Ways to decode", [tables.ladder_table(each)]) for each in found.ladders]
+    sections += [("Sinks", sinks_tables(each)) for each in found.sinks]
     markdown = ["# Summary\n", "## Audit\n", render.markdown(verdicts)]
     latex = [render.latex(verdicts)]
     for title, shown in sections:

@@ -14,15 +14,18 @@ from streamcache.measure.diagnose import Diagnosis
 from streamcache.measure.ladder import Ladder
 from streamcache.measure.measurement import Fields, Measurement, Record, with_arrays
 from streamcache.measure.profile import Profile
+from streamcache.measure.sinks import Sinks
 from streamcache.policy import PolicyError
 from streamcache.report.plain import plain_values
 
 _PARTIAL = "streamcache-partial"  # of a baseline that was interrupted: not for people
-_KINDS: dict[str, type[Record | Diagnosis | Profile | Ladder]] = {
+_Other = Diagnosis | Profile | Ladder | Sinks
+_KINDS: dict[str, type[Record | _Other]] = {
     "streamcache-measurement": Record,
     "streamcache-diagnosis": Diagnosis,
     "streamcache-profile": Profile,
     "streamcache-ladder": Ladder,
+    "streamcache-sinks": Sinks,
 }
 
 
@@ -132,6 +135,7 @@ class Found(NamedTuple):
     diagnoses: list[Diagnosis]
     profiles: list[Profile]
     ladders: list[Ladder]
+    sinks: list[Sinks]
     bad: list[str]
 
 
@@ -142,7 +146,7 @@ def collect(folder: Path) -> Found:
     pytest-benchmark are read, too.
     """
     measurements: list[Measurement] = []
-    others: list[Diagnosis | Profile | Ladder] = []
+    others: list[_Other] = []
     bad: list[str] = []
     for path in sorted(folder.rglob("*.json")):
         try:
@@ -170,6 +174,7 @@ def collect(folder: Path) -> Found:
         [one for one in others if isinstance(one, Diagnosis)],
         [one for one in others if isinstance(one, Profile)],
         [one for one in others if isinstance(one, Ladder)],
+        [one for one in others if isinstance(one, Sinks)],
         bad,
     )
 
@@ -189,7 +194,7 @@ def _content(path: Path, folder: Path) -> object:
     return read_json(path)
 
 
-def _record(entry: dict[str, Any]) -> Record | Diagnosis | Profile | Ladder | None:
+def _record(entry: dict[str, Any]) -> Record | _Other | None:
     """What an object of a JSON file is; None where it is not of this package.
 
     Raises:

@@ -87,6 +87,7 @@ def test_streamcache_commands(
         "diagnose": "after evictions",
         "profile": "eviction",
         "ladder": "roofline",
+        "sinks": "choose S",
     }
     assert printed.get(words[1], "to make" if "--dry-run" in words else "TPOT") in ran.out
 
@@ -103,6 +104,8 @@ def small(words: list[str], folder: Path) -> list[str]:
     if words[1] == "profile":
         size = ["--cap-total", "100"] if "--cap-total" in words else ["--window-size", "60"]
         return ["--max-eval-tokens", "260", "--tokens", "4", *size]
+    if words[1] == "sinks":
+        return ["--model-name", "reference", "--max-eval-tokens", "160", "--cap-total", "64"]
     if words[1] == "ladder":
         return ["--model-name", "random:4x128", "--window-size", "60", "--tpot-tokens", "8"]
     more = [*SMALL] if words[1] == "baseline" else [*SMALL, "--tpot-tokens", "8"]

@@ -135,7 +135,7 @@ def test_what_cannot_be_read_is_named_and_left_out(run: Run, tmp_path: Path) -> 
 )
 def test_what_is_no_record_is_passed_over(tmp_path: Path, content: object) -> None:
     (tmp_path / "other.json").write_text(json.dumps(content))
-    assert collect.collect(tmp_path) == ([], [], [], [], [])
+    assert collect.collect(tmp_path) == ([], [], [], [], [], [])
 
 
 def test_numbers_that_cannot_be_read_are_named_and_left_out(run: Run, tmp_path: Path) -> None:
