@@ -4,16 +4,21 @@ A benchmark measures by `measure.run` and records what the `Measurement` has: th
 reports read the same figures.
 """
 
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy
+import torch
+from numpy.typing import NDArray
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from streamcache.decoding.nll import Advance
+from streamcache.decoding.onepass import streaming_nll
 from streamcache.gate.recorder import Recorder
 from streamcache.inputs.corpora import TokenizedText, digest_of
 from streamcache.inputs.models import LoadedModel
@@ -22,14 +27,18 @@ from streamcache.measure.configurations import BASELINE, RECOMPUTE, Configuratio
 from streamcache.measure.measurement import Record
 from streamcache.measure.progress import Progress
 from streamcache.measure.run import What, run
+from streamcache.measure.steps import decoded_nll, steady_step
 from streamcache.measure.store import Store
 from streamcache.measure.workload import Workload
 from streamcache.policy import EvictionPolicy, Policy, fields_that_are_set
 
 SMALL = EvictionPolicy(4, 124, cache_slack=5, max_drop=3, compress_every=8)
+# More sinks than any model needs, and so few entries that a ring starts positions anew.
+MANY_SINKS = EvictionPolicy(16, 40, cache_slack=5, max_drop=3, compress_every=8)
 N_SMALL = 400  # tokens decoded one by one, through every kind of cache
 _MAX_PPL_RATIO = 1.01  # PPL over that of the recompute baseline
 _MIN_APART = 1e-9  # of NLLs that two ways of computing give: none is the other one's
+_SETTLE = 64  # tokens after which decoding takes no more memory
 _CAPTURED_BLOCKS = 4  # a captured token is quick: so many times the tokens per block
 
 
@@ -166,12 +175,54 @@ def record_decoding(bench: Bench, golden: Recorder, configuration: Configuration
     decoded = run(configuration, workload, What("sequential", tpot_tokens=0))
     one_pass = run(configuration, workload, What("one-pass", tpot_tokens=0))
     assert decoded.nll is not None and one_pass.nll is not None
-    golden.metric("ppl", float(numpy.exp(decoded.nll.mean())), rel_tol=bench.rel_tol)
+    _record_agreement(golden, decoded.nll, one_pass.nll, bench.rel_tol)
+
+
+def record_family(
+    bench: Bench, golden: Recorder, loaded: LoadedModel, configuration: Configuration
+) -> None:
+    """The same of a model with random weights: its PPL means nothing, but must not move."""
+    golden.identity(
+        model=loaded.name, n_tokens=N_SMALL, **fields_that_are_set(configuration.policy)
+    )
+    ids = bench.text.input_ids[:N_SMALL].to(loaded.model.device)
+    decoded = decoded_nll(configuration, loaded.model, ids)
+    one_pass = streaming_nll(loaded.model, ids, configuration.policy)
+    _record_agreement(golden, decoded.numpy(), one_pass.numpy(), bench.rel_tol)
+
+
+def _record_agreement(
+    golden: Recorder, decoded: NDArray[Any], one_pass: NDArray[Any], rel_tol: float
+) -> None:
+    golden.metric("ppl", float(numpy.exp(decoded.mean())), rel_tol=rel_tol)
     # Sinks one place off hardly move the mean of 400 tokens, but each of them by much more than
     # rounding does, of which the size alone is known.
-    apart = float(numpy.sqrt(numpy.square(decoded.nll - one_pass.nll).mean()))
+    apart = float(numpy.sqrt(numpy.square(decoded - one_pass).mean()))
     golden.metric("apart from one pass", apart, rel_tol=3.0, min_value=_MIN_APART)
-    golden.equal(decoded=len(decoded.nll))
+    golden.equal(decoded=len(decoded))
+
+
+def record_memory(
+    bench: Bench, golden: Recorder, loaded: LoadedModel, configuration: Configuration
+) -> None:
+    """Bytes of the tensors that a configuration holds, and what the host takes while it decodes."""
+    golden.identity(model=loaded.name, **fields_that_are_set(configuration.policy))
+    before = tensor_bytes()
+    step = steady_step(configuration, loaded.model, bench.text.input_ids.to(loaded.model.device))
+    for _ in range(_SETTLE):
+        step()
+    golden.metric("tensor bytes", tensor_bytes() - before, rel_tol=0.02, better="lower")
+    with golden.peak_memory():
+        for _ in range(N_SMALL):
+            step()
+
+
+def tensor_bytes() -> int:
+    """Bytes of all tensors of this process, those that share a storage counted once."""
+    gc.collect()
+    tensors = (thing for thing in gc.get_objects() if issubclass(type(thing), torch.Tensor))
+    storages = (tensor.untyped_storage() for tensor in tensors)
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
 def record_baseline(bench: Bench, golden: Recorder) -> None:

@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import try_to_load_from_cache
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from streamcache.gate.bench import Bench
 from streamcache.inputs.corpora import load_tokens
-from streamcache.inputs.models import PINNED, load_model
+from streamcache.inputs.models import PINNED, LoadedModel, load_model
 from streamcache.measure.configurations import BASELINE
 from streamcache.policy import EvictionPolicy
 
@@ -48,6 +49,28 @@ def cpu_bench(one_thread: None) -> Bench:
         pairs=40,
         rel_tol=2e-5,
     )
+
+
+@pytest.fixture(scope="session")
+def small_llama(one_thread: None) -> LoadedModel:
+    """Unlike the reference model in all that a cache must know: grouped heads, turned whole.
+
+    Weights larger than a new model's: then attention looks at some entries more than at others.
+    """
+    config = LlamaConfig(
+        vocab_size=4096,
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=2048,
+        initializer_range=0.2,
+    )
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(config)
+    return LoadedModel(model.eval().requires_grad_(False), None, "llama 2x128", "seed0")
 
 
 @pytest.fixture(scope="session")

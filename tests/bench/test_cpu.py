@@ -9,15 +9,19 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from streamcache.gate.bench import (
+    MANY_SINKS,
     SMALL,
     Bench,
     record_baseline,
     record_decoding,
+    record_family,
+    record_memory,
     record_quality,
     record_speed,
 )
 from streamcache.gate.recorder import Recorder
 from streamcache.gate.torch_environment import TorchEnvironmentProbe
+from streamcache.inputs.models import LoadedModel
 from streamcache.measure.checked import with_checksum
 from streamcache.measure.configurations import MODES, NAMED, Configuration
 from streamcache.policy import EvictionPolicy
@@ -44,6 +48,16 @@ def golden_environment(one_thread: None) -> TorchEnvironmentProbe:
 @pytest.mark.parametrize("mode", ["mit", "ours", "fast", "captured"])
 def test_decoding(mode: str, cpu_bench: Bench, golden: Recorder) -> None:
     record_decoding(cpu_bench, golden, Configuration(SMALL, *MODES[mode]))
+
+
+@pytest.mark.parametrize("mode", ["ours", "fast", "captured"])
+def test_llama(mode: str, cpu_bench: Bench, small_llama: LoadedModel, golden: Recorder) -> None:
+    record_family(cpu_bench, golden, small_llama, Configuration(MANY_SINKS, *MODES[mode]))
+
+
+@pytest.mark.parametrize("mode", ["ours", "fast", "captured"])
+def test_memory(mode: str, cpu_bench: Bench, small_llama: LoadedModel, golden: Recorder) -> None:
+    record_memory(cpu_bench, golden, small_llama, Configuration(SMALL, *MODES[mode]))
 
 
 def test_recompute(cpu_bench: Bench, golden: Recorder) -> None:

@@ -21,7 +21,8 @@ class Defect:
         benchmarks: which must get it; also all that is run, unless `whole`.
         whole: run the whole gate, as CI does, with --golden-required.
         any_of: one of the benchmarks is enough.
-        where: on a GPU other things can be seen than on a CPU.
+        where: on a GPU other things can be seen than on a CPU; what no benchmark shows, the unit
+            tests named as `benchmarks` must.
     """
 
     name: str
@@ -31,7 +32,7 @@ class Defect:
     benchmarks: tuple[str, ...]
     whole: bool = False
     any_of: bool = False
-    where: Literal["cpu", "gpu"] = "cpu"
+    where: Literal["cpu", "gpu", "unit"] = "cpu"
 
 
 def patch(file: str, old: str, new: str) -> Edit:
@@ -134,13 +135,15 @@ CONFIGURATIONS, KERNEL = (
     "streamcache/measure/configurations.py",
     "streamcache/decoding/kernels/attention.py",
 )
-STEPS = "streamcache/measure/steps.py"
+STEPS, SPEED = "streamcache/measure/steps.py", "streamcache/measure/speed.py"
 CONFTEST, BENCHMARKS = "tests/bench/conftest.py", "tests/bench/test_cpu.py"
 
 TURNED = ("test_decoding[fast]", "test_decoding[ours]")
 DROPPING = ("test_decoding[mit]", *TURNED)
 DECODED = (*DROPPING, "test_decoding[captured]")
 CAPTURED = ("test_decoding[captured]",)
+LLAMA = ("test_llama[ours]", "test_llama[fast]")
+LLAMA_CAPTURED = ("test_llama[captured]",)
 READ = ("test_quality[quality]",)
 LAZY = ("test_quality[lazy-R32]",)
 TIMED = tuple(f"test_speed[{name}]" for name in ("mit", "ours", "fast", "lazy"))
@@ -150,6 +153,23 @@ PREPARE = "n_evicted = checked_drop(self.policy, self.seen, self._size_before) -
 NOTHING_DUE = "if need <= 0 or not ("
 DROPPED = "return need if self.max_drop is None else min(need, self.max_drop)"
 SHIFTED_BY_ONE = patch(ARENA, PHASE, "phase = self.rotation.phase(offset + 1)")
+SLOWER_BASELINE = (
+    patch(
+        RECOMPUTE,
+        "        return model(input_ids=ids, use_cache=False, logits_to_keep=1).logits\n\n"
+        "    return step\n",
+        """        began = time.thread_time()
+        logits = model(input_ids=ids, use_cache=False, logits_to_keep=1).logits
+        ended = time.thread_time()
+        while time.thread_time() < ended + 0.4 * (ended - began):
+            pass
+        return logits
+
+    return step
+""",
+    ),
+    patch(RECOMPUTE, "import torch\n", "import time\n\nimport torch\n"),
+)
 
 
 def fails(name: str, benchmarks: tuple[str, ...], check: str, *edits: Edit) -> Defect:
@@ -215,6 +235,71 @@ DEFECTS = [
         CAPTURED,
         "ppl",
         patch(KERNEL, "key = key if turn is None else turn(key, position)", "key = +key"),
+    ),
+    fails(
+        "sinks beyond the eighth not shifted",
+        LLAMA,
+        "ppl",
+        patch(
+            ARENA,
+            "self.rotation.pairs(keys).copy_(rotate(self._sink_pairs, phase))",
+            "first = self.rotation.pairs(keys[..., :8, :])\n"
+            "            first.copy_(rotate(self._sink_pairs[..., :8, :, :], phase))",
+        ),
+    ),
+    fails(
+        "sinks beyond the eighth not met by the captured query",
+        LLAMA_CAPTURED,
+        "ppl",
+        patch(
+            KERNEL,
+            "torch.where(is_sink, at_sinks",
+            "torch.where(is_sink & (slots < 8), at_sinks",
+        ),
+    ),
+    fails(
+        "the ring turned the wrong way when positions start anew",
+        LLAMA_CAPTURED,
+        "ppl",
+        patch(
+            RING,
+            "self._rotate_window(self.base - self.evicted)",
+            "self._rotate_window(self.evicted - self.base)",
+        ),
+    ),
+    fails(
+        "queries of a group look at another group's keys",
+        LLAMA_CAPTURED,
+        "ppl",
+        patch(
+            KERNEL,
+            "query.unflatten(1, (-1, groups)).squeeze(3)",
+            "query.unflatten(1, (groups, -1)).squeeze(3).transpose(1, 2)",
+        ),
+    ),
+    Defect(
+        "a reset that empties nothing",
+        (patch(RING, "            slots.zero_()", "            pass"),),
+        Status.FAIL,
+        "",
+        ("tests/unit/test_ring.py::test_nothing_of_an_earlier_stream_is_read",),
+        where="unit",
+    ),
+    # memory
+    fails(
+        "a buffer of 8 times the memory",
+        ("test_memory[ours]", "test_memory[fast]"),
+        "tensor bytes",
+        patch(CACHE, "self._n_slots = 2 * policy.capacity", "self._n_slots = 16 * policy.capacity"),
+    ),
+    fails(
+        "1 MB kept of every token",
+        ("test_memory[ours]", "test_memory[fast]", "test_memory[captured]"),
+        "peak memory",
+        steady_decode(
+            "        self.__dict__.setdefault('kept', []).append(torch.ones(2**18))\n"
+            "        return self._decode(self.input_ids[t : t + 1].expand(self.batch))\n",
+        ),
     ),
     # what is held
     fails(
@@ -496,6 +581,47 @@ DEFECTS = [
         whole=True,
     ),
     # speed
+    Defect(
+        "p99 taken as the 90th percentile",
+        (patch(SPEED, "percentile(own_times.token_ms, 99)", "percentile(own_times.token_ms, 90)"),),
+        Status.FAIL,
+        "",
+        ("tests/unit/test_run.py::test_timed_tokens_have_their_share_of_the_evictions",),
+        where="unit",
+    ),
+    fails(
+        "nothing decoded where it is timed",
+        TIMED,
+        "timed",
+        steady_decode("        return self.input_ids\n"),
+    ),
+    Defect(
+        "half a second at every 500th token",
+        (
+            steady_decode(
+                "        time.sleep(0.5 * (t % 500 == 0))\n"
+                "        return self._decode(self.input_ids[t : t + 1].expand(self.batch))\n",
+            ),
+        ),
+        Status.FAIL,
+        "mean",
+        TIMED,
+        any_of=True,
+    ),
+    Defect(
+        "a mode of torch left on",
+        (
+            patch(
+                CONFTEST,
+                "    torch.set_num_threads(1)\n",
+                "    torch.set_num_threads(1)\n"
+                "    torch.overrides.TorchFunctionMode().__enter__()\n",
+            ),
+        ),
+        Status.INVALID,
+        "speed",
+        TIMED[2:3],
+    ),
     fails(
         "a timed stream that skips tokens",
         TIMED[2:3],
@@ -520,23 +646,15 @@ DEFECTS = [
     Defect("decoding slower by 10 %", (slower(0.10),), Status.FAIL, "speed", TIMED, any_of=True),
     Defect(
         "baseline slower by 40 %, so that speedups look better",
-        (
-            patch(
-                RECOMPUTE,
-                "        return model(input_ids=ids, use_cache=False, logits_to_keep=1).logits\n\n"
-                "    return step\n",
-                """        began = time.thread_time()
-        logits = model(input_ids=ids, use_cache=False, logits_to_keep=1).logits
-        ended = time.thread_time()
-        while time.thread_time() < ended + 0.4 * (ended - began):
-            pass
-        return logits
-
-    return step
-""",
-            ),
-            patch(RECOMPUTE, "import torch\n", "import time\n\nimport torch\n"),
-        ),
+        SLOWER_BASELINE,
+        Status.FAIL,
+        "baseline",
+        TIMED,
+        any_of=True,
+    ),
+    Defect(
+        "both sides slower by 40 %, so that speedups look the same",
+        (slower(0.4), *SLOWER_BASELINE),
         Status.FAIL,
         "baseline",
         TIMED,

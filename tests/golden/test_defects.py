@@ -56,7 +56,7 @@ def test_caught_is_named(exit_status: int, failing: dict[str, str], caught: bool
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "defect", [d for d in DEFECTS if d.where == "cpu"], ids=lambda defect: defect.name
+    "defect", [d for d in DEFECTS if d.where != "gpu"], ids=lambda defect: defect.name
 )
 def test_is_caught(defect: Defect) -> None:
     outcome = planted(defect, "cpu")

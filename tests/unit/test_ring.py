@@ -112,6 +112,17 @@ def test_streams_follow_each_other() -> None:
         assert error(decode(decoder, ids, n_prefill), reference) < TIGHT
 
 
+def test_nothing_of_an_earlier_stream_is_read() -> None:
+    """Slots that a new stream has not filled count for nothing, and so does a NaN in them."""
+    model, policy, ids = neox(), POLICIES["softlite"], text(20)
+    decoder = CapturedDecoder(model, policy)
+    decode(decoder, text(30, seed=1))
+    for slots in (*decoder.cache.keys, *decoder.cache.values):
+        slots.fill_(torch.nan)
+    decoder.reset()
+    assert error(decode(decoder, ids), expected(model, policy, ids)) < TIGHT
+
+
 def test_a_prefill_may_come_in_the_middle() -> None:
     model, policy, ids = llama(), POLICIES["slack"], text(60)
     decoder = CapturedDecoder(model, policy)
