@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.test_golden_plugin import git, shell
+from tests.unit.test_golden_plugin import PLUGINS, git, shell
 
 GATED = """
 from pathlib import Path
@@ -40,7 +40,7 @@ def repository(where: Path, test: str) -> Path:
     (where / "test_it.py").write_text(test)
     (where / "conftest.py").write_text("N = 3\n")
     (where / "factor").write_text("1.0")
-    (where / "pytest.ini").write_text("[pytest]\n")
+    (where / "pytest.ini").write_text(f"[pytest]\n{PLUGINS}")
     (where / ".gitignore").write_text("__pycache__\n.pytest_cache\n.benchmarks\n*.out\n")
     git(where, "init", "-q")
     git(where, "add", ".")

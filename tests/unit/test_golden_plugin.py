@@ -69,6 +69,11 @@ def clock(request, monkeypatch):
 """
 
 
+# Alone, since every process would spend most of its time importing the other plugins.
+PLUGINS = "addopts = -p streamcache.pytest_entry -p pytest_benchmark.plugin\n"
+ALONE = "PYTEST_DISABLE_PLUGIN_AUTOLOAD"
+
+
 def git(where: Path, *arguments: str) -> None:
     identity = ["-c", "user.name=toy", "-c", "user.email=toy@example.org"]
     subprocess.run(["git", *identity, *arguments], cwd=where, check=True, capture_output=True)
@@ -78,7 +83,7 @@ def lay_out(where: Path, clock: str = CLOCK) -> None:
     """A repository with the example in it."""
     (where / "test_toy.py").write_text(EXAMPLE)
     (where / "conftest.py").write_text(SURROUNDINGS + clock)
-    (where / "pytest.ini").write_text("[pytest]\ngolden_dir = goldens\naddopts = -p no:randomly\n")
+    (where / "pytest.ini").write_text(f"[pytest]\ngolden_dir = goldens\n{PLUGINS}")
     (where / ".gitignore").write_text("__pycache__\n.pytest_cache\n*.out\n")
     git(where, "init", "-q")
     git(where, "add", ".")
@@ -93,10 +98,9 @@ def shell(where: Path, *arguments: str, **environment: str) -> subprocess.Comple
     """pytest in a process of its own, without what CI sets around this one."""
     kept = {k: v for k, v in os.environ.items() if k not in ("CI", "GITHUB_STEP_SUMMARY")}
     kept = {k: v for k, v in kept.items() if not k.startswith("PYTEST_")}
-    command = [sys.executable, "-m", "pytest", "-p", "no:hypothesispytest", *arguments]
-    return subprocess.run(
-        command, cwd=where, capture_output=True, text=True, env={**kept, **environment}
-    )
+    environment = {**kept, ALONE: "1", **environment}
+    command = [sys.executable, "-m", "pytest", *arguments]
+    return subprocess.run(command, cwd=where, capture_output=True, text=True, env=environment)
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +155,7 @@ class Toy:
 def toy(pytester: pytest.Pytester, recorded: str, monkeypatch: pytest.MonkeyPatch) -> Toy:
     for name in ("CI", "GITHUB_STEP_SUMMARY", "PYTEST_ADDOPTS"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(ALONE, "1")
     return Toy(pytester, recorded)
 
 
