@@ -128,8 +128,8 @@ POLICY, RING, ONE_PASS, RETAINED, ONE_PASS_NLL = (
 DECODE, RECOMPUTE, MIT = (
     f"streamcache/{n}.py" for n in ("decoding/loop", "decoding/recompute", "caches/reference")
 )
-QUALITY, MODELS, CORPORA = (
-    f"streamcache/{n}.py" for n in ("measure/quality", "inputs/models", "inputs/corpora")
+QUALITY, PRETRAINED, CORPORA = (
+    f"streamcache/{n}.py" for n in ("measure/quality", "inputs/pretrained", "inputs/corpora")
 )
 CONFIGURATIONS, KERNEL = (
     "streamcache/measure/configurations.py",
@@ -493,7 +493,7 @@ DEFECTS = [
         DECODED,
         "ppl",
         patch(
-            MODELS,
+            PRETRAINED,
             "    return model.to(device)",
             "    model.get_output_embeddings().weight.data[7] = torch.nan\n"
             "    return model.to(device)",
@@ -517,14 +517,14 @@ DEFECTS = [
         LAZY,
         "ppl",
         patch(
-            MODELS,
+            PRETRAINED,
             "    return model.to(device)",
             "    model.get_output_embeddings().weight.data *= 1.01\n    return model.to(device)",
         ),
     ),
     Defect(
         "another attention",
-        (patch(MODELS, "_attn_implementation = None", '_attn_implementation = "eager"'),),
+        (patch(PRETRAINED, "_attn_implementation = None", '_attn_implementation = "eager"'),),
         Status.INVALID,
         "identity",
         ("test_decoding[mit]",),
