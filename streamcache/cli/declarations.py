@@ -20,6 +20,7 @@ from streamcache.cli.options import (
     force_option,
     model_options,
     positions_option,
+    text_options,
     workload_options,
 )
 from streamcache.cli.policies import ENTRIES, policy_options
@@ -82,6 +83,16 @@ COMMANDS = (
             "--baseline-file", type=OutputRecord, help="to keep it; default: in --output-dir"
         ),
         click.option("--output-file", type=OutputRecord, help="write the record here as well"),
+    ),
+    _command(
+        "chat",
+        "chat.chat",
+        """Answer each line of the input, for as long as there are lines.
+
+        The cache keeps its size, and each reply is followed by a line with its speed.
+        """,
+        text_options,
+        click.option("--system", help="a message that stands before the first line"),
     ),
     _command(
         "compare",
@@ -159,6 +170,16 @@ COMMANDS = (
             "--output-file", type=OutputRecord, help="write record and arrays here as well"
         ),
         force_option,
+    ),
+    _command(
+        "generate",
+        "chat.generate",
+        """Continue a text, token by token, in a cache of fixed size.
+
+        PROMPT is the text; without it the input is read to its end.
+        """,
+        click.argument("prompt", required=False),
+        text_options,
     ),
     _command(
         "ladder",

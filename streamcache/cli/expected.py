@@ -4,6 +4,7 @@ from streamcache.caches.hooks import PaddingError
 from streamcache.caches.probe import UnsupportedModelError
 from streamcache.decoding.nll import NotFiniteError
 from streamcache.decoding.onepass import OnePassUnsupported
+from streamcache.decoding.text import TextError
 from streamcache.extras import MissingExtra
 from streamcache.inputs.corpora import CorpusError
 from streamcache.inputs.models import ModelError
@@ -25,5 +26,6 @@ EXPECTED = (
     PolicyError,
     QuantizationError,
     RecordError,
+    TextError,
     UnsupportedModelError,
 )

@@ -1,5 +1,6 @@
 """The options that commands share, and the files that they name. It imports no torch."""
 
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -7,11 +8,22 @@ from typing import Any
 
 import click
 
+from streamcache.cli.policies import ENTRIES
 from streamcache.files import require_writable
 from streamcache.measure.checked import is_record
 
 Command = Callable[..., Any]
 File = click.Path(dir_okay=False, path_type=Path)
+
+
+class _Number(click.FloatRange):
+    """A range of numbers, of which NaN is none."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        found = super().convert(value, param, ctx)
+        if math.isnan(found):
+            self.fail(f"{value} is not a number", param, ctx)
+        return found
 
 
 class _Output(click.Path):
@@ -54,29 +66,51 @@ OutputFolder = _Output(file_okay=False, path_type=Path)
 positions_option = click.option(
     "--positions", type=click.IntRange(1), help="of the baseline with a full window"
 )
+_MODEL: list[Command] = [
+    click.option(
+        "--model-name",
+        default="reference",
+        help="reference, smollm2-135m, a folder, a .gguf file, a hub id, or random:<shape>",
+    ),
+    click.option("--revision", help="hub commit; Pythia from 160m on has its pinned"),
+    click.option("--dtype", default="auto", help="auto, float32, float16 or bfloat16"),
+    click.option("--quantization", type=click.Choice(["int8", "int4"]), help="of the weights"),
+    click.option("--device", default=None, help="cpu or cuda; default: cuda where there is one"),
+]
 force_option = click.option("--force", is_flag=True, help="measure again what is finished")
 
 
 def model_options(command: Command) -> Command:
     """The options that say which model is measured, where, and with what at hand."""
     options = [
-        click.option(
-            "--model-name",
-            default="reference",
-            help="reference, smollm2-135m, a folder, a .gguf file, a hub id, or random:<shape>",
-        ),
-        click.option("--revision", help="hub commit; Pythia from 160m on has its pinned"),
-        click.option("--dtype", default="auto", help="auto, float32, float16 or bfloat16"),
-        click.option("--quantization", type=click.Choice(["int8", "int4"]), help="of the weights"),
-        click.option(
-            "--device", default=None, help="cpu or cuda; default: cuda where there is one"
-        ),
+        *_MODEL,
         click.option("--data-dir", type=Path, help="local corpora; or set STREAMCACHE_DATA"),
         click.option("--output-dir", type=OutputFolder, default=Path("runs"), show_default=True),
     ]
-    for option in reversed(options):
-        command = option(command)
-    return command
+    return _with(options, command)
+
+
+def text_options(command: Command) -> Command:
+    """The options of a stream of text: which model, what is evicted, how a token is chosen."""
+    options = [
+        *_MODEL,
+        click.option("--n-sink", type=ENTRIES, default=4, show_default=True),
+        click.option(
+            "--cap-total", type=ENTRIES, help="entries of the cache; default: 2048, or the context"
+        ),
+        click.option("--compress-every", type=ENTRIES, default=1, show_default=True),
+        click.option("--max-new-tokens", type=click.IntRange(1), default=256, show_default=True),
+        click.option(
+            "--temperature",
+            type=_Number(0, 100),
+            default=0.0,
+            show_default=True,
+            help="0: the most likely token",
+        ),
+        click.option("--top-p", type=_Number(0, 1), default=1.0, show_default=True),
+        click.option("--seed", type=click.IntRange(0, 1 << 62), help="of the random numbers"),
+    ]
+    return _with(options, command)
 
 
 def workload_options(command: Command) -> Command:
@@ -91,6 +125,10 @@ def workload_options(command: Command) -> Command:
         click.option("--dataset-config", help="wikitext: wikitext-103-v1; pg19: a Gutenberg id"),
         click.option("--max-eval-tokens", type=click.IntRange(2), default=4096, show_default=True),
     ]
+    return _with(options, model_options(command))
+
+
+def _with(options: list[Command], command: Command) -> Command:
     for option in reversed(options):
         command = option(command)
-    return model_options(command)
+    return command

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,8 +18,10 @@ from rich.table import Table
 
 from streamcache import cli
 from streamcache.caches.refresh import RefreshPolicy
-from streamcache.cli import console, declarations, diagnose, measure, options, profile
+from streamcache.cli import common, console, declarations, diagnose, measure, options, profile
+from streamcache.decoding import text
 from streamcache.decoding.onepass import streaming_nll
+from streamcache.inputs.models import load_model
 from streamcache.inputs.quantize import Quantization
 from streamcache.measure import checked, measurement
 from streamcache.measure import run as measuring
@@ -169,6 +172,9 @@ def test_random_weights_have_a_speed_and_no_ppl(run: Run, tmp_path: Path) -> Non
         (["eval", "--mode", "baseline", "--compress-every", "4"], ["--n-sink and --window-size"]),
         (["eval", "--mode", "baseline", "--streaming-mode", "captured"], ["leave out"]),
         (["eval", "--output-file", "/"], ["/", "directory"]),
+        (["generate", "a", "--model-name", "random:4x128"], ["random:4x128 has no tokenizer"]),
+        (["generate", "a", "--cap-total", "4"], ["total=4", "at least 5"]),
+        (["generate", "a", "--temperature", "nan"], ["--temperature"]),
         (["compare", "--configs", "mit,fats"], ["'fats'", "baseline, mit"]),
         (["eval", "--max-eval-tokens", "30000"], ["24000", "30000"]),
         (["evaluate"], ["evaluate"]),
@@ -282,6 +288,94 @@ def test_what_keeps_nothing_promises_nothing_when_interrupted(
     monkeypatch.setattr(diagnose, "load", interrupted)
     ran = run("diagnose", "--no-plot")
     assert ran.status == 130 and ran.err.split() == ["interrupted"]
+
+
+SMALL_CACHE = ["--cap-total", "24", "--max-new-tokens", "30"]
+
+
+def test_generate_goes_on_past_the_cache_and_says_what_it_took(run: Run) -> None:
+    ran = run("generate", "It was a dark night", *SMALL_CACHE)
+    assert ran.status == 0 and ran.out.startswith("It was a dark night")
+    n_tokens, n_evicted = re.search(
+        r"\[30 tokens, [\d.]+ tokens/s; stream: (\d+) tokens, cache: 24 of 24 entries, "
+        r"(\d+) evicted\]",
+        ran.err,
+    ).groups()  # type: ignore[union-attr]
+    assert int(n_tokens) == 24 + int(n_evicted) and int(n_tokens) > 30
+    assert run("generate", "It was a dark night", *SMALL_CACHE).out == ran.out
+    sampled = run("generate", "It was a dark night", *SMALL_CACHE, "--temperature", "1")
+    assert sampled.out != ran.out
+
+
+def test_generate_reads_its_input_and_a_cache_that_is_large_enough_changes_nothing(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"It was \xff a night")))
+    ran = run("generate", "--max-new-tokens", "20")
+    loaded: Any = vars(common)["load_model"]("reference")
+    ids = loaded.tokenizer("<|endoftext|>It was \ufffd a night", return_tensors="pt").input_ids
+    expected = loaded.model.generate(ids, max_new_tokens=20, do_sample=False)[0]
+    assert ran.out == loaded.tokenizer.decode(expected, skip_special_tokens=True) + "\n"
+    assert "of 128 entries, 0 evicted" in ran.err
+
+
+CHATML = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}</>\n{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+@pytest.mark.parametrize("template", [None, CHATML])
+def test_chat_is_the_stream_of_the_whole_conversation(
+    run: Run, monkeypatch: pytest.MonkeyPatch, template: str | None
+) -> None:
+    """What is fed in turns is what the template makes of all messages."""
+    fed: list[str] = []
+
+    def with_template(name: str, **how: Any) -> Any:
+        loaded: Any = load_model(name, **how)
+        loaded.tokenizer.chat_template = template
+        return loaded
+
+    def read(stream: text.TextStream, given: str) -> int:
+        fed.append(given)
+        return feed(stream, given)
+
+    feed = text.TextStream.read
+    monkeypatch.setattr(common, "load_model", with_template)
+    monkeypatch.setattr(text.TextStream, "read", read)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"One.\n \nTwo.\n")))
+    ran = run("chat", *SMALL_CACHE, "--system", "Be brief.")
+    assert ran.status == 0 and ran.err.count("tokens/s") == 2
+    first, second = fed
+    reply = "reply"
+    messages = [("system", "Be brief."), ("user", "One."), ("assistant", reply), ("user", "Two.")]
+    tokenizer = with_template("reference").tokenizer
+    whole = text.opening(tokenizer, [{"role": r, "content": c} for r, c in messages])
+    assert first + reply + second == whole
+
+
+def test_a_template_that_changes_earlier_replies_is_refused(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def counting(name: str, **how: Any) -> Any:
+        loaded: Any = load_model(name, **how)
+        template = "{% for m in messages %}{{ loop.revindex }}{{ m.content }}{% endfor %}"
+        loaded.tokenizer.chat_template = template
+        return loaded
+
+    monkeypatch.setattr(common, "load_model", counting)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"One.\n")))
+    ran = run("chat")
+    assert ran.status == 2 and "changes earlier replies: use generate" in ran.err
+
+
+def test_a_reader_that_has_read_enough_is_no_error() -> None:
+    command = [sys.executable, "-m", "streamcache", "-h"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout and process.stderr
+    process.stdout.close()
+    assert process.stderr.read() == b"" and process.wait() == 1
 
 
 def test_the_list_of_commands_has_the_first_line_of_each(run: Run) -> None:

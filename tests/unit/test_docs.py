@@ -2,9 +2,11 @@
 whose commands are those of tox.ini."""
 
 import ast
+import io
 import os
 import re
 import shlex
+import sys
 from configparser import ConfigParser
 from functools import partial
 from pathlib import Path
@@ -79,6 +81,7 @@ def test_streamcache_commands(
     for page in DOCS:  # what a command may write into
         (tmp_path / page.parent.name).mkdir(exist_ok=True)
         (tmp_path / page.parent.name / page.name).write_text(page.read_text())
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"Good evening.\n")))
     monkeypatch.setattr(paper, "configurations", lambda *given: configurations(*given)[:2])
     ran = run(*words[1:], *small(words, tmp_path))
     assert ran.status == 0, ran.err
@@ -88,12 +91,16 @@ def test_streamcache_commands(
         "profile": "eviction",
         "ladder": "roofline",
         "sinks": "choose S",
+        "generate": "It was a dark and stormy night; ",
+        "chat": "\n",
     }
     assert printed.get(words[1], "to make" if "--dry-run" in words else "TPOT") in ran.out
 
 
 def small(words: list[str], folder: Path) -> list[str]:
     """Settings that make a command quick: of an option given twice the last one counts."""
+    if words[1] in ("generate", "chat"):
+        return ["--max-new-tokens", "8"]
     if words[1] == "summarize":
         made.methods(folder / "runs")
         return []

@@ -10,7 +10,7 @@ import pytest
 from streamcache.extras import EXTRAS, MissingExtra, require
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = ("baseline", "compare", "diagnose", "eval", "paper", "profile", "summarize")
+COMMANDS = ("chat", "eval", "generate", "summarize")
 
 
 def run_without(missing: list[str], code: str, folder: Path) -> "subprocess.CompletedProcess[str]":
