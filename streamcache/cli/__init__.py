@@ -15,13 +15,7 @@ from streamcache.policy import PolicyError
 from streamcache.report.plain import plain
 from streamcache.version import VERSION
 
-_GO_ON = (
-    "baseline",
-    "compare",
-    "eval",
-    "paper",
-    "sinks",
-)  # keep what an interrupted run has finished
+_GO_ON = ("baseline", "compare", "eval", "paper", "sinks", "stream")  # keep what was finished
 
 
 @click.group(commands=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})

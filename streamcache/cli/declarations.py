@@ -254,6 +254,32 @@ COMMANDS = (
         click.option("--cap-total", default=512, help="entries of the cache", **_entries),
     ),
     _command(
+        "stream",
+        "stream.stream",
+        """Stream all books of PG19 one after the other: PPL by position and by book.
+
+        What an interrupted run has finished is kept, so the same command goes on from there.
+        """,
+        model_options,
+        click.option(
+            "--configs",
+            default="fast,window,causal",
+            show_default=True,
+            help="named configurations; causal: no eviction, up to the trained context",
+        ),
+        click.option(
+            "--max-eval-tokens",
+            type=click.IntRange(2),
+            default=65_536,
+            show_default=True,
+            help="the books are read again after the last",
+        ),
+        click.option(
+            "--book-tokens", type=click.IntRange(1), help="the first of each book; default: all"
+        ),
+        click.option("--cap-total", default=1024, help="entries of the caches", **_entries),
+    ),
+    _command(
         "summarize",
         "summarize.summarize",
         "Write summary.md, summary.tex and index.html from the records in a folder.",

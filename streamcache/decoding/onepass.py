@@ -10,6 +10,7 @@ from streamcache.caches.admission import pretrained
 from streamcache.caches.attention_override import AttentionOverrideError, with_override
 from streamcache.caches.one_pass import OnePass, block_size
 from streamcache.caches.probe import probe_rope
+from streamcache.decoding.checkpoint import Checkpoint, Finished
 from streamcache.decoding.nll import token_ids, token_nll
 from streamcache.policy import Policy, warn_beyond
 
@@ -29,6 +30,7 @@ def streaming_nll(
     input_ids: Tensor | Sequence[int],
     policy: Policy,
     advance: Callable[[int], None] | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> Tensor:
     """NLL of each token of a teacher-forced stream, predicted from what the cache then holds.
 
@@ -42,6 +44,7 @@ def streaming_nll(
         input_ids: integers [T], T >= 2, on any device.
         policy: what to evict and when.
         advance: called with the number of tokens just finished.
+        checkpoint: where the pass goes on from, and what it has finished is kept now and then.
 
     Returns:
         float32 [T - 1], nats, on the model's device: entry t is -log p(token t + 1) after token t
@@ -60,23 +63,36 @@ def streaming_nll(
     block = block_size(text.device)
     nll = torch.empty(n_queries, device=text.device)
     try:
-        one_pass = _begin(model, policy, n_queries)
-        for begin in range(0, n_queries, block):
+        finished = checkpoint.load(text.device) if checkpoint else None
+        one_pass = _begin(model, policy, n_queries, finished)
+        if finished is not None:
+            nll[: one_pass.seen] = finished.nll
+            if advance:
+                advance(one_pass.seen)
+        for begin in range(one_pass.seen, n_queries, block):
             end = min(begin + block, n_queries)
             logits = one_pass.feed(text[None, begin:end]).logits[0]
             rows = zip(logits.split(_ROWS), text[begin + 1 : end + 1].split(_ROWS))
             nll[begin:end] = torch.cat([token_nll(*few) for few in rows])
             if advance:
                 advance(end - begin)
+            if checkpoint:
+                checkpoint.save_if_due(nll[:end], one_pass, len(one_pass.layers))
     except AttentionOverrideError as error:
         reason = f"cannot run {model.config.model_type} in one pass: {error}"
         raise OnePassUnsupported(reason) from error
     return nll
 
 
-def _begin(model: PreTrainedModel, policy: Policy, n_tokens: int) -> OnePass:
+def _begin(
+    model: PreTrainedModel, policy: Policy, n_tokens: int, finished: Finished | None
+) -> OnePass:
     geometry = probe_rope(model)
     limit = geometry.max_position
     if limit is not None and min(policy.capacity, n_tokens) > limit:
         raise AttentionOverrideError(f"its table of angles holds for {limit} positions")
-    return OnePass(with_override(model), geometry, policy)
+    copy = with_override(model)
+    if finished is None:
+        return OnePass(copy, geometry, policy)
+    seen = len(finished.nll)
+    return OnePass(copy, geometry, policy, seen, finished.evicted, 0, finished.held)

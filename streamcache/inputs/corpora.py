@@ -14,7 +14,9 @@ Local files lie in a data folder; without one, the test splits come from the hub
 import hashlib
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _Text = tuple[str, str, str]  # name, text, source
+_Books = list[tuple[str, Callable[[], str]]]  # names, and what reads them
 
 _WIKITEXT_HUB = "Salesforce/wikitext@b08601e04326c79dfdd32d625aee71d232d685c3"
 _PG19_HUB = "emozilla/pg19@c021754c8e01c5b1cc83a1f549c1f97fbbb756b8"
@@ -103,7 +106,9 @@ def load_tokens(
         )
     else:
         name, text, source = _read(dataset_name, dataset_config, data_dir)
-        numbers = _encode(tokenizer, text, max_tokens)
+        marker = document_marker(tokenizer)
+        start = [] if marker is None else [marker]
+        numbers = [*start, *encode(tokenizer, text, max_tokens)]
     if max_tokens is not None and len(numbers) < max_tokens:
         raise CorpusError(
             f"{name} has {len(numbers)} tokens, {max_tokens} were asked for: ask for fewer, "
@@ -118,23 +123,27 @@ def digest_of(input_ids: torch.Tensor) -> str:
     return hashlib.sha256(input_ids.numpy().astype("<i8").tobytes()).hexdigest()
 
 
-def _encode(tokenizer: "PreTrainedTokenizerBase", text: str, limit: int | None) -> list[int]:
-    """Token ids of the marker and the text, at least `limit` of them unless the text ends first.
+def document_marker(tokenizer: "PreTrainedTokenizerBase") -> int | None:
+    """The token that a stream starts with: BOS, else EOS; None where there is neither."""
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    return eos if bos is None else bos
+
+
+def encode(tokenizer: "PreTrainedTokenizerBase", text: str, limit: int | None) -> list[int]:
+    """The first `limit` token ids of a text, or all.
 
     Books have millions of characters, so only a head of the text is encoded. It is cut between a
     word and the space after it: words start with their space (" word"), none ends with one, so
     no token crosses the cut and the head's tokens are the first tokens of the whole. A line break
     would not do, as some tokenizers join it to the full stop before it.
     """
-    marker = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-    start = [] if marker is None else [marker]
     length = len(text) if limit is None else 8 * limit  # English has 3 to 5 characters a token
     while True:
         cut = re.match(r".*\S(?= )", text[:length], re.DOTALL) if length < len(text) else None
         head = cut.group() if cut else text
-        ids: list[int] = start + tokenizer.encode(head, add_special_tokens=False, verbose=False)
+        ids: list[int] = tokenizer.encode(head, add_special_tokens=False, verbose=False)
         if not cut or limit is None or len(ids) >= limit:
-            return ids
+            return ids[:limit]
         length *= 2
 
 
@@ -180,6 +189,31 @@ def _pg19(book: str, folder: Path | None) -> _Text:
     if book not in books:
         raise CorpusError(f"the pg19 test split has no book {book}; books: {', '.join(books)}")
     return name, rows[books.index(book)]["text"], f"hub {_PG19_HUB}"
+
+
+def pg19_books(data_dir: str | Path | None) -> tuple[_Books, str]:
+    """All books of the test split, in order of their numbers: names and what reads them; a source.
+
+    Raises:
+        MissingExtra, CorpusError: see `load_tokens`.
+    """
+    given = data_dir or os.environ.get("STREAMCACHE_DATA")
+    if given:
+        files = [path for path in Path(given, "pg19").glob("*.txt") if path.stem.isdecimal()]
+        files.sort(key=lambda path: int(path.stem))
+        if not files:
+            raise CorpusError(f"no books in {Path(given, 'pg19')}: it needs files <id>.txt")
+        books: _Books = [(f"pg19/{path.stem}", partial(_read_file, path)) for path in files]
+        return books, "folder"
+    rows = _hub_rows(_PG19_HUB, "data/test-*.parquet", "pg19/<id>.txt")
+    numbers = [url.rstrip("/").rpartition("/")[2] for url in rows["url"]]
+    order = sorted(range(len(numbers)), key=lambda i: int(numbers[i]))
+
+    def read(row: int) -> str:
+        return str(rows[row]["text"])
+
+    books = [(f"pg19/{numbers[i]}", partial(read, i)) for i in order]
+    return books, f"hub {_PG19_HUB}"
 
 
 def _read_file(path: Path) -> str:

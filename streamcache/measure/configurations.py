@@ -150,6 +150,7 @@ def _named() -> dict[str, Configuration]:
         "ours-standard": Configuration(BASELINE, "rerotating"),
         "best": Configuration(best, "rerotating"),
         "fast": Configuration(BASELINE, "streaming"),
+        "window": Configuration(EvictionPolicy(0, 2048), "streaming"),
         "best-fast": Configuration(best, "streaming"),
         "captured": Configuration(BASELINE, "ring", "captured"),
         "best-captured": Configuration(best, "ring", "captured"),

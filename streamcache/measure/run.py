@@ -8,6 +8,7 @@ from typing import Literal
 import numpy
 import torch
 
+from streamcache.decoding.checkpoint import Checkpoint
 from streamcache.decoding.nll import require_finite
 from streamcache.decoding.onepass import streaming_nll
 from streamcache.machine import source_commit
@@ -28,7 +29,7 @@ from streamcache.measure.memory import peak_memory_bytes
 from streamcache.measure.progress import Progress, no_progress
 from streamcache.measure.speed import measure_speed
 from streamcache.measure.steps import decoded_nll
-from streamcache.measure.store import Store
+from streamcache.measure.store import Store, state_path
 from streamcache.measure.workload import Workload
 from streamcache.policy import Evictions, count_evictions
 
@@ -228,7 +229,10 @@ def _ppl(
     with progress(configuration.name, len(ids) - 1) as advance:
         if what.ppl == "one-pass" and not configuration.refresh:
             method = "one-pass"
-            found = streaming_nll(workload.loaded.model, ids, configuration.policy, advance)
+            checkpoint = None if path is None else Checkpoint(state_path(path))
+            found = streaming_nll(
+                workload.loaded.model, ids, configuration.policy, advance, checkpoint
+            )
         else:
             method = "sequential"
             found = decoded_nll(configuration, workload.loaded.model, ids, advance)

@@ -63,7 +63,8 @@ class Store:
 
     def put(self, path: Path, measurement: Measurement) -> Measurement:
         """Keep a measurement; it with its path."""
-        partial_path(path).unlink(missing_ok=True)
+        for unfinished in (partial_path(path), state_path(path)):
+            unfinished.unlink(missing_ok=True)
         within = self.folder if path.is_relative_to(self.folder) else None  # else named by the user
         return write(self._same(path), measurement, within)
 
@@ -111,6 +112,11 @@ class PartialBaseline(msgspec.Struct, frozen=True, tag="streamcache-partial", ta
 def partial_path(path: Path) -> Path:
     """What an interrupted baseline has finished, beside its record."""
     return path.with_name(f"{path.stem}.partial.json")
+
+
+def state_path(path: Path) -> Path:
+    """What an interrupted pass over a long text has finished, beside its record."""
+    return path.with_name(f"{path.stem}.state")
 
 
 def read_partial(path: Path) -> list[float]:

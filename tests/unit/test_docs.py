@@ -93,6 +93,7 @@ def test_streamcache_commands(
         "sinks": "choose S",
         "generate": "It was a dark and stormy night; ",
         "chat": "\n",
+        "stream": "PPL by book",
     }
     assert printed.get(words[1], "to make" if "--dry-run" in words else "TPOT") in ran.out
 
@@ -112,6 +113,8 @@ def small(words: list[str], folder: Path) -> list[str]:
         size = ["--cap-total", "100"] if "--cap-total" in words else ["--window-size", "60"]
         return ["--max-eval-tokens", "260", "--tokens", "4", *size]
     if words[1] == "sinks":
+        return ["--model-name", "reference", "--max-eval-tokens", "160", "--cap-total", "64"]
+    if words[1] == "stream":
         return ["--model-name", "reference", "--max-eval-tokens", "160", "--cap-total", "64"]
     if words[1] == "ladder":
         return ["--model-name", "random:4x128", "--window-size", "60", "--tpot-tokens", "8"]
