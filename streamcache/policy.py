@@ -175,6 +175,21 @@ def window_size(policy: Policy) -> int:
     return policy.floor - policy.n_sink
 
 
+def require_policy(policy: object) -> None:
+    """
+    Raises:
+        TypeError: it has not the members of a `Policy`.
+    """
+    missing = [
+        name for name in ("n_sink", "floor", "capacity", "drop") if not hasattr(policy, name)
+    ]
+    if missing:
+        raise TypeError(
+            f"a {type(policy).__name__} is no policy, such as EvictionPolicy(4, 2044): it has no "
+            f"{', '.join(missing)}"
+        )
+
+
 def checked_drop(policy: Policy, seen: int, size: int) -> int:
     """`policy.drop`, for a cache, which has room for `capacity` entries and loses what is evicted.
 

@@ -53,6 +53,7 @@ def require_admissible(model: PreTrainedModel) -> None:
     Raises:
         UnsupportedModelError: the model cannot be streamed.
     """
+    require_in_memory(model)
     config = model.config
     text = config.get_text_config(decoder=True)
     rope = getattr(text, "rope_parameters", None) or {}
@@ -67,9 +68,6 @@ def require_admissible(model: PreTrainedModel) -> None:
         "chunked attention masks by absolute position": getattr(text, "attention_chunk_size", None),
         "it scales its queries by absolute position": getattr(text, "attn_temperature_tuning", None)
         or any(table.get("llama_4_scaling_beta") for table in tables),
-        "some of its weights are not in memory (meta device, offloading)": any(
-            parameter.is_meta for parameter in model.parameters()
-        ),
         "its decoder takes no cache by a name that this version of streamcache knows": not (
             takes_cache(decoder_of(model))
         ),
@@ -77,3 +75,13 @@ def require_admissible(model: PreTrainedModel) -> None:
     for reason, applies in reasons.items():
         if applies:
             raise refusal(config, reason)
+
+
+def require_in_memory(model: PreTrainedModel) -> None:
+    """
+    Raises:
+        UnsupportedModelError: the model has weights on the meta device.
+    """
+    if any(parameter.is_meta for parameter in model.parameters()):
+        reason = "some of its weights are not in memory (meta device, offloading)"
+        raise refusal(model.config, reason)

@@ -30,6 +30,7 @@ from streamcache.policy import (
     between_evictions,
     checked_drop,
     evicts_inside,
+    require_policy,
     warn_beyond,
 )
 
@@ -69,7 +70,7 @@ class BoundedCache(Cache, ABC):
 
     Raises:
         UnsupportedModelError: the model cannot be streamed correctly (see `probe_rope`).
-        TypeError: a config in place of a model.
+        TypeError: a config in place of a model, or something else in place of a policy.
     """
 
     takes_long_inputs: ClassVar[bool] = False
@@ -82,6 +83,7 @@ class BoundedCache(Cache, ABC):
                 "become the attention sinks, and positions would grow without bound"
             )
         decoder = decoder_of(model)
+        require_policy(policy)
         config = decoder.config.get_text_config(decoder=True)
         self.policy = policy
         self.geometry = probe_rope(model)
@@ -338,7 +340,8 @@ class BoundedCache(Cache, ABC):
             self._select(indices)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        self.batch_select_indices(torch.arange(self.batch_size).repeat_interleave(repeats))
+        rows = torch.arange(self.batch_size, device="cpu")
+        self.batch_select_indices(rows.repeat_interleave(repeats))
 
     def crop(self, tokens_to_remove: int) -> None:
         raise NotImplementedError("a bounded cache cannot be rolled back: what it evicted is gone")
@@ -393,6 +396,12 @@ class BoundedCache(Cache, ABC):
         other.__dict__.update({k: copy.deepcopy(v, memo) for k, v in self.__dict__.items()})
         attach(other, self._model, decoder_of(self._model))
         return other
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError(
+            "a bounded cache is of one model in one process, and cannot be pickled: "
+            "copy.deepcopy(cache) forks its stream"
+        )
 
     def __len__(self) -> int:
         return len(self.geometry.layers)

@@ -359,7 +359,8 @@ def _refuse_mask(attention_mask: Any, is_step: bool, has_images: bool = False) -
     if not bool(attention_mask.all()):
         raise PaddingError(
             "the attention_mask has zeros: padding would become the attention sinks; "
-            "batch prompts of equal length, or stream them one by one"
+            "batch prompts of equal length, or stream them one by one (where no mask is passed, "
+            "`generate` takes pad_token_id in a prompt for padding)"
         )
 
 

@@ -256,5 +256,5 @@ def _frequencies(model: PreTrainedModel, head_dim: int) -> Iterator[Tensor]:
     theta = getattr(config, "rope_theta", None) or 10000.0
     rotary_dim = getattr(config, "rotary_dim", None) or head_dim
     # In float32, as the models that keep no buffer compute it; the keys tell if it fits.
-    exponents = torch.arange(0, rotary_dim, 2, dtype=torch.int64).float() / rotary_dim
+    exponents = torch.arange(0, rotary_dim, 2, device="cpu").float() / rotary_dim
     yield (1.0 / (theta**exponents)).double()

@@ -86,7 +86,7 @@ class RopeTable(NamedTuple):
     def at(rotation: Rotation, width: int, positions: Tensor) -> "RopeTable":
         """The table whose rows are for these positions: int64 [n], on the device to be used."""
         phase = rotation.to(positions.device).phase(positions)
-        cos = torch.ones(len(positions), width, device=phase.device)
+        cos = torch.ones(len(positions), width, dtype=torch.float32, device=phase.device)
         sin = torch.zeros_like(cos)
         partner = torch.arange(width, device=phase.device)
         rotation.pairs(cos).copy_(phase.real[..., None].expand(*phase.shape, 2))

@@ -43,7 +43,6 @@ class StreamingCache(BoundedCache):
     _wide_keys = False  # they are rotated once or twice in their life
 
     def __init__(self, model: nn.Module, policy: Policy):
-        self._n_slots = 2 * policy.capacity
         self._arenas: list[Arena] = []
         self._begin: int = 0  # the slot of the first entry held
         super().__init__(model, policy)
@@ -72,6 +71,10 @@ class StreamingCache(BoundedCache):
             )
             self._arenas.append(arena)
             self._home.update({index: (arena, i) for i, index in enumerate(members)})
+
+    @property
+    def _n_slots(self) -> int:
+        return 2 * self.policy.capacity
 
     @property
     def _end(self) -> int:

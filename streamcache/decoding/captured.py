@@ -7,6 +7,7 @@ device and the graph takes a row at every replay, so evictions, re-basing and ne
 neither a capture nor a word from the host.
 """
 
+import operator
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from streamcache.caches.admission import pretrained
+from streamcache.caches.admission import pretrained, require_in_memory
 from streamcache.caches.attention_override import (
     Scores,
     forward_unrotated,
@@ -30,6 +31,7 @@ from streamcache.decoding.kernels.attention import attend
 from streamcache.decoding.kernels.fusion import fused
 from streamcache.decoding.kernels.int8 import with_int8_kernels
 from streamcache.decoding.kernels.linear import KernelLinearMode
+from streamcache.decoding.nll import require_causal_lm
 from streamcache.policy import Policy
 
 _PLANNED = 1024  # steps on the device
@@ -49,6 +51,22 @@ def _in_the_dtype_of_the_model(device: torch.device) -> Iterator[None]:
     """Without autocast around: a captured graph would not follow it."""
     with torch.autocast(device.type, enabled=False):
         yield
+
+
+def _checked_batch(batch: int) -> int:
+    if isinstance(batch, bool) or not hasattr(batch, "__index__") or operator.index(batch) < 1:
+        raise ValueError(f"batch must be an integer >= 1, got {batch!r}")
+    return operator.index(batch)
+
+
+def _is_float(ids: Tensor) -> bool:
+    return ids.is_floating_point() or ids.dtype == torch.bool
+
+
+def _described(ids: object) -> str:
+    if isinstance(ids, Tensor):
+        return f"{str(ids.dtype).removeprefix('torch.')} {list(ids.shape)}"
+    return type(ids).__name__
 
 
 class CapturedDecoder:
@@ -75,7 +93,9 @@ class CapturedDecoder:
     """
 
     def __init__(self, model: nn.Module, policy: Policy, batch: int = 1, compile: bool = True):
-        model = pretrained(model)
+        model, batch = pretrained(model), _checked_batch(batch)
+        require_in_memory(model)
+        require_causal_lm(model)
         self.model, self.batch = shared_copy(with_int8_kernels(model)), batch
         device = model.device
         with _in_the_dtype_of_the_model(device):
@@ -130,6 +150,8 @@ class CapturedDecoder:
             ValueError: a batch other than the decoder's.
             RuntimeError: the cache must be reset.
         """
+        if not isinstance(input_ids, Tensor) or input_ids.ndim != 2 or _is_float(input_ids):
+            raise ValueError(f"a prompt is token ids [B, T], not {_described(input_ids)}")
         if input_ids.shape[0] != self.batch:
             raise ValueError(f"a decoder of batch {self.batch} is given {input_ids.shape[0]}")
         self._require_own_slots()
@@ -144,11 +166,13 @@ class CapturedDecoder:
         that raises has not been taken.
 
         Raises:
-            ValueError: not one token a stream.
+            ValueError: not one token id a stream.
             RuntimeError: the cache must be reset.
         """
-        if token.numel() != self.batch:
-            raise ValueError(f"a step takes {self.batch} tokens, one a stream, not {token.numel()}")
+        if not isinstance(token, Tensor) or token.numel() != self.batch or _is_float(token):
+            raise ValueError(
+                f"a step takes {self.batch} tokens, one a stream, not {_described(token)}"
+            )
         self.cache.require_intact()
         self._require_own_slots()
         self._token.copy_(token.view(self.batch, 1))

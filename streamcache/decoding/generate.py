@@ -21,6 +21,7 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.generation.utils import GENERATION_MODES_MAPPING, GenerateDecoderOnlyOutput
 
 from streamcache.caches.admission import pretrained
+from streamcache.caches.signatures import CACHE_NAMES, cache_name
 from streamcache.caches.streaming import StreamingCache
 from streamcache.decoding.captured import CapturedDecoder, EagerWarning
 from streamcache.policy import Policy
@@ -84,8 +85,10 @@ class CapturedGeneration:
         if self.eager_because:
             message = f"generate runs by transformers' own loop: {self.eager_because}"
             warnings.warn(message, EagerWarning, stacklevel=2)
-            if not _is_given(model_kwargs.get("past_key_values")):
-                model_kwargs["past_key_values"] = StreamingCache(model, self.policy)
+            if not _is_given(_cache_in(model_kwargs)):
+                names = [name for name in CACHE_NAMES if model_kwargs.pop(name, None) is not None]
+                name = names[0] if names else cache_name(type(model).forward)
+                model_kwargs[name] = StreamingCache(model, self.policy)
             mode = generation_config.get_generation_mode()
             loop = getattr(type(model), GENERATION_MODES_MAPPING[mode])
             given |= {"generation_config": generation_config, "streamer": token_streamer}
@@ -96,7 +99,7 @@ class CapturedGeneration:
 
         decoder = self._decoder(input_ids.shape[0])
         new = input_ids
-        if model_kwargs.get("past_key_values") is not decoder.cache:
+        if _cache_in(model_kwargs) is not decoder.cache:
             decoder.reset()
         elif _holds_the_whole_text(input_ids, generation_config, model_kwargs):
             new = input_ids[:, decoder.cache.seen :]
@@ -153,7 +156,9 @@ class CapturedGeneration:
         if not config.return_dict_in_generate:
             return ids
         output: Any = GenerateDecoderOnlyOutput
-        return output(sequences=ids, past_key_values=decoder.cache, **kept)
+        fields = output.__dataclass_fields__
+        kept |= {name: decoder.cache for name in CACHE_NAMES if name in fields}
+        return output(sequences=ids, **kept)
 
     def _decoder(self, batch: int) -> CapturedDecoder:
         if batch not in self._decoders:
@@ -164,7 +169,7 @@ class CapturedGeneration:
         self, model: PreTrainedModel, input_ids: Tensor, config: Any, model_kwargs: dict[str, Any]
     ) -> str | None:
         mode, mask = config.get_generation_mode(), model_kwargs.get("attention_mask")
-        cache = model_kwargs.get("past_key_values")
+        cache = _cache_in(model_kwargs)
         own = [decoder.cache for decoder in self._decoders.values()]
         reasons = {
             "it is the generation of another model": model is not self.model,
@@ -178,6 +183,11 @@ class CapturedGeneration:
             and not any(cache is c and c.batch_size == len(input_ids) for c in own),
         }
         return next((reason for reason, holds in reasons.items() if holds), None)
+
+
+def _cache_in(model_kwargs: dict[str, Any]) -> Any:
+    given = (model_kwargs.get(name) for name in CACHE_NAMES)
+    return next((cache for cache in given if cache is not None), None)
 
 
 def _is_given(cache: Any) -> bool:

@@ -80,7 +80,7 @@ def _nll_by(
     step: Callable[[Tensor], Tensor], head: Tensor, input_ids: Tensor, advance: Advance | None
 ) -> Tensor:
     """NLL [T - 1]: of the head, and of the rest by a step from a token [1] to logits [1, V]."""
-    rows = torch.empty(input_ids.shape[0] - 1, device=input_ids.device)
+    rows = torch.empty(len(input_ids) - 1, dtype=torch.float32, device=input_ids.device)
     rows[: head.shape[0]] = head
     for t in range(head.shape[0], input_ids.shape[0] - 1):
         logits = step(input_ids[t : t + 1])

@@ -4,20 +4,49 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
 
 Advance = Callable[[int], None]  # told how many tokens were just finished
 
 
-def token_ids(input_ids: Tensor | Sequence[int], model: nn.Module) -> Tensor:
+def integers(name: str, values: object) -> Tensor:
+    """Integers as a tensor, which stays where it is if it is one.
+
+    Raises:
+        ValueError: they are something else.
+    """
+    if isinstance(values, Tensor):
+        return values
+    try:
+        return torch.as_tensor(values, device="cpu")
+    except (TypeError, ValueError, RuntimeError):  # torch's words for it name none of the arguments
+        kind = type(values).__name__
+        raise ValueError(f"{name} must be integers, a tensor or a list, got {kind}") from None
+
+
+def require_causal_lm(model: PreTrainedModel) -> None:
+    """
+    Raises:
+        TypeError: the model has no output embedding, and predicts no tokens.
+    """
+    if model.get_output_embeddings() is None:
+        raise TypeError(
+            f"{type(model).__name__} predicts no tokens: load the model with AutoModelForCausalLM"
+        )
+
+
+def token_ids(input_ids: Tensor | Sequence[int], model: PreTrainedModel) -> Tensor:
     """A text as int64 [T] on the device of the model's embedding.
 
     Raises:
+        TypeError: the model predicts no tokens.
         ValueError: it is not one row of at least two integers, or one is not in the vocabulary of
             the model: no number stands for a token to leave out.
     """
-    embedding: Any = model.get_input_embeddings()  # type: ignore[operator]
-    ids = torch.as_tensor(input_ids)
+    require_causal_lm(model)
+    embedding: Any = model.get_input_embeddings()
+    ids = integers("input_ids", input_ids)
     if ids.ndim != 1 or len(ids) < 2:
         raise ValueError(f"input_ids must be [T] with T >= 2, got {list(ids.shape)}")
     if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:

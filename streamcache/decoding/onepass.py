@@ -12,7 +12,7 @@ from streamcache.caches.one_pass import OnePass, block_size
 from streamcache.caches.probe import probe_rope
 from streamcache.decoding.checkpoint import Checkpoint, Finished
 from streamcache.decoding.nll import token_ids, token_nll
-from streamcache.policy import Policy, warn_beyond
+from streamcache.policy import Policy, require_policy, warn_beyond
 
 _ROWS = 1024  # logits that are in float32 at a time
 
@@ -53,15 +53,17 @@ def streaming_nll(
     Raises:
         UnsupportedModelError: no bounded cache fits the model (see `caches.probe.probe_rope`).
         OnePassUnsupported: a bounded cache may, one pass does not.
+        TypeError: the model predicts no tokens, or the policy is none.
         ValueError: input_ids is not [T] with T >= 2, or has an id that the model does not know.
     """
     model = pretrained(model)
     text = token_ids(input_ids, model)
+    require_policy(policy)
     n_queries = len(text) - 1  # the last token predicts nothing
     config = model.config.get_text_config(decoder=True)
     warn_beyond(policy, getattr(config, "max_position_embeddings", None))
     block = block_size(text.device)
-    nll = torch.empty(n_queries, device=text.device)
+    nll = torch.empty(n_queries, dtype=torch.float32, device=text.device)
     try:
         finished = checkpoint.load(text.device) if checkpoint else None
         one_pass = _begin(model, policy, n_queries, finished)

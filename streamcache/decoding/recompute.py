@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from streamcache.caches.admission import pretrained
+from streamcache.caches.admission import pretrained, require_in_memory
 from streamcache.caches.shared_copy import shared_copy
-from streamcache.decoding.nll import Advance, token_ids, token_nll
+from streamcache.decoding.nll import Advance, integers, token_ids, token_nll
 from streamcache.policy import EvictionPolicy
 
 _TOKENS_A_BATCH = {"cuda": 16 * 2048, "cpu": 2048}
@@ -44,14 +44,18 @@ def recompute_nll(
         advance: called with the number of positions just finished.
 
     Raises:
+        TypeError: the model predicts no tokens.
+        UnsupportedModelError: its weights are not in memory.
         PolicyError: n_sink or window_size is out of its range.
         ValueError: the text is not [T] with ids that the model knows, or a position is no integer
             or has no next token in the text.
     """
     EvictionPolicy(n_sink, window_size)
-    model = shared_copy(pretrained(model))
+    inner = pretrained(model)
+    require_in_memory(inner)
+    model = shared_copy(inner)
     input_ids = token_ids(input_ids, model)
-    positions, last = torch.as_tensor(positions), len(input_ids) - 2
+    positions, last = integers("positions", positions), len(input_ids) - 2
     if positions.is_floating_point() or positions.ndim != 1:
         raise ValueError(
             f"positions must be integers [n], got {positions.dtype} {list(positions.shape)}"
@@ -60,7 +64,7 @@ def recompute_nll(
     if ((positions < 0) | (positions > last)).any():
         raise ValueError(f"positions must lie in 0 ... {last} (each needs a next token)")
     floor = n_sink + window_size
-    nll = torch.empty(positions.shape[0], device=input_ids.device)
+    nll = torch.empty(len(positions), dtype=torch.float32, device=input_ids.device)
     early = (positions < floor).nonzero()[:, 0]
     if early.numel():  # growing contexts are one causal pass
         length = int(positions[early].max()) + 1
