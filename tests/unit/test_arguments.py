@@ -134,7 +134,7 @@ def test_a_policy_that_is_none(model: PreTrainedModel, given: Any) -> None:
     uses: list[Callable[[], object]] = [
         lambda: CapturedDecoder(model, given),
         lambda: streaming_nll(model, IDS[0], given),
-        *(lambda kind=kind: kind(model, given) for kind in CACHES),  # type: ignore[misc]
+        *(lambda kind=kind: kind(model, given) for kind in CACHES),
     ]
     for use in uses:
         with pytest.raises(TypeError, match=r"is no policy, such as EvictionPolicy\(4, 2044\)"):
@@ -158,7 +158,7 @@ def test_a_model_that_predicts_no_tokens(
     model: PreTrainedModel, use: Callable[[PreTrainedModel], object]
 ) -> None:
     bare = AutoModel.from_config(model.config)
-    with pytest.raises(TypeError, match="LlamaModel predicts no tokens: .*AutoModelForCausalLM"):
+    with pytest.raises(TypeError, match=r"LlamaModel predicts no tokens: .*AutoModelForCausalLM"):
         use(bare)
 
 
@@ -180,7 +180,7 @@ def test_a_cache_is_not_pickled_with_its_model(
     cache = cache_type(model, POLICY)
     for attempt in (pickle.dumps, copy.copy):
         with pytest.raises(TypeError, match=r"cannot be pickled: copy\.deepcopy\(cache\) forks"):
-            attempt(cache)  # type: ignore[operator]
+            attempt(cache)
 
 
 @pytest.mark.parametrize("with_mask", [True, False])
