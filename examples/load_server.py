@@ -121,9 +121,9 @@ def memory_mb(process: int, key: str) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--sessions", type=int, default=64, help="conversations at a time")
-    parser.add_argument("--turns", type=int, default=10, help="of each")
-    parser.add_argument("--words", type=int, default=150, help="of each question")
-    parser.add_argument("--tokens", type=int, default=16, help="of each reply")
+    parser.add_argument("--turns", type=int, default=6, help="of each")
+    parser.add_argument("--words", type=int, default=100, help="of each question")
+    parser.add_argument("--tokens", type=int, default=8, help="of each reply")
     parser.add_argument("--total", type=int, default=128, help="entries of each cache")
     parser.add_argument("--unbounded", action="store_true", help="caches that grow, to compare")
     given = parser.parse_args()

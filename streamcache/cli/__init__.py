@@ -64,7 +64,7 @@ def main() -> None:
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """A warning is one line, once; what torchao says when it is imported is not about this run."""
+    """A warning is one line, once; what packages log when imported is not about this run."""
     said: set[str] = set()
 
     def show(message: Warning | str, *_: object, **__: object) -> None:
@@ -72,6 +72,7 @@ def _quietly() -> Iterator[None]:
             said.add(text)
             print(f"warning: {plain(text)}", file=sys.stderr)
 
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler writes when it starts
     for name in ("torchao", "torch.utils._pytree"):
         logging.getLogger(name).setLevel(logging.ERROR)
     with warnings.catch_warnings():

@@ -8,8 +8,10 @@ from streamcache.cli.console import err, out
 from streamcache.files import remove_leftovers, write_bytes
 from streamcache.report import audit, collect, page, render, tables
 from streamcache.report.sinks import sinks_tables
+from streamcache.report.tables import Table
 
 BEGIN, END = "<!-- audit: begin -->", "<!-- audit: end -->"
+_NOT_RUN = f"| {audit.NOT_RUN} |"
 
 
 def summarize(output_dir: Path, audit_file: Path | None) -> None:
@@ -21,7 +23,7 @@ def summarize(output_dir: Path, audit_file: Path | None) -> None:
     if not found.groups:
         raise click.UsageError(f"no records below {output_dir}: `streamcache paper` makes them")
     verdicts = audit.table(found.groups)
-    audited = _replaced(audit_file, render.markdown(verdicts)) if audit_file else ""
+    audited = _replaced(audit_file, verdicts) if audit_file else ""
     sections = [
         (f"{group.title}: {group.text}", [*tables.tables_for(group).values()])
         for group in found.groups
@@ -52,13 +54,23 @@ def write(path: Path, text: str, within: Path | None = None) -> None:
     out.print(str(path), soft_wrap=True)
 
 
-def _replaced(path: Path, table: str) -> str:
+def _replaced(path: Path, verdicts: Table) -> str:
+    """The page with these verdicts. Those that the records say nothing of stay as they were."""
     try:
         text = path.read_text(encoding="utf-8") if path.exists() else f"{BEGIN}\n{END}\n"
     except UnicodeDecodeError as error:
         raise click.UsageError(f"{path} is not UTF-8 text: {error.reason}") from error
     before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
+    rest, end, after = rest.partition(END)
     if not begin or not end:
         raise click.UsageError(f"{path} has no lines {BEGIN} and {END} to put the table between")
-    return f"{before}{BEGIN}\n\n{table}\n{END}{after}"
+    old = {line.split(" | ")[0]: line for line in rest.splitlines() if line.startswith("| ")}
+    lines, kept = render.markdown(verdicts).splitlines(), 0
+    for i, line in enumerate(lines):
+        before_it = old.get(line.split(" | ")[0], line)
+        if line.endswith(_NOT_RUN) and not before_it.endswith(_NOT_RUN):
+            lines[i], kept = before_it, kept + 1
+    if kept:
+        err.print(f"{path}: {kept} verdicts are kept, since no record here is about them")
+    table = "\n".join(lines)
+    return f"{before}{BEGIN}\n\n{table}\n\n{END}{after}"

@@ -248,19 +248,33 @@ def test_a_stored_baseline_in_a_folder_that_cannot_be_written_is_read(
 
 
 def test_numbers_are_never_cut(monkeypatch: pytest.MonkeyPatch) -> None:
-    cells = [f"{i}.123456" for i in range(12)]
-    for is_terminal, names in (
-        (False, ["a name of many words to fold"]),
-        (True, ["a name of", "fold"]),
-    ):
+    """A pipe gets the table as wide as it is; a narrow terminal a paragraph for each row."""
+    name, cells = "a name of many words to fold", [f"{i}.12 ± 0.34 %" for i in range(12)]
+    for is_terminal in (False, True):
         monkeypatch.setattr(console, "out", Console(force_terminal=is_terminal, width=60))
-        table = Table("configuration")
-        for _ in cells:
-            table.add_column("PPL", no_wrap=True)
-        table.add_row("a name of many words to fold", *cells)
+        table = Table("configuration", title="model, text", caption="a note")
+        for i in range(12):
+            table.add_column(f"PPL {i}", no_wrap=True)
+        table.add_row(name, *cells)
         with console.out.capture() as shown:
             console.show(table)
-        assert all(part in shown.get() for part in [*names, *cells])
+        assert all(part in shown.get() for part in [name, *cells, "model, text", "a note"])
+        longest = max(map(len, shown.get().splitlines()))
+        assert longest <= 60 if is_terminal else longest > 150
+        if is_terminal:
+            assert all(f"PPL {i} {cell}" in shown.get() for i, cell in enumerate(cells))
+
+
+@pytest.mark.parametrize("width", [60, 80, 100])
+def test_a_table_of_measurements_is_readable_in_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    monkeypatch.setattr(console, "out", console._Console(force_terminal=True, width=width))
+    with console.out.capture() as shown:
+        console.show(terminal.table([made.record(NAMED[name]) for name in ("mit", "best")]))
+    lines = click.unstyle(shown.get()).splitlines()
+    assert max(map(len, lines)) <= width
+    assert any("PPL 20.00" in line for line in lines) == (width < 90), lines
 
 
 def test_without_an_increase_a_note_says_why(run: Run) -> None:
@@ -484,6 +498,15 @@ def test_what_would_hang_or_fail_late_is_one_line(
     (tmp_path / "empty").write_text(" \n")
     ran = run("eval", *arguments)
     assert ran.status == 2 and words in ran.err and ran.err.count("\n") == 1
+
+
+def test_no_log_line_of_pytorch_reaches_the_user(tmp_path: Path) -> None:
+    """Some are written by its C++ code, at import or by its profiler: only a process shows them."""
+    command = [sys.executable, "-m", "streamcache", "profile", "--model-name", "random:4x128"]
+    sizes = ["--tokens", "2", "--window-size", "16", "--max-eval-tokens", "40"]
+    ran = subprocess.run([*command, *sizes], capture_output=True, text=True, cwd=tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    assert [line.split(":")[0] for line in ran.stderr.splitlines()] == ["record"], ran.stderr
 
 
 def test_out_of_memory_is_one_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

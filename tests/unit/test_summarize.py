@@ -392,6 +392,31 @@ def test_the_audit_goes_between_its_marks(run: Run, tmp_path: Path) -> None:
     assert ran.status == 2 and "not UTF-8" in ran.err and ran.err.count("\n") == 1
 
 
+def test_a_verdict_that_the_records_say_nothing_of_stays_in_the_page(
+    run: Run, tmp_path: Path
+) -> None:
+    def verdicts(page: Path) -> dict[str, str]:
+        rows = [line for line in page.read_text().splitlines() if line.startswith("| ")]
+        return {row.split(" | ")[0]: row for row in rows[2:]}
+
+    made.methods(tmp_path / "all")
+    made.write(tmp_path / "one", made.record(NAMED["mit"]))
+    page, other = tmp_path / "audit.md", tmp_path / "other.md"
+    assert run("summarize", "--output-dir", "all", "--audit", str(page)).status == 0
+    assert run("summarize", "--output-dir", "one", "--audit", str(other)).status == 0
+    before, one = verdicts(page), verdicts(other)
+    ran = run("summarize", "--output-dir", "one", "--audit", str(page))
+    kept = [
+        claim
+        for claim in before
+        if one[claim].endswith("| not run |") and not before[claim].endswith("| not run |")
+    ]
+    assert len(kept) > 1 and f"{len(kept)} verdicts are kept" in ran.err
+    assert verdicts(page) == {
+        claim: before[claim] if claim in kept else one[claim] for claim in one
+    }
+
+
 # The page
 
 
