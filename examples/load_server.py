@@ -114,7 +114,9 @@ def server(*options: str) -> Iterator[tuple[int, int]]:
 
 def memory_mb(process: int, key: str) -> float:
     """VmRSS or VmHWM of a process (Linux)."""
-    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    lines = (
+        Path(f"/proc/{process}/status").read_text(encoding="ascii", errors="replace").splitlines()
+    )
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{key}:"))
 
 

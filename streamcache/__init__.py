@@ -14,7 +14,9 @@ __version__ = VERSION
 
 _MODULES = {
     alias.name: str(statement.module)
-    for statement in ast.parse(files(__name__).joinpath("__init__.pyi").read_text()).body
+    for statement in ast.parse(
+        files(__name__).joinpath("__init__.pyi").read_text(encoding="utf-8")
+    ).body
     if isinstance(statement, ast.ImportFrom)
     for alias in statement.names
 }

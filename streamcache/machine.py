@@ -10,7 +10,7 @@ from pathlib import Path
 def cpu_model() -> str:
     """Name, family, model and stepping: in virtual machines unlike CPUs share a name."""
     try:
-        text = Path("/proc/cpuinfo").read_text()
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
         return platform.processor() or "unknown"
     first = [line.partition(":") for line in text.partition("\n\n")[0].splitlines()]
@@ -36,7 +36,7 @@ def source_commit(package: Path = Path(__file__).parent) -> str | None:
 def _git(folder: Path, *arguments: str) -> str | None:
     command = ["git", "-C", str(folder), *arguments]
     try:
-        ran = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError, UnicodeError):
+        ran = subprocess.run(command, capture_output=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
         return None
-    return ran.stdout.strip()
+    return ran.stdout.decode(errors="replace").strip()

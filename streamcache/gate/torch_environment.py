@@ -116,7 +116,7 @@ def _id(device: torch.device) -> str:
 def _smi(*arguments: str) -> list[str]:
     command = ["nvidia-smi", *arguments, "--format=csv,noheader,nounits"]
     try:
-        ran = subprocess.run(command, capture_output=True, text=True, timeout=20)
+        ran = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=20)
     except (OSError, subprocess.TimeoutExpired):
         return []
     return ran.stdout.splitlines() if ran.returncode == 0 else []

@@ -20,7 +20,7 @@ def reset_peak_rss() -> int:
     Raises:
         OSError: the system has no such mark (it is Linux's).
     """
-    Path("/proc/self/clear_refs").write_text("5")
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     return _status("VmRSS")
 
 
@@ -31,5 +31,5 @@ def peak_rss_bytes() -> int:
 
 def _status(key: str) -> int:
     """A figure of this process in bytes, which Linux gives in KiB."""
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))

@@ -49,7 +49,7 @@ def speedup_error(pairs: Sequence[Pair]) -> float | None:
 def run_queue_wait_s() -> float:
     """Seconds that the calling thread was ready to run and had no core; 0 where not on Linux."""
     try:
-        return int(_SCHEDSTAT.read_text().split()[1]) / 1e9
+        return int(_SCHEDSTAT.read_text(encoding="ascii").split()[1]) / 1e9
     except (OSError, IndexError, ValueError):
         return 0.0
 

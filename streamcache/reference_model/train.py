@@ -91,7 +91,9 @@ def train_tokenizer(args: argparse.Namespace) -> None:
         "model_max_length": CONTEXT,
         "clean_up_tokenization_spaces": False,
     }
-    (args.out / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
+    (args.out / "tokenizer_config.json").write_text(
+        json.dumps(config, indent=2) + "\n", encoding="utf-8"
+    )
 
 
 def encode(tokenizer: Tokenizer, docs: list[str]) -> np.ndarray:
@@ -160,7 +162,7 @@ def train(args: argparse.Namespace) -> None:
     ]
     optimizer = torch.optim.AdamW(groups, lr=PEAK_LR, betas=BETAS, fused=True)
 
-    log_file = (args.out / "train_log.jsonl").open("w")
+    log_file = (args.out / "train_log.jsonl").open("w", encoding="utf-8")
 
     def log(**entry: object) -> None:
         for file in (log_file, None):

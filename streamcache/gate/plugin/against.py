@@ -90,7 +90,9 @@ def _worktree(config: pytest.Config, commit: str) -> Iterator[Path]:
 
 
 def _build(command: str, tree: Path) -> None:
-    ran = subprocess.run(command, shell=True, cwd=tree, capture_output=True, text=True)
+    ran = subprocess.run(
+        command, shell=True, cwd=tree, capture_output=True, text=True, errors="replace"
+    )
     if ran.returncode:
         raise Usage(f"--golden-build failed in {tree}:\n{(ran.stdout + ran.stderr)[-2000:]}")
 
