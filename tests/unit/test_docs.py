@@ -5,6 +5,7 @@ import ast
 import io
 import os
 import re
+import runpy
 import shlex
 import sys
 from configparser import ConfigParser
@@ -20,6 +21,7 @@ from streamcache.cli import commands, paper
 from streamcache.measure.configurations import NAMED
 from streamcache.measure.measurement import Measurement
 from streamcache.measure.paper import configurations
+from streamcache.version import VERSION
 from tests import made
 from tests.cases import ADMITTED, REFUSED
 from tests.shell import Run
@@ -189,13 +191,44 @@ def test_workflows_run_ci_and_tox() -> None:
     assert 'tox -e "$DEVICE"' in gpu
 
 
-@pytest.mark.parametrize("name", ["cpu", "gpu"])
+@pytest.mark.parametrize("name", ["cpu", "gpu", "release"])
 def test_workflows_pin_their_actions_and_keep_no_credentials(name: str) -> None:
     text = (ROOT / ".github" / "workflows" / f"{name}.yml").read_text()
     actions = re.findall(r"uses: (\S+)", text)
     assert actions and all(re.fullmatch(r"[\w/-]+@[0-9a-f]{40}", action) for action in actions)
     assert text.count("actions/checkout@") == text.count("persist-credentials: false") == 1
     assert "permissions:\n  contents: read\n" in text
+
+
+def test_a_release_is_of_its_tag_and_shows_absolute_links(tmp_path: Path) -> None:
+    release = runpy.run_path(str(ROOT / ".ci" / "prepare_release.py"))
+    for name in ("README.md", "pyproject.toml"):
+        (tmp_path / name).write_text((ROOT / name).read_text())
+    with pytest.raises(SystemExit, match="the tag must be v"):
+        release["main"]("https://forge.example/o/r", "v9", tmp_path)
+    release["main"]("https://forge.example/o/r", f"v{VERSION}", tmp_path)
+    readme = (tmp_path / "README.md").read_text()
+    links = re.findall(r"\]\(([^)]+)\)", readme)
+    assert links and all(link.startswith(("https://", "#")) for link in links)
+    assert f"(https://forge.example/o/r/blob/v{VERSION}/docs/glossary.md)" in readme
+    assert f"(https://forge.example/o/r/raw/v{VERSION}/docs/phenomena.svg)" in readme
+    project = (tmp_path / "pyproject.toml").read_text()
+    assert '[project.urls]\nHomepage = "https://forge.example/o/r"\n' in project
+
+
+def test_the_release_workflow_has_no_token_and_builds_what_tox_tests() -> None:
+    text = (ROOT / ".github" / "workflows" / "release.yml").read_text()
+    assert "id-token: write" in text and "password" not in text and "secrets." not in text
+    assert (
+        "prepare_release.py" in text
+        and "STREAMCACHE_DIST: dist" in text
+        and "tox run -e package\n" in text
+    )
+
+
+def test_the_version_is_the_same_everywhere() -> None:
+    assert f"\nversion: {VERSION}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f"\n## {VERSION}" in (ROOT / "CHANGELOG.md").read_text()
 
 
 # The example of docs/gate.md is a file of tests: test_golden_plugin.py runs it.
