@@ -190,6 +190,18 @@ def require_policy(policy: object) -> None:
         )
 
 
+def require_counts(policy: Policy) -> None:
+    """
+    Raises:
+        PolicyError: the rule looks at content, so counts do not tell what it keeps.
+    """
+    if getattr(policy, "by_content", False):
+        raise PolicyError(
+            f"{type(policy).__name__} looks at content: it needs a ScoredCache, decodes token by "
+            "token, and has no one pass"
+        )
+
+
 def checked_drop(policy: Policy, seen: int, size: int) -> int:
     """`policy.drop`, for a cache, which has room for `capacity` entries and loses what is evicted.
 

@@ -95,14 +95,21 @@ def with_override(model: PreTrainedModel) -> PreTrainedModel:
     state, copy = _overridden.get(model, (None, None))
     if copy is None or state != fingerprint(model):
         state, copy = fingerprint(model), shared_copy(model)
-        # Not by transformers' setter, which sets configs that belong to no module as well.
-        for module in copy.modules():
-            if isinstance(config := getattr(module, "config", None), PreTrainedConfig):
-                config._attn_implementation_internal = _NAME
+        set_attention(copy, _NAME)
         vars(copy)["cache_argument"] = cache_name(type(copy).forward)
         _require_registered_attention(copy)
         _overridden[model] = state, copy
     return copy
+
+
+def set_attention(copy: nn.Module, name: str) -> None:
+    """Have the modules of a `shared_copy` attend by what is registered under a name.
+
+    Not by transformers' setter, which sets configs that belong to no module as well.
+    """
+    for module in copy.modules():
+        if isinstance(config := getattr(module, "config", None), PreTrainedConfig):
+            config._attn_implementation_internal = name
 
 
 class PassthroughCache(Cache):
@@ -223,6 +230,42 @@ def require_known(arguments: Mapping[str, object]) -> None:
     for name, given in arguments.items():
         if name not in _IGNORED and given is not None and given is not False:
             raise AttentionOverrideError(f"its attention takes {name!r}")
+
+
+def eager_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **others: object,
+) -> tuple[Tensor, Tensor]:
+    """Attention of transformers' interface, [B, H, n, D] to [B, n, H, D], and its weights.
+
+    Weights are [B, H, n, T + 1] in float32, the last on the learned sink of a head, 0 where there
+    is none.
+
+    Raises:
+        AttentionOverrideError: it is given something that may change it.
+    """
+    require_known(others)
+    groups = query.shape[1] // key.shape[1]
+    key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
+    scaling = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
+    scores = (query @ key.mT).float() * scaling
+    if softcap:
+        scores = softcap * (scores / softcap).tanh()
+    if attention_mask is not None:
+        scores = scores + attention_mask[..., : key.shape[2]]
+    sinks = scores.new_full((*scores.shape[:3], 1), -torch.inf)
+    if s_aux is not None:
+        sinks = s_aux.float().reshape(1, -1, 1, 1).expand_as(sinks)
+    weights = torch.cat([scores, sinks], dim=-1).softmax(dim=-1)
+    output = weights[..., :-1].to(value.dtype) @ value
+    return output.transpose(1, 2).contiguous(), weights
 
 
 def _attention(

@@ -30,6 +30,7 @@ from streamcache.policy import (
     between_evictions,
     checked_drop,
     evicts_inside,
+    require_counts,
     require_policy,
     warn_beyond,
 )
@@ -74,6 +75,7 @@ class BoundedCache(Cache, ABC):
     """
 
     takes_long_inputs: ClassVar[bool] = False
+    looks_at_content: ClassVar[bool] = False
 
     def __init__(self, model: nn.Module, policy: Policy):
         super().__init__(layers=[])
@@ -84,6 +86,8 @@ class BoundedCache(Cache, ABC):
             )
         decoder = decoder_of(model)
         require_policy(policy)
+        if not self.looks_at_content:
+            require_counts(policy)
         config = decoder.config.get_text_config(decoder=True)
         self.policy = policy
         self.geometry = probe_rope(model)

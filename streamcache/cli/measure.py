@@ -9,6 +9,7 @@ import msgspec
 from click.core import ParameterSource
 
 from streamcache.caches.refresh import RefreshPolicy
+from streamcache.caches.scored import ScoredPolicy
 from streamcache.cli.common import bars, load, positions_for, say_where
 from streamcache.cli.console import show
 from streamcache.cli.options import OutputRecord
@@ -16,13 +17,15 @@ from streamcache.measure.configurations import (
     MODES,
     NAMED,
     RECOMPUTE,
+    SCORED,
     Configuration,
     label_of,
 )
+from streamcache.measure.imported import imported_configuration
 from streamcache.measure.measurement import write
 from streamcache.measure.run import Method, What, run
 from streamcache.measure.store import Store
-from streamcache.policy import EvictionPolicy
+from streamcache.policy import EvictionPolicy, Policy
 from streamcache.report import terminal
 
 
@@ -60,7 +63,7 @@ def baseline(
 
 
 def evaluate_one(
-    policy: EvictionPolicy,
+    policy: Policy,
     overlap: int,
     refresh_budget: int,
     refresh_policy: RefreshPolicy,
@@ -87,9 +90,11 @@ def evaluate_one(
     weights = workload.loaded.quantization
     if mode == "baseline":
         configuration = Configuration(policy, RECOMPUTE, weights=weights)
+        assert isinstance(policy, EvictionPolicy)
         workload = replace(workload, window=policy)
     else:
         cache, engine = MODES["mit" if refresh_budget else streaming_mode]
+        cache = SCORED if isinstance(policy, ScoredPolicy) else cache
         configuration = Configuration(
             policy,
             cache,
@@ -130,7 +135,7 @@ def compare(
 ) -> None:
     """Measure named configurations side by side and print the table."""
     names = list(dict.fromkeys(name.strip() for name in configs.split(",")))
-    if unknown := [name for name in names if name not in NAMED]:
+    if unknown := [name for name in names if name not in NAMED and ":" not in name]:
         raise click.UsageError(f"no configuration {unknown[0]!r}; there are {', '.join(NAMED)}")
     workload = load(**where)
     late = positions_for(workload.loaded, positions)
@@ -138,7 +143,8 @@ def compare(
     rows = []
     with bars() as progress, progress("configurations", len(names)) as advance:
         for name in names:
-            configuration = replace(NAMED[name], weights=workload.loaded.quantization)
+            named = NAMED[name] if name in NAMED else imported_configuration(name, 4, 2048)
+            configuration = replace(named, weights=workload.loaded.quantization)
             if configuration.recomputes and workload.window is not None:
                 configuration = replace(configuration, policy=workload.window)
             measured = run(
@@ -151,14 +157,21 @@ def compare(
 
 
 def _refuse_contradictions(
-    policy: EvictionPolicy, mode: str, refresh_budget: int, ppl_method: Method
+    policy: Policy, mode: str, refresh_budget: int, ppl_method: Method
 ) -> None:
     """Refuse options of `eval` that would be ignored without a word."""
     source = click.get_current_context().get_parameter_source
     options = ("streaming_mode", "ppl_method", "refresh_policy")
     given = {name for name in options if source(name) is ParameterSource.COMMANDLINE}
     wrong = None
-    if mode == "baseline" and policy != EvictionPolicy(policy.n_sink, policy.window_size):
+    if not isinstance(policy, EvictionPolicy):
+        if mode == "baseline":
+            wrong = "the baseline evicts nothing: leave out --policy"
+        elif isinstance(policy, ScoredPolicy) and "streaming_mode" in given:
+            wrong = "a rule that looks at content has its own cache: leave out --streaming-mode"
+        elif isinstance(policy, ScoredPolicy) and "ppl_method" in given:
+            wrong = "a rule that looks at content has no one pass: leave out --ppl-method"
+    elif mode == "baseline" and policy != EvictionPolicy(policy.n_sink, policy.window_size):
         wrong = "the baseline evicts nothing: give --n-sink and --window-size only"
     elif mode == "baseline" and refresh_budget:
         wrong = "the baseline evicts nothing that could be refreshed"

@@ -5,6 +5,7 @@ from functools import wraps
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from streamcache.policy import EvictionPolicy
 
@@ -26,8 +27,15 @@ def policy_options(command: Callable[..., Any]) -> Callable[..., Any]:
         max_drop: int,
         cap_total: int | None,
         overlap: int,
+        rule: str | None,
         **others: Any,
     ) -> Any:
+        if rule is not None:
+            _refuse_settings_beside_a_rule()
+            from streamcache.measure.imported import imported_rule  # not before: it imports torch
+
+            own = imported_rule(rule, n_sink, 2048 if cap_total is None else cap_total)
+            return command(policy=own, overlap=0, **others)
         if window_size is not None and cap_total is not None:
             raise click.UsageError("give --window-size or --cap-total, not both")
         if overlap and cap_total is None:
@@ -60,7 +68,25 @@ def policy_options(command: Callable[..., Any]) -> Callable[..., Any]:
             show_default=True,
             help="entries of --cap-total left empty",
         ),
+        click.option(
+            *("--policy", "rule"),
+            help="a rule of your own, module:Class or file.py:Class, made with n_sink and total",
+        ),
     ]
     for option in reversed(options):
         with_policy = option(with_policy)
     return with_policy
+
+
+def _refuse_settings_beside_a_rule() -> None:
+    """
+    Raises:
+        click.UsageError: an option is given that the rule would not see.
+    """
+    context = click.get_current_context()
+    for name in ("window_size", "compress_every", "cache_slack", "max_drop", "overlap"):
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            option = name.replace("_", "-")
+            raise click.UsageError(f"--policy has its own settings: leave out --{option}")
+    if context.params.get("refresh_budget"):
+        raise click.UsageError("--policy has its own settings: leave out --refresh-budget")

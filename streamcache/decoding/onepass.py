@@ -12,7 +12,7 @@ from streamcache.caches.one_pass import OnePass, block_size
 from streamcache.caches.probe import probe_rope
 from streamcache.decoding.checkpoint import Checkpoint, Finished
 from streamcache.decoding.nll import token_ids, token_nll
-from streamcache.policy import Policy, require_policy, warn_beyond
+from streamcache.policy import Policy, require_counts, require_policy, warn_beyond
 
 _ROWS = 1024  # logits that are in float32 at a time
 
@@ -59,6 +59,7 @@ def streaming_nll(
     model = pretrained(model)
     text = token_ids(input_ids, model)
     require_policy(policy)
+    require_counts(policy)
     n_queries = len(text) - 1  # the last token predicts nothing
     config = model.config.get_text_config(decoder=True)
     warn_beyond(policy, getattr(config, "max_position_embeddings", None))

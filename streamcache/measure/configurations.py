@@ -8,9 +8,11 @@ from streamcache.caches.base import BoundedCache
 from streamcache.caches.reference import ReferenceCache
 from streamcache.caches.refresh import RefreshPolicy
 from streamcache.caches.ring import RingCache
+from streamcache.caches.scored import ScoredPolicy
 from streamcache.caches.streaming import RerotatingCache, StreamingCache
 from streamcache.policy import EvictionPolicy, Policy, PolicyWarning, fields_that_are_set
 
+SCORED = "scored"  # the cache of a rule that looks at content
 RECOMPUTE = "recompute"  # in place of a cache: the context is encoded again for every token
 CACHES: dict[str, type[BoundedCache]] = {
     "reference": ReferenceCache,
@@ -36,7 +38,7 @@ class Configuration:
 
     Attributes:
         policy: what to evict and when; of `recompute`, S and W of the window that is encoded.
-        cache: a name in `CACHES`, or `recompute`.
+        cache: a name in `CACHES`, `recompute`, or `scored` for a rule that looks at content.
         engine: "eager", or "captured": one CUDA graph per token (cache "ring").
         overlap: entries of the budget that stay empty.
         refresh: entries of the budget for evicted tokens that are put back at evictions.
@@ -60,7 +62,9 @@ class Configuration:
     label: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
-        if self.cache != RECOMPUTE and self.cache not in CACHES:
+        if self.by_content != (self.cache == SCORED):
+            raise ValueError(f"the cache {SCORED!r} is that of rules that look at content")
+        if self.cache not in (RECOMPUTE, SCORED, *CACHES):
             raise ValueError(
                 f"no cache {self.cache!r}: give one of {RECOMPUTE}, {', '.join(CACHES)}"
             )
@@ -73,6 +77,11 @@ class Configuration:
     def recomputes(self) -> bool:
         """Whether there is no cache."""
         return self.cache == RECOMPUTE
+
+    @property
+    def by_content(self) -> bool:
+        """Whether the rule looks at content, so that there is no one pass."""
+        return isinstance(self.policy, ScoredPolicy)
 
     @property
     def total(self) -> int:

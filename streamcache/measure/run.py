@@ -92,6 +92,7 @@ def run(
                 f"the configuration has weights {configuration.weights!r} and {loaded.name} was "
                 f"loaded with {loaded.quantization!r}"
             )
+    what = _possible(configuration, workload, what)
     if store is None:
         return _run(configuration, workload, what, store, progress, baseline_file, force)
     if not force and baseline_file is None:
@@ -112,8 +113,6 @@ def _run(
     force: bool,
 ) -> Measurement:
     reason = workload.ppl_unavailable_reason
-    if reason:
-        what = dataclasses.replace(what, ppl=None)
     path, stored = _stored(configuration, workload, what, store, baseline_file)
     if force:
         stored = None
@@ -156,12 +155,20 @@ def is_finished(
     configuration: Configuration, workload: Workload, what: What, store: Store
 ) -> Measurement | None:
     """The stored measurement that has all that is asked for; None where it must be measured."""
-    if workload.ppl_unavailable_reason:
-        what = dataclasses.replace(what, ppl=None)
+    what = _possible(configuration, workload, what)
     _, stored = _stored(configuration, workload, what, store, None)
     if stored is None or (what.ppl and not _has_ppl(stored, workload, what)):
         return None
     return stored if not what.tpot_tokens or _has_times(stored, what) else None
+
+
+def _possible(configuration: Configuration, workload: Workload, what: What) -> What:
+    """What can be measured: no PPL that means nothing, no one pass where content decides."""
+    if workload.ppl_unavailable_reason:
+        return dataclasses.replace(what, ppl=None)
+    if configuration.by_content and what.ppl == "one-pass":
+        return dataclasses.replace(what, ppl="sequential")
+    return what
 
 
 def _stored(

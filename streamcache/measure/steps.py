@@ -7,6 +7,7 @@ from transformers import PreTrainedModel
 
 from streamcache.caches.base import BoundedCache
 from streamcache.caches.refresh import RefreshCache
+from streamcache.caches.scored import ScoredCache
 from streamcache.decoding.captured import CapturedDecoder
 from streamcache.decoding.loop import (
     CapturedSteadyDecode,
@@ -28,6 +29,8 @@ def cache_of(configuration: Configuration, model: PreTrainedModel) -> BoundedCac
     """
     if configuration.recomputes:
         raise ValueError(f"{configuration.name} recomputes its context and has no cache")
+    if configuration.by_content:
+        return ScoredCache(model, configuration.policy)
     if configuration.refresh:
         return RefreshCache(
             model, configuration.policy, configuration.refresh, configuration.refresh_at
@@ -44,7 +47,8 @@ def steady_step(
         return recompute_step(model, input_ids, policy.n_sink, policy.floor - policy.n_sink)
     if configuration.engine == "captured":
         return CapturedSteadyDecode(CapturedDecoder(model, policy, batch), input_ids)
-    return SteadyDecode(model, input_ids, cache_of(configuration, model), batch)
+    cache = cache_of(configuration, model)
+    return SteadyDecode(_fed(cache, model), input_ids, cache, batch)
 
 
 def decoded_nll(
@@ -62,4 +66,10 @@ def decoded_nll(
         decoder = CapturedDecoder(model, configuration.policy)
         return captured_nll(decoder, input_ids, advance)
     decode = nll_between_evictions if configuration.refresh else sequential_nll
-    return decode(model, input_ids, cache_of(configuration, model), advance)
+    cache = cache_of(configuration, model)
+    return decode(_fed(cache, model), input_ids, cache, advance)
+
+
+def _fed(cache: BoundedCache, model: PreTrainedModel) -> PreTrainedModel:
+    """The model that feeds a cache: the one it was built for, or the copy that it made."""
+    return cache.model if isinstance(cache, ScoredCache) else model

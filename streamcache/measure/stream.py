@@ -14,6 +14,7 @@ from streamcache.inputs.corpora import digest_of
 from streamcache.inputs.models import LoadedModel
 from streamcache.measure.checked import Floats
 from streamcache.measure.configurations import NAMED, Configuration, with_budget
+from streamcache.measure.imported import imported_configuration
 from streamcache.measure.measurement import Measurement
 from streamcache.measure.progress import Progress, no_progress
 from streamcache.measure.run import What, run
@@ -39,7 +40,7 @@ class Streamed:
 
 
 def configuration_of(name: str, loaded: LoadedModel, total: int) -> Configuration:
-    """A named configuration with a budget of `total` entries, or `causal`.
+    """A named configuration with a budget of `total` entries, a rule by its path, or `causal`.
 
     Raises:
         KeyError: there is no such name, or it has no cache.
@@ -51,6 +52,8 @@ def configuration_of(name: str, loaded: LoadedModel, total: int) -> Configuratio
         if context is None:
             raise ValueError(f"{loaded.name} does not say its trained context: leave out {CAUSAL}")
         return Configuration(EvictionPolicy(0, context), "streaming", weights=weights, label=CAUSAL)
+    if ":" in name:
+        return replace(imported_configuration(name, 4, total), weights=weights)
     if NAMED[name].recomputes:
         raise KeyError(name)
     return replace(with_budget(NAMED[name], total), weights=weights, label=name)

@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from streamcache.caches.base import BoundedCache
+from streamcache.caches.scored import Entries, ScoredPolicy
 from streamcache.policy import Policy, fields_that_are_set
 from streamcache.testing.oracle import Oracle
 
@@ -40,6 +41,8 @@ def check_policy(policy: Policy, n_tokens: int = 2000) -> None:
         f"0 <= n_sink < floor <= capacity does not hold: {n_sink}, {floor}, {capacity}"
     )
     assert fields_that_are_set(policy), "a policy has fields that tell it from others"
+    if isinstance(policy, ScoredPolicy):
+        _check_scores(policy)
     limit = getattr(policy, "max_drop", None)
     size = 0
     for seen in range(n_tokens):
@@ -56,6 +59,24 @@ def check_policy(policy: Policy, n_tokens: int = 2000) -> None:
         size += 1 - evicted
         assert size <= capacity, f"{where} drop leaves {size} entries, capacity is {capacity}"
         assert not evicted or size >= floor, f"{where} drop leaves {size} entries, floor is {floor}"
+
+
+def _check_scores(policy: ScoredPolicy) -> None:
+    """Scores of random entries: of the right shape, numbers, and the same ones each time."""
+    generator = torch.Generator().manual_seed(0)
+    n_entries = policy.total
+    for batch, n_heads in ((1, 1), (2, 3)):
+        keys, values = torch.randn(2, batch, n_heads, n_entries, 8, generator=generator)
+        attention = torch.rand(batch, n_heads, n_entries, generator=generator).softmax(dim=-1)
+        entries = Entries(keys, values, attention)
+        before = Entries(*(tensor.clone() for tensor in entries))
+        scores = policy.scores(entries)
+        allowed = [(batch, n_heads, n_entries), (batch, 1, n_entries)]
+        assert tuple(scores.shape) in allowed, f"scores are {tuple(scores.shape)}, not {allowed}"
+        assert bool(scores.isfinite().all()), "a score is no finite number"
+        assert torch.equal(scores, policy.scores(entries)), "scores gave two answers"
+        unchanged = all(torch.equal(*pair) for pair in zip(entries, before))
+        assert unchanged, "scores changed the entries"
 
 
 def check_cache(
@@ -128,6 +149,7 @@ def _feed(
 ) -> Tensor:
     """Logits of forwards over inputs of these lengths, with what the cache says checked."""
     logits = []
+    model = getattr(cache, "model", model)  # of a ScoredCache, the copy that feeds it
     for chunk in ids.split(list(lengths), dim=1):
         seen = cache.seen
         logits.append(model(input_ids=chunk, past_key_values=cache).logits)

@@ -79,6 +79,7 @@ def test_streamcache_commands(
         text = tmp_path / "corpora" / name
         text.parent.mkdir(parents=True)
         text.write_text("A little text of our own, word by word. " * 90)
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
     monkeypatch.setenv("STREAMCACHE_DATA", str(tmp_path / "corpora"))
     for page in DOCS:  # what a command may write into
         (tmp_path / page.parent.name).mkdir(exist_ok=True)

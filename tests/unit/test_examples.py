@@ -72,8 +72,8 @@ def test_the_benchmark_is_that_of_the_docs() -> None:
 
 
 def test_every_example_is_tested_and_in_the_docs() -> None:
-    files = (Path(__file__), Path(__file__).with_name("test_server_example.py"))
-    tests = "".join(file.read_text() for file in files)
+    names = ("test_examples.py", "test_server_example.py", "test_scored.py")
+    tests = "".join(Path(__file__).with_name(name).read_text() for name in names)
     page = (ROOT / "docs" / "examples.md").read_text()
     for file in EXAMPLES.glob("*.py"):
         assert f'"{file.name}"' in tests or f'example("{file.stem}")' in tests
