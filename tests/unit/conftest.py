@@ -1,13 +1,21 @@
 """Fixtures of the unit tests."""
 
+import os
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner
 
 from streamcache.cli import commands, console
 from tests import made
 from tests.shell import Run, load_two_layers, measure_little
+
+# Tiny models: a second thread of a matrix product costs more than it saves.
+torch.set_num_threads(1)
+# In a worker of pytest-xdist (`-n 2`): else the pytest runs inside of tests measure nothing, since
+# pytest-benchmark switches itself off where it finds this.
+os.environ.pop("PYTEST_XDIST_WORKER", None)
 
 
 @pytest.fixture
