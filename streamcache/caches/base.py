@@ -25,8 +25,10 @@ from streamcache.caches.hooks import attach, uncompiled
 from streamcache.caches.one_pass import OnePass
 from streamcache.caches.probe import probe_rope
 from streamcache.caches.retained_attention import States
+from streamcache.caches.rollback import Eviction, RecentEvictions
 from streamcache.policy import (
     Policy,
+    PolicyError,
     between_evictions,
     checked_drop,
     evicts_inside,
@@ -62,6 +64,8 @@ class BoundedCache(Cache, ABC):
             it take inputs of any length, set positions and refuse padding; they go with
             the last cache of the model.
         policy: what to evict and when.
+        max_rollback: tokens that `crop` can take back, at most W. What they have evicted is kept in
+            memory.
 
     Attributes:
         seen: tokens appended so far.
@@ -72,12 +76,14 @@ class BoundedCache(Cache, ABC):
     Raises:
         UnsupportedModelError: the model cannot be streamed correctly (see `probe_rope`).
         TypeError: a config in place of a model, or something else in place of a policy.
+        PolicyError: `max_rollback` is negative, more than W, or more than 0 for a cache that cannot
+            give back what it holds.
     """
 
     takes_long_inputs: ClassVar[bool] = False
     looks_at_content: ClassVar[bool] = False
 
-    def __init__(self, model: nn.Module, policy: Policy):
+    def __init__(self, model: nn.Module, policy: Policy, max_rollback: int = 0):
         super().__init__(layers=[])
         if isinstance(model, PreTrainedConfig):
             raise TypeError(
@@ -89,7 +95,13 @@ class BoundedCache(Cache, ABC):
         if not self.looks_at_content:
             require_counts(policy)
         config = decoder.config.get_text_config(decoder=True)
+        most_taken_back = policy.floor - policy.n_sink if self.takes_long_inputs else 0
+        if not 0 <= max_rollback <= most_taken_back:
+            raise PolicyError(
+                f"max_rollback must be from 0 to {most_taken_back} here, got {max_rollback}"
+            )
         self.policy = policy
+        self._recent = RecentEvictions(max_rollback)
         self.geometry = probe_rope(model)
         limit = self.geometry.max_position
         if limit is not None and policy.capacity > limit:
@@ -134,13 +146,24 @@ class BoundedCache(Cache, ABC):
     def batch_size(self) -> int:
         """Streams held side by side; -1 before the first."""
 
-    def _held(self, layer_idx: int) -> States:
-        """All that a layer holds, in order of the stream, keys as at position 0."""
+    def _held(self, layer_idx: int, begin: int = 0, end: int | None = None) -> States:
+        """What a layer holds in places `begin` ... `end - 1`, by default in all.
+
+        In order of the stream, keys as at position 0.
+        """
         raise NotImplementedError
 
     def _hold(self, held: Iterable[States]) -> None:
         """Hold nothing but these states of each layer, `size` entries, as `_held` gives them."""
         raise NotImplementedError
+
+    def _put_back(self, n: int, entries: list[States]) -> bool:
+        """Hold the last `n` evicted entries of each layer again, right behind the sinks.
+
+        They are as `_held` gives them; `evicted` is counted afterwards. False, and nothing changed:
+        not in place, all that is held must be written.
+        """
+        return False
 
     def _next_base(self, n_tokens: int, n_evicted: int) -> int:
         """The base of positions from the next forward on, which evicts `n_evicted` entries."""
@@ -154,6 +177,7 @@ class BoundedCache(Cache, ABC):
         self._damage: str | None = "interrupted in reset()"
         self._forward: Forward | None = None
         self._forget()
+        self._recent.clear()
         self.seen = self.evicted = self.base = 0
         self._ahead = 0  # entries evicted for a forward that was then interrupted
         self._half_fed = False  # with a long input
@@ -248,19 +272,66 @@ class BoundedCache(Cache, ABC):
         counts = self.seen, self.evicted, self._ahead
         return OnePass(copy, self.geometry, self.policy, *counts, held)
 
+    def beyond_rollback(self, n_tokens: int) -> int:
+        """How many of the next tokens are not among those that can be taken back afterwards."""
+        most = self._recent.max_rollback
+        return max(0, n_tokens - most) if most else 0
+
     def take(self, one_pass: OnePass) -> None:
         """Hold what the stream holds at the end of a pass, the beginning of a longer input."""
         with self.changing("while it took a long input"):
+            if self.seen and one_pass.evicted - self.evicted <= self.size - self.policy.n_sink:
+                self._take_new(one_pass)
+            else:
+                self._recent.clear()
+                self._hold_all(
+                    one_pass.seen,
+                    one_pass.evicted,
+                    (one_pass.held(layer) for layer in range(len(self))),
+                )
             self._forward, self._ahead = None, 0
-            self.seen, self.evicted = one_pass.seen, one_pass.evicted
-            self.base = self.evicted  # so that every entry is at the position of its place
-            self._hold(one_pass.held(layer) for layer in range(len(self)))
+            self._recent.forget_before(self.seen)
             self._half_fed = True
+
+    def _take_new(self, one_pass: OnePass) -> None:
+        """Append the tokens of a pass. What stays is not touched: rounding it would add up."""
+        n_new, n_evicted = one_pass.seen - self.seen, one_pass.evicted - self.evicted
+        self._remember(n_new)
+        base = self._next_base(n_new, n_evicted)
+        self.evicted += n_evicted
+        self._make_room(n_new, n_evicted, base)
+        self.base = base
+        for layer in range(len(self)):
+            keys, values = one_pass.newest(layer, n_new, base)
+            self._append(layer, keys, values)
+        self.seen += n_new
+
+    def _hold_all(self, seen: int, evicted: int, held: Iterable[States]) -> None:
+        self.seen, self.evicted = seen, evicted
+        self.base = evicted  # so that every entry is at the position of its place
+        self._hold(held)
+
+    def _remember(self, n_tokens: int) -> None:
+        """Keep what the next tokens evict, of what is held, as far as they may be taken back."""
+        if not self._recent.max_rollback:
+            return
+        evicted = self.evicted - self._ahead
+        for seen in range(self.seen, self.seen + n_tokens):
+            n = checked_drop(self.policy, seen, seen - evicted)
+            evicted += n
+            end = self.policy.n_sink + evicted - self.evicted
+            begin = max(self.policy.n_sink, end - n)  # some are gone where it was interrupted
+            if begin < end:
+                held = [self._held(layer, begin, end) for layer in range(len(self))]
+                copies = [States(*(s.clone() for s in states)) for states in held]
+                self._recent.add(Eviction(seen, end - begin, copies))
+        self._recent.forget_before(self.seen + n_tokens)
 
     def evict(self) -> None:
         """Do what `prepare` has decided."""
         forward = self._prepared()
         with self.changing("while it evicted"):
+            self._remember(1)
             self.evicted += forward.n_evicted
             self._ahead += forward.n_evicted
             self._make_room(forward.n_tokens, forward.n_evicted, forward.base)
@@ -316,6 +387,7 @@ class BoundedCache(Cache, ABC):
             self.seen += forward.n_tokens
             self._ahead = 0
             self._forward = None
+            self._recent.forget_before(self.seen)
             self._half_fed = more_to_come
 
     def _prepared(self) -> Forward:
@@ -341,6 +413,7 @@ class BoundedCache(Cache, ABC):
     def batch_select_indices(self, indices: Tensor) -> None:
         self.require_intact()
         with self.changing("while rows of its batch were chosen"):
+            self._recent.select(indices)
             self._select(indices)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
@@ -348,7 +421,46 @@ class BoundedCache(Cache, ABC):
         self.batch_select_indices(rows.repeat_interleave(repeats))
 
     def crop(self, tokens_to_remove: int) -> None:
-        raise NotImplementedError("a bounded cache cannot be rolled back: what it evicted is gone")
+        """Take back the newest tokens: the stream is what it was before them.
+
+        Args:
+            tokens_to_remove: minus their number; or, above 0, how many tokens stay seen.
+
+        Raises:
+            ValueError: more than `max_rollback` tokens, or than were seen.
+            RuntimeError: the cache must be reset.
+        """
+        n = int(tokens_to_remove)
+        seen = min(n, self.seen) if n > 0 else self.seen + n
+        if seen == self.seen:
+            return
+        if self.seen - seen > self._recent.max_rollback or seen < 0:
+            raise ValueError(
+                f"{self.seen - seen} of {self.seen} tokens cannot be taken back from a cache with "
+                f"max_rollback={self._recent.max_rollback}"
+            )
+        self.require_intact()
+        with self.changing("while tokens were taken back"):
+            undone = self._recent.since(seen)
+            n_undone = sum(eviction.n for eviction in undone)
+            entries = [_joined(states) for states in zip(*(e.states for e in undone))]
+            if seen < self.base or (undone and not self._put_back(n_undone, entries)):
+                held = [self._before(layer, entries, seen) for layer in range(len(self))]
+                self._hold_all(seen, self.evicted - n_undone, held)
+            else:
+                self.evicted -= n_undone
+            self._forward, self._ahead, self.seen = None, 0, seen
+            self._recent.undo(seen)
+
+    def _before(self, layer: int, entries: list[States], seen: int) -> States:
+        """What a layer held when so many tokens were seen, given what was evicted since."""
+        n_sink, held = self.policy.n_sink, self._held(layer)
+        sinks, run = (
+            States(*(s[:, :, :n_sink] for s in held)),
+            States(*(s[:, :, n_sink:] for s in held)),
+        )
+        whole = _joined([sinks, *entries[layer : layer + 1], run])
+        return States(*(s[:, :, : s.shape[2] - (self.seen - seen)] for s in whole))
 
     def get_max_length(self, layer_idx: int | None = None) -> int:
         return -1  # the stream has no end
@@ -358,7 +470,7 @@ class BoundedCache(Cache, ABC):
 
     @property
     def is_croppable(self) -> bool:
-        return False
+        return self._recent.max_rollback > 0
 
     @property
     def is_initialized(self) -> bool:
@@ -385,7 +497,16 @@ class BoundedCache(Cache, ABC):
         return False
 
     def activate_past_recording(self) -> None:
-        self.crop(0)
+        """What is taken back must have been kept: `max_rollback` says how much.
+
+        Raises:
+            ValueError: nothing is.
+        """
+        if not self.is_croppable:
+            raise ValueError(
+                "drafts are taken back where the model disagrees: build the cache with "
+                "max_rollback of at least the longest draft, and one more"
+            )
 
     def early_initialization(self, *args: Any, **kwargs: Any) -> None:
         raise NotImplementedError("a bounded cache allocates what it needs in its first forward")
@@ -412,3 +533,8 @@ class BoundedCache(Cache, ABC):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.policy}, seen={self.seen}, size={self.size})"
+
+
+def _joined(parts: Iterable[States]) -> States:
+    """States one after another."""
+    return States(*(torch.cat(each, dim=2) for each in zip(*parts)))

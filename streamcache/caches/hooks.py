@@ -49,6 +49,7 @@ class HookedCache(Protocol):
     def evicts_inside(self, n_tokens: int) -> bool: ...
     def pieces(self, n_tokens: int) -> list[int]: ...
     def begin_pass(self, copy: PreTrainedModel) -> OnePass | None: ...
+    def beyond_rollback(self, n_tokens: int) -> int: ...
     def take(self, one_pass: OnePass) -> None: ...
     def finish(self, more_to_come: bool = False) -> None: ...
 
@@ -288,11 +289,10 @@ def _feed_all_but_last(
     call.as_tuple = kwargs.get("return_dict", default) is False
     if call.as_tuple:
         kwargs = {**kwargs, "return_dict": True}
-    if (one_pass := _one_pass(decoder, past)) is not None:
-        own = {key, "attention_mask", "position_ids", "use_cache", "cache_position", *CACHE_NAMES}
-        options = {k: v for k, v in kwargs.items() if k not in own and v is not None}
-        call.pieces = one_pass.feed_all(tokens[:, :-1], **options)
-        past.take(one_pass)
+    own = {key, "attention_mask", "position_ids", "use_cache", "cache_position", *CACHE_NAMES}
+    options = {k: v for k, v in kwargs.items() if k not in own and v is not None}
+    if (outputs := _feed_in_passes(decoder, past, tokens[:, :-1], options)) is not None:
+        call.pieces = outputs
         return {**kwargs, key: tokens[:, -1:]}
     pieces = tokens.split(past.pieces(tokens.shape[1]), dim=1)
     for piece in pieces[:-1]:
@@ -302,13 +302,27 @@ def _feed_all_but_last(
     return {**kwargs, key: pieces[-1]}
 
 
-def _one_pass(decoder: nn.Module, past: HookedCache) -> OnePass | None:
+def _feed_in_passes(
+    decoder: nn.Module, past: HookedCache, tokens: Tensor, options: dict[str, Any]
+) -> list[Any] | None:
+    """The outputs of a causal pass over the tokens, which the cache then holds; None: not here.
+
+    Tokens that can be taken back go in a pass of their own, from what the cache holds by then.
+    """
     if not isinstance(decoder, PreTrainedModel):
         return None
-    try:
-        return past.begin_pass(with_override(decoder))
-    except AttentionOverrideError:
-        return None
+    outputs: list[Any] = []
+    n_first = past.beyond_rollback(tokens.shape[1])
+    for part in tokens.tensor_split([n_first] if n_first else [], dim=1):
+        try:
+            one_pass = past.begin_pass(with_override(decoder))
+        except AttentionOverrideError:
+            one_pass = None
+        if one_pass is None:
+            return None
+        outputs += one_pass.feed_all(part, **options)
+        past.take(one_pass)
+    return outputs
 
 
 def _refuse_splitting(decoder: nn.Module, key: str, kwargs: dict[str, Any], n_tokens: int) -> None:

@@ -114,6 +114,13 @@ class OnePass:
             keys, values = (torch.cat(s, dim=2) for s in zip(sinks, (keys, values)))
         return States(rotated(widened(keys), self.layers[layer].rotation, -tokens), values)
 
+    def newest(self, layer: int, n_tokens: int, base: int) -> States:
+        """The states of the newest tokens [B, Hkv, n, D], keys at their positions less `base`."""
+        keys, values = (states[:, :, -n_tokens:] for states in self._runs[layer])
+        offset = torch.full((n_tokens,), -base, device=keys.device)
+        rotation = self.layers[layer].rotation
+        return States(rotated(widened(keys), rotation, offset).to(keys.dtype), values)
+
     def _take(self, layer: int, held: States) -> None:
         """Go on from what a layer holds."""
         n_sink, oldest = self.policy.n_sink, self._first_key

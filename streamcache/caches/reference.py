@@ -21,10 +21,10 @@ class ReferenceCache(BoundedCache):
 
     takes_long_inputs = True
 
-    def __init__(self, model: nn.Module, policy: Policy):
+    def __init__(self, model: nn.Module, policy: Policy, max_rollback: int = 0):
         self._keys: dict[int, Tensor] = {}  # by layer, [B, H, size, D], unrotated
         self._values: dict[int, Tensor] = {}
-        super().__init__(model, policy)
+        super().__init__(model, policy, max_rollback)
 
     def _next_base(self, n_tokens: int, n_evicted: int) -> int:
         return self.seen
@@ -47,9 +47,10 @@ class ReferenceCache(BoundedCache):
         self._keys[layer_idx], self._values[layer_idx] = new, values
         return rotate(new, position, rotation), values
 
-    def _held(self, layer_idx: int) -> States:
+    def _held(self, layer_idx: int, begin: int = 0, end: int | None = None) -> States:
+        end = self.size if end is None else end
         stored = self._keys[layer_idx], self._values[layer_idx]
-        return States(*(states[:, :, : self.size] for states in stored))
+        return States(*(states[:, :, begin:end] for states in stored))
 
     def _hold(self, held: Iterable[States]) -> None:
         for layer_idx, (keys, values) in enumerate(held):

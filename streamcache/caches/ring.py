@@ -44,11 +44,11 @@ class RingCache(BoundedCache):
 
     takes_long_inputs = True
 
-    def __init__(self, model: nn.Module, policy: Policy):
+    def __init__(self, model: nn.Module, policy: Policy, max_rollback: int = 0):
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
         self.rope_tables: list[RopeTable | None] = []
-        super().__init__(model, policy)
+        super().__init__(model, policy, max_rollback)
 
     @property
     def largest_position(self) -> int:
@@ -153,17 +153,17 @@ class RingCache(BoundedCache):
             rotation.rotate_(all_keys[:, :, :n_sink], offset)
         return all_keys, all_values
 
-    def _held(self, layer_idx: int) -> States:
+    def _held(self, layer_idx: int, begin: int = 0, end: int | None = None) -> States:
         n_sink = self.policy.n_sink
         run = self._slots(n_sink + self.evicted, self.seen)
-        slots = torch.cat([self._slots(0, min(n_sink, self.seen)), run])
+        slots = torch.cat([self._slots(0, min(n_sink, self.seen)), run])[begin:end]
         keys = self.keys[layer_idx].index_select(2, slots)
         values = self.values[layer_idx].index_select(2, slots)
         # Sinks keep the position that they came with, before any was started anew.
         position = torch.arange(self.size, device=keys.device)
         position[n_sink:] += self.evicted - self.base
         rotation = self.geometry.layers[layer_idx].rotation
-        return States(rotated(widened(keys), rotation, -position), values)
+        return States(rotated(widened(keys), rotation, -position[begin:end]), values)
 
     def _hold(self, held: Iterable[States]) -> None:
         n_sink = self.policy.n_sink
@@ -176,6 +176,16 @@ class RingCache(BoundedCache):
             keys = rotated(keys, self.geometry.layers[layer_idx].rotation, place)
             for all_slots, states in ((self.keys, keys), (self.values, values)):
                 all_slots[layer_idx].index_copy_(2, slots, states.to(all_slots[layer_idx].dtype))
+
+    def _put_back(self, n: int, entries: list[States]) -> bool:
+        end = self.policy.n_sink + self.evicted
+        slots = self._slots(end - n, end)
+        for layer_idx, (keys, values) in enumerate(entries):
+            position = torch.arange(end - n, end, device=keys.device) - self.base
+            keys = rotated(keys, self.geometry.layers[layer_idx].rotation, position)
+            for all_slots, states in ((self.keys, keys), (self.values, values)):
+                all_slots[layer_idx].index_copy_(2, slots, states.to(all_slots[layer_idx].dtype))
+        return True
 
     def _slots(self, begin: int, end: int) -> Tensor:
         tokens = torch.arange(begin, max(begin, end), device=self.keys[0].device)

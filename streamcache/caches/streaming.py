@@ -42,10 +42,10 @@ class StreamingCache(BoundedCache):
     takes_long_inputs = True
     _wide_keys = False  # they are rotated once or twice in their life
 
-    def __init__(self, model: nn.Module, policy: Policy):
+    def __init__(self, model: nn.Module, policy: Policy, max_rollback: int = 0):
         self._arenas: list[Arena] = []
         self._begin: int = 0  # the slot of the first entry held
-        super().__init__(model, policy)
+        super().__init__(model, policy, max_rollback)
         self._build_arenas(self.geometry.layers)
 
     def _build_arenas(self, layers: tuple[LayerGeometry, ...]) -> None:
@@ -112,18 +112,20 @@ class StreamingCache(BoundedCache):
         arena.write(layer, self._end, keys, values)
         return arena.read(layer, self._begin, self._end + keys.shape[-2])
 
-    def _held(self, layer_idx: int) -> States:
+    def _held(self, layer_idx: int, begin: int = 0, end: int | None = None) -> States:
         arena, layer = self._home[layer_idx]
-        slots = slice(self._begin, self._end)
+        end = self.size if end is None else end
+        slots = slice(self._begin + begin, self._begin + end)
         keys, values = arena.keys[layer, :, :, slots], arena.values[layer, :, :, slots]
         rotation = self.geometry.layers[layer_idx].rotation
-        position = torch.arange(self.size, device=keys.device) + self.evicted - self.base
+        position = torch.arange(begin, end, device=keys.device) + self.evicted - self.base
         keys = rotated(widened(keys), rotation, -position)
-        if self.evicted and (n_sink := self.policy.n_sink):  # from the copies that never moved
-            sinks = rotated(
-                widened(arena.sinks(layer)[0]), rotation, -torch.arange(n_sink, device=keys.device)
-            )
-            keys = torch.cat([sinks, keys[:, :, n_sink:]], dim=2)
+        n_sink = self.policy.n_sink
+        if self.evicted and begin < n_sink:  # from the copies that never moved
+            places = torch.arange(begin, min(end, n_sink), device=keys.device)
+            copies = arena.sinks(layer)[0][:, :, begin:end]
+            sinks = rotated(widened(copies), rotation, -places)
+            keys = torch.cat([sinks, keys[:, :, len(places) :]], dim=2)
         return States(keys, values)
 
     def _hold(self, held: Iterable[States]) -> None:
@@ -137,6 +139,21 @@ class StreamingCache(BoundedCache):
         if self.evicted:
             for arena in self._arenas:
                 arena.save_sinks()
+
+    def _put_back(self, n: int, entries: list[States]) -> bool:
+        evicted = self.evicted - n
+        if n > self._begin or evicted == 0:
+            return False
+        self._begin -= n
+        first = self.policy.n_sink
+        for layer_idx, (keys, values) in enumerate(entries):
+            arena, layer = self._home[layer_idx]
+            position = torch.arange(n, device=keys.device) + first + evicted - self.base
+            rotation = self.geometry.layers[layer_idx].rotation
+            arena.write(layer, self._begin + first, rotated(keys, rotation, position), values)
+        for arena in self._arenas:
+            arena.place_sinks(self._begin, evicted - self.base)
+        return True
 
     def _select(self, rows: Tensor) -> None:
         for arena in self._arenas:

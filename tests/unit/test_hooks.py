@@ -196,16 +196,6 @@ def test_the_decoder_called_by_itself(model: PreTrainedModel) -> None:
     assert error(torch.cat([head, middle, tail], dim=1), reference) < TIGHT
 
 
-@each_cache
-def test_a_bounded_cache_cannot_be_rolled_back(
-    model: PreTrainedModel, cache_type: type[BoundedCache]
-) -> None:
-    cache = cache_type(model, POLICY)
-    stream(model, cache, text(10))
-    with pytest.raises(NotImplementedError, match="what it evicted is gone"):
-        cache.crop(5)
-
-
 def test_a_long_input_that_is_interrupted_is_fed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """In its pass nothing has changed yet; in its last token the cache refuses until reset."""
     model: Any = neox()

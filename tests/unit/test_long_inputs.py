@@ -155,7 +155,8 @@ def test_models_whose_attention_cannot_be_replaced_get_pieces(
     model, ids = tiny(family, **shapes[family]), text(90)
     if family == "bloom" and cache_type is not StreamingCache:
         return
-    assert hooks._one_pass(model.get_decoder(), cache_type(model, POLICY)) is None
+    passed = hooks._feed_in_passes(model.get_decoder(), cache_type(model, POLICY), ids, {})
+    assert passed is None
     logits = stream(model, cache_type(model, POLICY), ids, [60, 1, 29])
     single = stream(model, cache_type(model, POLICY), ids)
     assert error(logits, single) < TIGHT
