@@ -28,6 +28,11 @@ from tests.tiny import copy_of, error, expected, text, tiny
 
 DTYPES = (torch.float32, torch.float32, torch.float32, torch.float16, torch.bfloat16)
 TIGHT = 1e-4  # of the logits' standard deviation, in float32
+#: The choice of experts is not continuous: rounding changes it, and then everything.
+ROUTED = {name for name, shape in ADMITTED.items() if "num_experts_per_tok" in shape} | {
+    "mixtral",
+    "phimoe",
+}
 
 
 @dataclass(frozen=True)
@@ -53,10 +58,11 @@ def any_setting(draw: st.DrawFn) -> Setting:
         draw(st.integers(1, 10)),
     )
     lengths = draw(st.lists(st.just(1) | st.integers(1, 24), min_size=1, max_size=10))
+    family = draw(st.sampled_from(sorted(ADMITTED)))
     return Setting(
-        draw(st.sampled_from(sorted(ADMITTED))),
+        family,
         policy,
-        draw(st.sampled_from(DTYPES)),
+        torch.float32 if family in ROUTED else draw(st.sampled_from(DTYPES)),
         draw(st.integers(1, 3)),
         tuple(lengths),
         draw(st.integers(0, 2**32 - 1)),
@@ -131,15 +137,16 @@ def logits_of(setting: Setting, stream: Stream, ids: Tensor, counts: Counter[str
     return torch.cat([logits.expand(-1, -1, vocabulary) for logits in found], dim=1)
 
 
-def reference_of(setting: Setting, ids: Tensor) -> tuple[Tensor, float]:
-    """The oracle's logits [B, T, V], and the allowed error: in half precision by what the oracle is
-    off in that dtype."""
+def require_right(setting: Setting, ids: Tensor, logits: Tensor, lost: Tensor) -> None:
+    """Compare logits [B, T, V] with the oracle; in half precision as it rounds in that dtype."""
     model = model_of(setting.family, setting.dtype)
     reference = expected(model, setting.policy, ids)
     if setting.dtype is torch.float32:
-        return reference, TIGHT
+        assert error(logits[:, ~lost], reference[:, ~lost]) < TIGHT
+        return
     rounded = expected(model, setting.policy, ids, dtype=setting.dtype)
-    return reference, 3 * error(rounded, reference) + 0.02
+    off, allowed = (logits - reference)[:, ~lost].abs().mean(), (rounded - reference).abs().mean()
+    assert off < 3 * allowed + 0.005 * reference.std()  # 1.2 x were seen of 135 settings
 
 
 def check_settings(
@@ -173,13 +180,12 @@ def test_any_setting_gives_what_the_oracle_gives(
 
     def check(setting: Setting) -> None:
         ids = text(sum(setting.lengths), setting.batch, setting.seed)
-        reference, allowed = reference_of(setting, ids)
         stream = WAYS[way](model_of(setting.family, setting.dtype), setting)
         logits = logits_of(setting, stream, ids, counts)
         lost = logits.isnan().all(dim=-1).all(dim=0)
         assert lost.sum() <= max(setting.lengths)
         if not lost.all():
-            assert error(logits[:, ~lost], reference[:, ~lost]) < allowed
+            require_right(setting, ids, logits, lost)
 
     check_settings(n_settings, check, counts, way)
     for name, count in counts.items():
