@@ -1,6 +1,6 @@
 """Every causal type of the installed transformers: admitted or refused, why, and how exact it is.
 
-    python -m tests.families [TYPE ...] [--layers N] [--write docs/families.md]
+    python -m tests.families [TYPE ...] [--layers N] [--deep N] [--write docs/families.md]
 
 Models are tiny, with random weights. Errors are the largest difference of logits from the float64
 oracle, in units of their spread; that of the one pass is in nats.
@@ -76,6 +76,130 @@ SMALL: dict[str, Any] = {
     "num_kv_shared_layers": 0,
 }
 
+_STACK = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "pad_token_id": None,
+    "bos_token_id": None,
+    "eos_token_id": None,
+}
+_STATE = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_n_groups": 1, "mamba_d_state": 8}
+_DECODER = {
+    "vocab_size": VOCABULARY,
+    "d_model": 32,
+    "decoder_layers": 3,
+    "decoder_attention_heads": 4,
+    "decoder_ffn_dim": 32,
+    "encoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "encoder_ffn_dim": 32,
+    "pad_token_id": None,
+    "bos_token_id": None,
+    "eos_token_id": None,
+}
+#: Types whose settings have names, or conditions, of their own.
+OWN: dict[str, dict[str, Any]] = {
+    "bamba": {**_STACK, **_STATE, "attn_layer_indices": [1]},
+    "granitemoehybrid": {
+        **_STACK,
+        **_STATE,
+        "layer_types": ["mamba", "attention", "mamba"],
+        "num_local_experts": 2,
+        "num_experts_per_tok": 1,
+        "shared_intermediate_size": 32,
+    },
+    "mamba2": {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 32,
+        "num_hidden_layers": 3,
+        "num_heads": 8,
+        "head_dim": 8,
+        "state_size": 8,
+        "n_groups": 1,
+        "expand": 2,
+        "chunk_size": 8,
+    },
+    "zamba2": {
+        **_STACK,
+        "layers_block_type": ["mamba", "hybrid", "mamba"],
+        "mamba_d_state": 8,
+        "mamba_ngroups": 1,
+        "mamba_headdim": 16,
+        "n_mamba_heads": 4,
+        "num_mem_blocks": 1,
+        "adapter_rank": 4,
+    },
+    "lfm2_moe": {
+        **_STACK,
+        "layer_types": ["conv", "full_attention", "conv"],
+        "num_experts": 2,
+        "num_experts_per_tok": 1,
+        "moe_intermediate_size": 16,
+    },
+    "zaya": {**_STACK, "head_dim": 8},
+    "whisper": {**_DECODER, "max_target_positions": 256},
+    "plbart": {**_DECODER, "max_position_embeddings": 256},
+    "prophetnet": {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 32,
+        "num_decoder_layers": 3,
+        "num_encoder_layers": 2,
+        "num_decoder_attention_heads": 4,
+        "num_encoder_attention_heads": 4,
+        "decoder_ffn_dim": 32,
+        "encoder_ffn_dim": 32,
+        "max_position_embeddings": 256,
+    },
+    "reformer": {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 32,
+        "attention_head_size": 8,
+        "num_attention_heads": 4,
+        "feed_forward_size": 32,
+        "axial_pos_shape": [16, 16],
+        "axial_pos_embds_dim": [16, 16],
+        "max_position_embeddings": 256,
+        "attn_layers": ["local"] * 3,
+    },
+    "xlnet": {"vocab_size": VOCABULARY, "d_model": 32, "n_layer": 3, "n_head": 4, "d_inner": 64},
+    "git": {
+        **{k: v for k, v in _STACK.items() if k != "num_key_value_heads"},
+        "vision_config": {
+            "hidden_size": 32,
+            "intermediate_size": 32,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 4,
+            "image_size": 32,
+            "patch_size": 16,
+        },
+    },
+}
+_ASSISTANT = "it drafts for another model and is given that model's keys and values"
+_WITHIN = "its text part is no causal type by itself in this transformers"
+#: Why a type is not tried.
+UNTRIED = {
+    "blt": "it reads bytes through three stacks, and has no tiny shape here",
+    "cohere_compass_text": "transformers builds no model of its own default settings",
+    "dbrx": "transformers reads a setting that its config class has not",
+    "dots3_note": "it has no tiny shape here: its layers are numbered in its config",
+    "dots3_note_text": "it has no tiny shape here: its layers are numbered in its config",
+    "emu3": _WITHIN,
+    "gemma3n": "it needs the package timm",
+    "gemma3n_text": "its layers take several hidden states at once, which the oracle does not know",
+    "gemma4_assistant": _ASSISTANT,
+    "gemma4_unified_assistant": _ASSISTANT,
+    "mllama": _WITHIN,
+    "musicgen": "it decodes four audio codes at a time, not one token",
+    "musicgen_melody": "it decodes four audio codes at a time, not one token",
+    "phi4_multimodal": "its parts for images and audio have no tiny shape here",
+    "zamba": "transformers ties the weights of its layers for its own depths only",
+}
+
 
 @dataclass
 class Verdict:
@@ -85,6 +209,7 @@ class Verdict:
     built: bool = True
     reason: str = ""  # why it is refused, or was not built
     same_in_half: bool = True  # whether float16 and bfloat16 agree with float32
+    same_when_deep: bool | None = None  # whether 24 layers, in each dtype; None: not built
     errors: dict[str, float] = field(default_factory=dict)
     one_pass: str = ""
     captured: str = ""
@@ -96,7 +221,9 @@ class Verdict:
 
 def shape_of(family: str, n_layers: int) -> dict[str, Any]:
     """Settings of a tiny config: those of the tests, or small numbers under every usual name."""
-    if family in ADMITTED:
+    if family in OWN:
+        shape = dict(OWN[family])
+    elif family in ADMITTED:
         shape = dict(ADMITTED[family])
     elif family in REFUSED:
         shape = dict(REFUSED[family][0])
@@ -110,13 +237,18 @@ def shape_of(family: str, n_layers: int) -> dict[str, Any]:
             shape[name] = n_layers
     if n_layers != 2 and not {"n_layer", "n_layers", "num_layers"} & set(shape):
         shape["num_hidden_layers"] = n_layers
-    if len(shape.get("layer_types", ())) not in (0, n_layers):
-        shape["layer_types"] = (shape["layer_types"] * n_layers)[:n_layers]
+    for name in ("layer_types", "layers_block_type"):
+        if len(shape.get(name, ())) not in (0, n_layers):
+            shape[name] = (shape[name] * n_layers)[:n_layers]
     return shape
 
 
 def config_of(family: str, n_layers: int) -> PreTrainedConfig:
     shape = shape_of(family, n_layers)
+    if family in OWN:
+        own: PreTrainedConfig = CONFIG_MAPPING[family](**shape)
+        own.is_decoder = True
+        return own
     whole = CONFIG_MAPPING[family]()
     part = whole.get_text_config(decoder=True)
     names = [name for name in whole.sub_configs if getattr(whole, name, None) is part]
@@ -143,31 +275,48 @@ def model_of(family: str, n_layers: int) -> PreTrainedModel:
     return build(config)
 
 
-def verdict_on(family: str, n_layers: int = 3) -> Verdict:
+def reason_against(model: PreTrainedModel) -> str:
+    """Why a cache for the model is refused; empty where it is not."""
+    try:
+        StreamingCache(model, POLICY)
+    except UnsupportedModelError as refusal:
+        return str(refusal).partition(": ")[2] or str(refusal)
+    return ""
+
+
+def is_same_when_deep(family: str, reason: str, n_layers: int = 24) -> bool | None:
+    """Whether a deep model gets the same verdict in every dtype; None where there is none."""
+    try:
+        model = model_of(family, n_layers)
+    except Exception:  # of transformers: its settings fit other depths only
+        return None
+    halves = (copy_of(model, dtype) for dtype in (torch.float16, torch.bfloat16))
+    return all(reason_against(each) == reason for each in (model, *halves))
+
+
+def verdict_on(family: str, n_layers: int = 3, deep: int = 24) -> Verdict:
     verdict = Verdict(family)
     try:
         model = model_of(family, n_layers)
     except Exception as failure:
-        verdict.built, verdict.reason = False, f"{type(failure).__name__}: {failure}".split("\n")[0]
+        why = f"{type(failure).__name__}: {failure}".split("\n")[0]
+        verdict.built, verdict.reason = False, UNTRIED.get(family, why)
         return verdict
-    try:
-        StreamingCache(model, POLICY)
-    except UnsupportedModelError as refusal:
-        verdict.reason = str(refusal).partition(": ")[2] or str(refusal)
-    for dtype in (torch.float16, torch.bfloat16):
-        try:
-            StreamingCache(copy_of(model, dtype), POLICY)
-        except UnsupportedModelError as refusal:
-            verdict.same_in_half &= verdict.reason in str(refusal) and bool(verdict.reason)
-        else:
-            verdict.same_in_half &= not verdict.reason
+    verdict.reason = reason_against(model)
+    verdict.same_in_half = all(
+        reason_against(copy_of(model, dtype)) == verdict.reason
+        for dtype in (torch.float16, torch.bfloat16)
+    )
+    if deep:
+        verdict.same_when_deep = is_same_when_deep(family, verdict.reason, deep)
     if verdict.reason:
         return verdict
     ids = text(N_TOKENS)
     try:
         reference = expected(model, POLICY, ids)
     except Exception as failure:
-        verdict.built, verdict.reason = False, f"no oracle: {type(failure).__name__}: {failure}"
+        why = f"no oracle: {type(failure).__name__}: {failure}"
+        verdict.built, verdict.reason = False, UNTRIED.get(family, why)
         return verdict
     for cache_type in CACHES:
         logits = stream(model, cache_type(model, POLICY), ids)
@@ -193,8 +342,8 @@ def table(verdicts: list[Verdict]) -> Iterator[str]:
     yield "# Every causal type of transformers\n"
     yield (
         f"Of the {len(verdicts)} causal types of transformers {transformers.__version__}, "
-        f"{len(admitted)} are streamed and {len(refused)} refused; {len(missing)} could not be "
-        "built small enough to try. Made by `python -m tests.families --write docs/families.md` "
+        f"{len(admitted)} are streamed and {len(refused)} refused; {len(missing)} were not "
+        "tried. Made by `python -m tests.families --write docs/families.md` "
         "on models of three layers with random weights. A model is judged by what its layers do, "
         "not by its name: another one of the same type may be refused, as one with ALiBi.\n"
     )
@@ -205,25 +354,36 @@ def table(verdicts: list[Verdict]) -> Iterator[str]:
         "and the decoder, in units of the standard deviation of the logits. The one pass "
         "(`streaming_nll`) is in nats, or says why it is not possible; so does the last column "
         "for decoding by captured steps. The verdict is the same in float16 and bfloat16"
-        + (f", except for {unlike}.\n" if unlike else ".\n")
+        + (f", except for {unlike}." if unlike else ".")
+        + " The column of 24 layers says whether a model of so many has the same verdict in each "
+        "of the three dtypes; – where transformers builds none of these settings.\n"
     )
-    yield "| type | error | one pass | captured steps |"
-    yield "|---|---|---|---|"
+    yield "| type | error | one pass | captured steps | 24 layers |"
+    yield "|---|---|---|---|---|"
     for v in admitted:
-        yield f"| {v.family} | {v.worst:.0e} | {v.one_pass} | {v.captured or 'yes'} |"
+        captured = v.captured or "yes"
+        yield f"| {v.family} | {v.worst:.0e} | {v.one_pass} | {captured} | {deep_of(v)} |"
     yield "\n## Refused\n"
+    yield "| type | why | 24 layers |"
+    yield "|---|---|---|"
+    for v in refused:
+        yield f"| {v.family} | {v.reason} | {deep_of(v)} |"
+    yield "\n## Not tried\n"
     yield "| type | why |"
     yield "|---|---|"
-    for v in refused:
+    for v in missing:
         yield f"| {v.family} | {v.reason} |"
-    yield "\n## Not tried\n"
-    yield ", ".join(v.family for v in missing) + "."
+
+
+def deep_of(verdict: Verdict) -> str:
+    return {None: "–", True: "same", False: "another"}[verdict.same_when_deep]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("types", nargs="*")
     parser.add_argument("--layers", type=int, default=3)
+    parser.add_argument("--deep", type=int, default=24, help="0: no deep models")
     parser.add_argument("--write", type=Path)
     arguments = parser.parse_args()
     verdicts = []
@@ -233,10 +393,12 @@ def main() -> None:
         with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
-                verdict = verdict_on(family, arguments.layers)
+                verdict = verdict_on(family, arguments.layers, arguments.deep)
             except Exception as failure:  # of transformers, in what is no part of a verdict
                 verdict = Verdict(
-                    family, built=False, reason=f"{type(failure).__name__}: {failure}"
+                    family,
+                    built=False,
+                    reason=UNTRIED.get(family, f"{type(failure).__name__}: {failure}"),
                 )
         verdicts.append(verdict)
         said = verdict.reason if verdict.reason else f"{verdict.worst:.0e} {verdict.one_pass}"

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 
 from streamcache.caches.admission import pretrained, require_in_memory
 from streamcache.caches.attention_override import (
+    AttentionOverrideError,
     Scores,
     forward_unrotated,
     use_attention,
@@ -240,6 +241,8 @@ class CapturedDecoder:
         """Of one layer, over what the cache holds of it: see `kernels.attention.attend`."""
         cache = self.cache
         held = cache.keys[layer], cache.values[layer]
+        if key.shape[1] != held[0].shape[1]:
+            raise AttentionOverrideError("a layer attends to other keys than it gives to a cache")
         turn, n_sink = cache.rope_tables[layer], cache.policy.n_sink
         return attend(query, key, value, *held, self._step, turn, n_sink, scores)
 
@@ -252,7 +255,9 @@ class CapturedDecoder:
             self._decode()
         except Exception as error:
             self._copy = None
-            self.eager_because = f"its attention cannot be replaced: {error}"
+            is_known = isinstance(error, AttentionOverrideError)
+            reason = str(error) if is_known else f"a step failed ({type(error).__name__})"
+            self.eager_because = f"its attention cannot be replaced: {reason}"
 
     @torch.inference_mode()
     def _try_capture(self, compile: bool) -> None:
