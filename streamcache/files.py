@@ -6,8 +6,8 @@ import os
 import stat
 import tempfile
 import time
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
 
@@ -23,25 +23,58 @@ def write_bytes(path: Path, data: bytes, within: Path | None = None) -> None:
     Raises:
         OSError: it cannot be written; the error has the name of the file asked for.
     """
+    write_files([(path, data)], within)
+
+
+def write_files(contents: Sequence[tuple[Path, bytes]], within: Path | None = None) -> None:
+    """`write_bytes` of files that belong together: where one has no room, none is changed.
+
+    All of them are on the disk before the first gets its name; they get them in this order.
+    """
+    written: list[tuple[Path, Path, Path]] = []
+    try:
+        for path, data in contents:
+            written.append((path, *_write_unfinished(path, data, within)))
+        for path, unfinished, target in written:
+            with _naming(path):
+                unfinished.replace(target)
+    finally:
+        for _, unfinished, target in written:
+            if target.parent.is_dir():
+                unfinished.unlink(missing_ok=True)
+
+
+def _write_unfinished(path: Path, data: bytes, within: Path | None) -> tuple[Path, Path]:
+    """A file beside the one that `path` leads to, which it shall become."""
     target = path.resolve()
     if within is not None and not target.is_relative_to(within.resolve()):
         raise OSError(errno.EPERM, f"not written: a link leads out of {within}", str(path))
     # No other thread or machine has this name, and unlike tempfile's the file is as open to others
     # as any.
     unfinished = target.with_name(f"{_UNFINISHED}{uuid4().hex}.tmp")
+    is_finished = False
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with unfinished.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(target)
-    except OSError as error:
-        error.filename = str(path)
-        raise
+        with _naming(path):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with unfinished.open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        is_finished = True
     finally:
-        if target.parent.is_dir():
+        if not is_finished and target.parent.is_dir():
             unfinished.unlink(missing_ok=True)
+    return unfinished, target
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """An error has the name of the file asked for, not of the one being written."""
+    try:
+        yield
+    except OSError as error:
+        error.filename, error.filename2 = str(path), None
+        raise
 
 
 def remove_leftovers(folder: Path, older_than_s: float = 0.0) -> None:

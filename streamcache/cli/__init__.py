@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import click
 
-from streamcache.cli.console import err, print_in_any_encoding
+from streamcache.cli.console import err, print_in_any_encoding, show
 from streamcache.cli.declarations import COMMANDS
 from streamcache.policy import PolicyError
 from streamcache.report.plain import plain
@@ -41,6 +41,7 @@ def main() -> None:
         )  # for what is not yet flushed
         sys.exit(1)
     except OSError as error:  # a folder that cannot be written, a full disk
+        _show_what_was_not_kept(error)
         _fail(f"{error.strerror or error}: {error.filename or ''}")
     except PolicyError as error:
         _fail(str(error))
@@ -78,6 +79,14 @@ def _quietly() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.showwarning = show
         yield
+
+
+def _show_what_was_not_kept(error: OSError) -> None:
+    """The measurement that an error of the store brings, so that its figures are not lost."""
+    if (measurement := getattr(error, "measurement", None)) is not None:
+        from streamcache.report import terminal  # not before: it imports numpy
+
+        show(terminal.table([measurement.record]))
 
 
 def _fail(message: str) -> None:

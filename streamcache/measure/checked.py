@@ -83,8 +83,13 @@ def write_struct(path: Path, value: msgspec.Struct, within: Path | None = None) 
     Args:
         within: a folder that no link may lead out of.
     """
+    write_bytes(path, struct_bytes(value), within)
+
+
+def struct_bytes(value: msgspec.Struct) -> bytes:
+    """The JSON of a struct and its checksum."""
     data = msgspec.json.encode(with_checksum(value))
-    write_bytes(path, msgspec.json.format(data, indent=1) + b"\n", within)
+    return msgspec.json.format(data, indent=1) + b"\n"
 
 
 def read_struct(kind: type[_Kind], path: Path, called: str) -> _Kind:

@@ -15,7 +15,7 @@ import msgspec
 import torch
 import transformers
 
-from streamcache.files import write_bytes
+from streamcache.files import write_files
 from streamcache.machine import cpu_model
 from streamcache.measure.checked import (
     SCHEMA_VERSION,
@@ -25,7 +25,7 @@ from streamcache.measure.checked import (
     read_array,
     read_struct,
     sha256,
-    write_struct,
+    struct_bytes,
 )
 from streamcache.policy import EvictionPolicy, Evictions, Policy, PolicyWarning
 from streamcache.version import VERSION
@@ -204,19 +204,20 @@ def environment(device: torch.device) -> Environment:
 
 
 def write(path: Path, measurement: Measurement, within: Path | None = None) -> Measurement:
-    """Write the files of a measurement, the record last; the measurement as it can be read back.
+    """Write the files of a measurement, all or none; the measurement as it can be read back.
 
     Args:
         within: a folder that no link may lead out of.
     """
-    digests: dict[str, str] = {}
-    for kind, values in (("nll", measurement.nll), ("tpot", measurement.tpot_ms)):
-        if values is not None:
-            data = array_bytes(values)
-            write_bytes(array_path(path, kind), data, within)  # type: ignore[arg-type]
-            digests[kind] = sha256(data)
+    arrays: dict[ArrayKind, bytes] = {}
+    if measurement.nll is not None:
+        arrays["nll"] = array_bytes(measurement.nll)
+    if measurement.tpot_ms is not None:
+        arrays["tpot"] = array_bytes(measurement.tpot_ms)
+    digests: dict[str, str] = {kind: sha256(data) for kind, data in arrays.items()}
     record = msgspec.structs.replace(measurement.record, arrays=digests)
-    write_struct(path, record, within)
+    files = [(array_path(path, kind), data) for kind, data in arrays.items()]
+    write_files([*files, (path, struct_bytes(record))], within)
     return dataclasses.replace(measurement, record=record, path=path)
 
 

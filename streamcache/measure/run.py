@@ -27,6 +27,7 @@ from streamcache.measure.measurement import (
 )
 from streamcache.measure.memory import peak_memory_bytes
 from streamcache.measure.progress import Progress, no_progress
+from streamcache.measure.room import require_room
 from streamcache.measure.speed import measure_speed
 from streamcache.measure.steps import decoded_nll
 from streamcache.measure.store import Store, state_path
@@ -85,6 +86,8 @@ def run(
         RecordError: `baseline_file` is not a record.
         NotFiniteError: the model predicts something that is not a number.
         UnsupportedModelError, OnePassUnsupported: the model cannot be streamed.
+        PolicyError: the device cannot hold such a cache.
+        NotKeptError: the store could not keep the measurement, which the error has.
     """
     for loaded in (workload.loaded, workload.timed_model):
         if loaded.quantization != configuration.weights:
@@ -93,6 +96,8 @@ def run(
                 f"loaded with {loaded.quantization!r}"
             )
     what = _possible(configuration, workload, what)
+    if what.tpot_tokens or what.ppl == "sequential":
+        require_room(configuration, workload.timed_model.model)
     if store is None:
         return _run(configuration, workload, what, store, progress, baseline_file, force)
     if not force and baseline_file is None:

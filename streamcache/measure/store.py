@@ -27,6 +27,14 @@ from streamcache.measure.measurement import (
 )
 
 
+class NotKeptError(OSError):
+    """A measurement could not be written, and is in `measurement`: nothing of it is lost yet."""
+
+    def __init__(self, error: OSError, measurement: Measurement):
+        super().__init__(error.errno, error.strerror, error.filename)
+        self.measurement = measurement
+
+
 class Store:
     """The measurements below a folder. Every command keeps and finds them in the same way.
 
@@ -62,11 +70,19 @@ class Store:
             return None
 
     def put(self, path: Path, measurement: Measurement) -> Measurement:
-        """Keep a measurement; it with its path."""
+        """Keep a measurement; it with its path.
+
+        Raises:
+            NotKeptError: it could not be written. What was there before still is.
+        """
+        within = self.folder if path.is_relative_to(self.folder) else None  # else named by the user
+        try:
+            kept = write(self._same(path), measurement, within)
+        except OSError as error:
+            raise NotKeptError(error, measurement) from error
         for unfinished in (partial_path(path), state_path(path)):
             unfinished.unlink(missing_ok=True)
-        within = self.folder if path.is_relative_to(self.folder) else None  # else named by the user
-        return write(self._same(path), measurement, within)
+        return kept
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -128,8 +144,12 @@ def read_partial(path: Path) -> list[float]:
 
 
 def write_partial(path: Path, nll: list[float]) -> None:
-    """Keep what a baseline has finished so far."""
-    write_struct(partial_path(path), PartialBaseline(nll), path.parent)
+    """Keep what a baseline has finished so far, or warn: it can still be finished."""
+    try:
+        write_struct(partial_path(path), PartialBaseline(nll), path.parent)
+    except OSError as error:
+        reason = f"{error.strerror or error}: {error.filename}"
+        warnings.warn(f"the begun baseline is not kept: {reason}", stacklevel=2)
 
 
 def _digest(*parts: object) -> str:

@@ -1,6 +1,7 @@
 """`run`: from NLLs to figures, the baseline of all comparisons, and what is kept and found."""
 
 import dataclasses
+import errno
 import math
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from streamcache import cli
 from streamcache.decoding.nll import NotFiniteError
 from streamcache.decoding.onepass import streaming_nll
 from streamcache.decoding.recompute import recompute_nll
@@ -21,15 +23,23 @@ from streamcache.measure import baseline, checked, measurement, quality, speed
 from streamcache.measure import run as measuring
 from streamcache.measure.baseline import BaselineMismatch
 from streamcache.measure.checked import RecordError
-from streamcache.measure.configurations import RECOMPUTE, Configuration, with_budget
+from streamcache.measure.configurations import NAMED, RECOMPUTE, Configuration, with_budget
+from streamcache.measure.measurement import Measurement
 from streamcache.measure.pairs import alternate, speedup, speedup_error
 from streamcache.measure.run import What, is_finished, run
 from streamcache.measure.speed import measure_speed
-from streamcache.measure.store import Store, folder_name, partial_path, read_partial
+from streamcache.measure.store import (
+    NotKeptError,
+    Store,
+    folder_name,
+    partial_path,
+    read_partial,
+    write_partial,
+)
 from streamcache.measure.timing import TokenTimings, time_tokens
 from streamcache.measure.workload import Workload
-from streamcache.policy import EvictionPolicy
-from tests import tiny
+from streamcache.policy import EvictionPolicy, PolicyError
+from tests import made, tiny
 
 WINDOW = EvictionPolicy(3, 13)
 BASELINE = Configuration(WINDOW, RECOMPUTE, label="baseline")
@@ -359,3 +369,105 @@ def test_leftovers_of_a_killed_run_are_removed_by_the_next(tmp_path: Path) -> No
     leftover.write_text("half")
     run(STREAMING, workload, ONLY_PPL, store)
     assert not leftover.exists()
+
+
+# Disks and memory that do not suffice
+
+
+class FullDisk:
+    """Has room for so many more files."""
+
+    def __init__(self, n_files: int):
+        self.left = n_files
+
+    def __call__(self, _: int) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("room", [0, 1])
+def test_a_full_disk_loses_no_measurement_and_leaves_nothing_half_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int
+) -> None:
+    """Nor what was kept before: arrays and record are replaced together."""
+    workload, store = tiny_workload(), Store(tmp_path)
+    before = run(STREAMING, workload, ONLY_PPL, store)
+    files = {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
+    monkeypatch.setattr("os.fsync", FullDisk(room))
+    changed = tiny.llama()
+    with torch.no_grad():
+        changed.get_output_embeddings().weight.mul_(1.1)
+    other = dataclasses.replace(workload, loaded=LoadedModel(changed, None, "tiny", "sha256:0"))
+    with pytest.raises(NotKeptError, match="No space left") as caught:
+        run(STREAMING, other, ONLY_PPL, store, force=True)
+    found = caught.value.measurement
+    assert found.record.quality and before.record.quality
+    assert found.record.quality.ppl != before.record.quality.ppl
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.*")} == files
+    monkeypatch.undo()
+    assert run(STREAMING, workload, ONLY_PPL, store).record == before.record
+
+
+def test_a_baseline_goes_on_though_its_beginning_cannot_be_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(baseline, "_SAVE_EVERY_S", 0)
+    monkeypatch.setattr("os.fsync", FullDisk(0))
+    what = What(positions=40, tpot_tokens=0)
+    said = r"baseline is not kept: No space left.*partial\.json"
+    with pytest.warns(UserWarning, match=said), pytest.raises(NotKeptError) as caught:
+        run(BASELINE, tiny_workload(), what, Store(tmp_path))
+    assert caught.value.measurement.nll is not None
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_a_begun_baseline_is_kept_until_the_whole_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workload, store = tiny_workload(), Store(tmp_path)
+    path = store.path(BASELINE, workload.record, measurement.environment(torch.device("cpu")), 5)
+    write_partial(path, [1.0])
+    monkeypatch.setattr("os.fsync", FullDisk(0))
+    with pytest.raises(NotKeptError):
+        store.put(path, Measurement(made.record(NAMED["best"]), np.ones(2999), np.ones(64)))
+    assert read_partial(path) == [1.0]
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Root may write anywhere, so a file stands where the folder would be."""
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(measuring, "streaming_nll", lambda *_: pytest.fail("it was measured"))
+    with pytest.raises(OSError):
+        run(STREAMING, tiny_workload(), ONLY_PPL, Store(tmp_path / "file" / "out"))
+
+
+@pytest.mark.parametrize(
+    "fields", [{"window_size": 1 << 40}, {"window_size": 8, "compress_every": 1 << 40}]
+)
+def test_a_cache_that_no_memory_holds_is_refused_before_anything_is_measured(
+    tmp_path: Path, fields: dict[str, int]
+) -> None:
+    huge = Configuration(EvictionPolicy(4, **fields), "streaming")
+    with pytest.raises(PolicyError, match=r"a cache of 10995\d+ entries takes \d+ GB and cpu has"):
+        run(huge, tiny_workload(), What(positions=5, tpot_tokens=8), Store(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_could_not_be_kept_is_shown(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The table on the output, and one line that says why it is not in the folder."""
+    full = OSError(errno.ENOSPC, "No space left on device", "runs/x.json")
+
+    def fail(**_: object) -> None:
+        raise NotKeptError(full, Measurement(made.record(NAMED["best"])))
+
+    monkeypatch.setattr(cli.commands, "main", fail)
+    with pytest.raises(SystemExit):
+        cli.main()
+    shown = capsys.readouterr()
+    assert "best" in shown.out and "PPL" in shown.out
+    assert shown.err == "streamcache: No space left on device: runs/x.json\n"
