@@ -103,7 +103,11 @@ class TextStream:
         return int(self.cache.get_seq_length())
 
     def read(self, text: str) -> int:
-        """Feed a text as it is, without markers of the tokenizer; the number of its tokens."""
+        """Feed a text as it is, without markers of the tokenizer; the number of its tokens.
+
+        What is no character, such as an undecodable byte of an argument, is read as "?".
+        """
+        text = text.encode(errors="replace").decode()
         ids = self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
         if ids:
             self._feed(torch.tensor([ids], device=self.model.device))

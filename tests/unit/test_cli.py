@@ -304,6 +304,19 @@ def test_what_keeps_nothing_promises_nothing_when_interrupted(
     assert ran.status == 130 and ran.err.split() == ["interrupted"]
 
 
+def test_a_link_to_itself_is_one_line(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    ran = run("generate", "a", "--model-name", "loop")
+    assert ran.status == 2 and "loop" in ran.err and ran.err.count("\n") == 1
+
+
+def test_bytes_that_are_no_text_are_read_as_question_marks(run: Run) -> None:
+    """As the shell passes them to Python."""
+    ran = run("generate", "It was \udcff", *SMALL_CACHE)
+    assert ran.status == 0 and ran.out.startswith("It was \\udcff")
+    assert ran.out[13:] == run("generate", "It was ?", *SMALL_CACHE).out[8:]
+
+
 SMALL_CACHE = ["--cap-total", "24", "--max-new-tokens", "30"]
 
 

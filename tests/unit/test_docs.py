@@ -104,7 +104,7 @@ def test_streamcache_commands(
 def small(words: list[str], folder: Path) -> list[str]:
     """Settings that make a command quick: of an option given twice the last one counts."""
     if words[1] in ("generate", "chat"):
-        return ["--max-new-tokens", "8"]
+        return ["--max-new-tokens", "8", "--model-name", "reference"]
     if words[1] == "summarize":
         made.methods(folder / "runs")
         return []
