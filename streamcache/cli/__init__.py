@@ -15,7 +15,8 @@ from streamcache.policy import PolicyError
 from streamcache.report.plain import plain
 from streamcache.version import VERSION
 
-_GO_ON = ("baseline", "compare", "eval", "paper", "sinks", "stream")  # keep what was finished
+# These keep what an interrupted run has finished.
+_GO_ON = ("baseline", "compare", "copying", "eval", "paper", "sinks", "stream")
 
 
 @click.group(commands=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})

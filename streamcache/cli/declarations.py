@@ -109,6 +109,22 @@ COMMANDS = (
         force_option,
     ),
     _command(
+        "copying",
+        "copying.copying",
+        "Measure how well a passage is predicted when it comes again, by distance.",
+        model_options,
+        click.option("--dataset-name", default="stream", show_default=True, help="as in eval"),
+        click.option("--dataset-config", help="as in eval"),
+        click.option(
+            "--distances", help="tokens, joined by commas; default: 1/4 to 4 times the cache"
+        ),
+        click.option("--passages", type=click.IntRange(2, 10_000), default=8, show_default=True),
+        click.option("--cap-total", default=256, help="entries of the caches", **_entries),
+        click.option(
+            "--plot/--no-plot", default=True, help="with matplotlib, an SVG beside the table"
+        ),
+    ),
+    _command(
         "diagnose",
         "diagnose.diagnose",
         "Compare the NLL after evictions with that before, and with shuffled boundaries.",

@@ -93,6 +93,7 @@ def test_streamcache_commands(
         "diagnose": "after evictions",
         "profile": "eviction",
         "ladder": "roofline",
+        "copying": "PPL again",
         "sinks": "choose S",
         "generate": "It was a dark and stormy night; ",
         "chat": "\n",
@@ -115,6 +116,8 @@ def small(words: list[str], folder: Path) -> list[str]:
     if words[1] == "profile":
         size = ["--cap-total", "100"] if "--cap-total" in words else ["--window-size", "60"]
         return ["--max-eval-tokens", "260", "--tokens", "4", *size]
+    if words[1] == "copying":
+        return ["--cap-total", "48", "--distances", "32,64", "--passages", "2"]
     if words[1] == "sinks":
         return ["--model-name", "reference", "--max-eval-tokens", "160", "--cap-total", "64"]
     if words[1] == "stream":
