@@ -180,16 +180,16 @@ OWN: dict[str, dict[str, Any]] = {
     },
 }
 _ASSISTANT = "it drafts for another model and is given that model's keys and values"
-_WITHIN = "its text part is no causal type by itself in this transformers"
+_WITHIN = "AutoModelForCausalLM does not know the config of its text part"
 #: Why a type is not tried.
 UNTRIED = {
-    "blt": "it reads bytes through three stacks, and has no tiny shape here",
-    "cohere_compass_text": "transformers builds no model of its own default settings",
+    "blt": "it reads bytes through several stacks, which have no tiny shape here",
+    "cohere_compass_text": "its rotary settings have no tiny shape here",
     "dbrx": "transformers reads a setting that its config class has not",
     "dots3_note": "it has no tiny shape here: its layers are numbered in its config",
-    "dots3_note_text": "it has no tiny shape here: its layers are numbered in its config",
+    "dots3_note_text": "its settings have no tiny shape here",
     "emu3": _WITHIN,
-    "gemma3n": "it needs the package timm",
+    "gemma3n": "it needs a package that is not installed",
     "gemma3n_text": "its layers take several hidden states at once, which the oracle does not know",
     "gemma4_assistant": _ASSISTANT,
     "gemma4_unified_assistant": _ASSISTANT,
@@ -197,7 +197,7 @@ UNTRIED = {
     "musicgen": "it decodes four audio codes at a time, not one token",
     "musicgen_melody": "it decodes four audio codes at a time, not one token",
     "phi4_multimodal": "its parts for images and audio have no tiny shape here",
-    "zamba": "transformers ties the weights of its layers for its own depths only",
+    "zamba": "its layers share weights in a way that has no tiny shape here",
 }
 
 
@@ -232,10 +232,11 @@ def shape_of(family: str, n_layers: int) -> dict[str, Any]:
         known = set(CONFIG_MAPPING[family]().get_text_config(decoder=True).to_dict())
         renamed = set(CONFIG_MAPPING[family].attribute_map)
         shape = {n: v for n, v in {**SMALL, **numbered}.items() if n in known | renamed}
-    for name in ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers"):
+    names = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_decoder_layers")
+    for name in (*names, "decoder_layers"):
         if name in shape and n_layers != 2:
             shape[name] = n_layers
-    if n_layers != 2 and not {"n_layer", "n_layers", "num_layers"} & set(shape):
+    if n_layers != 2 and not set(names) & set(shape):
         shape["num_hidden_layers"] = n_layers
     for name in ("layer_types", "layers_block_type"):
         if len(shape.get(name, ())) not in (0, n_layers):
@@ -291,7 +292,7 @@ def is_same_when_deep(family: str, reason: str, n_layers: int = 24) -> bool | No
     except Exception:  # of transformers: its settings fit other depths only
         return None
     halves = (copy_of(model, dtype) for dtype in (torch.float16, torch.bfloat16))
-    return all(reason_against(each) == reason for each in (model, *halves))
+    return all(bool(reason_against(each)) == bool(reason) for each in (model, *halves))
 
 
 def verdict_on(family: str, n_layers: int = 3, deep: int = 24) -> Verdict:

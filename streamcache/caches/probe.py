@@ -164,9 +164,14 @@ class _Probe:
             # scores are off by the rounding of angles; the sum by that of its larger part
             allowed = _TRACE * self.rounding / _EPS * then.norm() + few * hidden.norm()
             if (now - then).norm() > allowed:
-                raise refusal(
-                    self.config, "what two tokens see of each other depends on where they stand"
-                )
+                largest = max(float(keys.abs().max()) for keys in origin.keys.values())
+                reason = "what two tokens see of each other depends on where they stand"
+                if largest > _LARGE:
+                    reason = (
+                        f"its keys are as large as {largest:.0e}, so the rounding of its angles "
+                        "to float32 changes its attention from position to position"
+                    )
+                raise refusal(self.config, reason)
 
     def _explains(
         self, rotation: Rotation | None, layer: int, position: int, states: States
@@ -201,6 +206,7 @@ class _Probe:
         return None
 
 
+_LARGE = 3e3  # of keys: times the rounding of an angle of 1, this is above the trace
 _TRACE = 5e-5  # rounding leaves 1e-6, queries scaled by position 2e-3
 
 

@@ -120,6 +120,18 @@ def test_a_large_bias_does_not_hide_that_keys_rotate() -> None:
     assert all(layer.rotation is not None for layer in layers)
 
 
+def test_keys_so_large_that_angles_are_too_coarse_are_refused_with_this_reason() -> None:
+    """Scores of 10,000 from one slow pair: a rounding of 6e-8 of its angle is seen in them."""
+    model: Any = tiny("qwen2", num_key_value_heads=2)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.self_attn.k_proj.bias.zero_()
+            layer.self_attn.k_proj.bias.view(2, 8)[:, [3, 7]] = 1e4
+    for dtype in (torch.float32, torch.float64):
+        with pytest.raises(UnsupportedModelError, match="its keys are as large as 1e"):
+            StreamingCache(copy_of(model, dtype), POLICY)
+
+
 @pytest.mark.parametrize("family", ["llama", "gemma2", "phi3", "gemma3_text"])
 def test_the_verdict_on_a_deep_model_is_the_same_in_every_dtype(family: str) -> None:
     shape = {k: v for k, v in ADMITTED[family].items() if k != "layer_types"}
