@@ -3,6 +3,7 @@ from streamcache.caches.base import BoundedCache as BoundedCache
 from streamcache.caches.probe import UnsupportedModelError as UnsupportedModelError
 from streamcache.caches.reference import ReferenceCache as ReferenceCache
 from streamcache.caches.ring import RingCache as RingCache
+from streamcache.caches.saved import StreamFileError as StreamFileError
 from streamcache.caches.streaming import RerotatingCache as RerotatingCache
 from streamcache.caches.streaming import StreamingCache as StreamingCache
 from streamcache.decoding.captured import CapturedDecoder as CapturedDecoder

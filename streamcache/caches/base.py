@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -26,6 +27,7 @@ from streamcache.caches.one_pass import OnePass
 from streamcache.caches.probe import probe_rope
 from streamcache.caches.retained_attention import States
 from streamcache.caches.rollback import Eviction, RecentEvictions
+from streamcache.caches.saved import Owner, read_stream, write_stream
 from streamcache.policy import (
     Policy,
     PolicyError,
@@ -157,6 +159,14 @@ class BoundedCache(Cache, ABC):
         """Hold nothing but these states of each layer, `size` entries, as `_held` gives them."""
         raise NotImplementedError
 
+    def _state(self) -> tuple[dict[str, int], dict[str, Tensor]]:
+        """All that the subclass holds, as it is, for `_restore`."""
+        raise NotImplementedError(f"a {type(self).__name__} cannot be saved")
+
+    def _restore(self, numbers: dict[str, int], states: dict[str, Tensor]) -> None:
+        """Hold what `_state` has given; `seen`, `evicted` and `base` are counted already."""
+        raise NotImplementedError(f"a {type(self).__name__} cannot be loaded")
+
     def _put_back(self, n: int, entries: list[States]) -> bool:
         """Hold the last `n` evicted entries of each layer again, right behind the sinks.
 
@@ -182,6 +192,10 @@ class BoundedCache(Cache, ABC):
         self._ahead = 0  # entries evicted for a forward that was then interrupted
         self._half_fed = False  # with a long input
         self._damage = None
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self._model.parameters()).device
 
     @property
     def size(self) -> int:
@@ -224,6 +238,37 @@ class BoundedCache(Cache, ABC):
                 "the model was cast, or its rotary frequencies changed, after this cache was built "
                 "for it: build a new cache"
             )
+
+    def save(self, path: Path | str) -> None:
+        """Write the stream to a file, from which `load` goes on bit for bit.
+
+        Raises:
+            OSError: it cannot be written.
+            RuntimeError: the cache must be reset.
+        """
+        self.require_intact()
+        numbers, states = self._state()
+        numbers |= {name: getattr(self, name) for name in ("seen", "evicted", "base", "_ahead")}
+        write_stream(Path(path), Owner.of(self, self.policy, self._model), numbers, states)
+
+    def load(self, path: Path | str) -> None:
+        """Go on with a stream that `save` has written, in place of this one.
+
+        Tokens that were fed before cannot be taken back.
+
+        Raises:
+            OSError: the file cannot be read.
+            StreamFileError: it holds no stream, was damaged, or is the stream of another cache,
+                policy or model. The cache is then what it was.
+        """
+        owner = Owner.of(self, self.policy, self._model)
+        numbers, states = read_stream(Path(path), owner)
+        self.reset()
+        with self.changing("while a stream was loaded"):
+            for name in ("seen", "evicted", "base", "_ahead"):
+                setattr(self, name, numbers[name])
+            self._restore(numbers, states)
+            self._recent.clear(self.seen)
 
     def prepare(self, n_tokens: int, rebase: bool = True) -> None:
         """Decide what the next forward evicts, and where its positions start; change nothing.
@@ -283,7 +328,7 @@ class BoundedCache(Cache, ABC):
             if self.seen and one_pass.evicted - self.evicted <= self.size - self.policy.n_sink:
                 self._take_new(one_pass)
             else:
-                self._recent.clear()
+                self._recent.clear(one_pass.seen)
                 self._hold_all(
                     one_pass.seen,
                     one_pass.evicted,
@@ -434,7 +479,7 @@ class BoundedCache(Cache, ABC):
         seen = min(n, self.seen) if n > 0 else self.seen + n
         if seen == self.seen:
             return
-        if self.seen - seen > self._recent.max_rollback or seen < 0:
+        if self.seen - seen > self._recent.max_rollback or seen < self._recent.known_from:
             raise ValueError(
                 f"{self.seen - seen} of {self.seen} tokens cannot be taken back from a cache with "
                 f"max_rollback={self._recent.max_rollback}"

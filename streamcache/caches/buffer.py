@@ -76,11 +76,32 @@ class Arena:
 
     def save_sinks(self) -> None:
         """Keep copies of the sinks, which are at the positions they came with."""
-        self._sink_keys = self.keys[..., : self.n_sink, :].clone()
-        self._sink_values = self.values[..., : self.n_sink, :].clone()
+        self._keep_sinks(
+            self.keys[..., : self.n_sink, :].clone(), self.values[..., : self.n_sink, :].clone()
+        )
+
+    def _keep_sinks(self, keys: Tensor, values: Tensor) -> None:
+        self._sink_keys, self._sink_values = keys, values
         if self.rotation is not None:
-            pairs = self.rotation.pairs(self._sink_keys)
+            pairs = self.rotation.pairs(keys)
             self._sink_pairs = pairs.to(torch.promote_types(pairs.dtype, torch.float32))
+
+    def state(self, begin: int, end: int) -> dict[str, Tensor]:
+        """What the slots begin ... end - 1 hold, and the copies of the sinks."""
+        held = {"keys": self.keys[..., begin:end, :], "values": self.values[..., begin:end, :]}
+        if self._sink_keys.numel():
+            held |= {"sink_keys": self._sink_keys, "sink_values": self._sink_values}
+        return held
+
+    @torch.inference_mode(False)  # so that the stream may leave inference mode later
+    def restore(self, begin: int, state: dict[str, Tensor]) -> None:
+        """Hold a `state` in the slots from `begin`."""
+        keys, values = state["keys"], state["values"]
+        self._allocate(values[0])
+        end = begin + keys.shape[-2]
+        self.keys[..., begin:end, :], self.values[..., begin:end, :] = keys, values
+        if "sink_keys" in state:
+            self._keep_sinks(state["sink_keys"], state["sink_values"])
 
     def place_sinks(self, begin: int, offset: int) -> None:
         """Write the sinks to the slots from `begin`, moved by `offset` positions."""

@@ -56,6 +56,26 @@ class ReferenceCache(BoundedCache):
         for layer_idx, (keys, values) in enumerate(held):
             self._keys[layer_idx], self._values[layer_idx] = keys.to(values.dtype), values
 
+    @property
+    def _n_stored(self) -> int:
+        """Tokens of which states are kept."""
+        return self.size
+
+    def _state(self) -> tuple[dict[str, int], dict[str, Tensor]]:
+        stored = {"keys": self._keys, "values": self._values}
+        return {}, {
+            f"{name}.{layer}": states[:, :, : self._n_stored]
+            for name, by_layer in stored.items()
+            for layer, states in by_layer.items()
+        }
+
+    def _restore(self, numbers: dict[str, int], states: dict[str, Tensor]) -> None:
+        for name, held in states.items():
+            kind, _, layer = name.partition(".")
+            rotation = self.geometry.layers[int(layer)].rotation
+            device = rotation.inv_freq.device if rotation else self._device
+            (self._keys if kind == "keys" else self._values)[int(layer)] = held.to(device)
+
     def _select(self, rows: Tensor) -> None:
         for states in (self._keys, self._values):
             for layer, kept in states.items():

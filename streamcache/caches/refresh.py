@@ -63,6 +63,18 @@ class RefreshCache(ReferenceCache):
         middle = self.where == "middle"
         return torch.cat((sinks, chosen, window) if middle else (sinks, window, chosen))
 
+    @property
+    def _n_stored(self) -> int:
+        return self.seen
+
+    def _state(self) -> tuple[dict[str, int], dict[str, Tensor]]:
+        numbers, states = super()._state()
+        return numbers, {**states, "places": self.places}
+
+    def _restore(self, numbers: dict[str, int], states: dict[str, Tensor]) -> None:
+        self.places = states.pop("places")
+        super()._restore(numbers, states)
+
     def _count(self, n_tokens: int) -> None:
         self.places = torch.cat([self.places, torch.arange(self.seen, self.seen + n_tokens)])
 

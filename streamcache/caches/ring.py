@@ -177,6 +177,20 @@ class RingCache(BoundedCache):
             for all_slots, states in ((self.keys, keys), (self.values, values)):
                 all_slots[layer_idx].index_copy_(2, slots, states.to(all_slots[layer_idx].dtype))
 
+    def _state(self) -> tuple[dict[str, int], dict[str, Tensor]]:
+        slots = {"keys": self.keys, "values": self.values} if self.seen else {}
+        return {}, {f"{name}.{i}": s for name, held in slots.items() for i, s in enumerate(held)}
+
+    def _restore(self, numbers: dict[str, int], states: dict[str, Tensor]) -> None:
+        if not states:
+            return
+        like = states["values.0"]
+        if like.shape[0] != self.batch_size:
+            self.allocate(like.shape[0], like.dtype, self._device)
+        for i, (keys, values) in enumerate(zip(self.keys, self.values)):
+            keys.copy_(states[f"keys.{i}"])
+            values.copy_(states[f"values.{i}"])
+
     def _put_back(self, n: int, entries: list[States]) -> bool:
         end = self.policy.n_sink + self.evicted
         slots = self._slots(end - n, end)

@@ -27,6 +27,7 @@ class RecentEvictions:
 
     def __init__(self, max_rollback: int):
         self.max_rollback = max_rollback
+        self.known_from = 0  # tokens of the stream; what was evicted for earlier ones is unknown
         self._evictions: deque[Eviction] = deque()
 
     def add(self, eviction: Eviction) -> None:
@@ -53,5 +54,7 @@ class RecentEvictions:
                 chosen = (s.index_select(0, rows.to(s.device)) for s in states)
                 eviction.states[layer] = States(*chosen)
 
-    def clear(self) -> None:
+    def clear(self, seen: int = 0) -> None:
+        """Know nothing of what the first `seen` tokens have evicted."""
         self._evictions.clear()
+        self.known_from = seen

@@ -140,6 +140,22 @@ class StreamingCache(BoundedCache):
             for arena in self._arenas:
                 arena.save_sinks()
 
+    def _state(self) -> tuple[dict[str, int], dict[str, Tensor]]:
+        states = {
+            f"{i}.{name}": held
+            for i, arena in enumerate(self._arenas)
+            for name, held in (arena.state(self._begin, self._end) if self.seen else {}).items()
+        }
+        return {"begin": self._begin}, states
+
+    def _restore(self, numbers: dict[str, int], states: dict[str, Tensor]) -> None:
+        self._begin = numbers["begin"]
+        for i, arena in enumerate(self._arenas):
+            device = arena.rotation.inv_freq.device if arena.rotation else self._device
+            own = {k.partition(".")[2]: v for k, v in states.items() if k.startswith(f"{i}.")}
+            if own:
+                arena.restore(self._begin, {name: held.to(device) for name, held in own.items()})
+
     def _put_back(self, n: int, entries: list[States]) -> bool:
         evicted = self.evicted - n
         if n > self._begin or evicted == 0:
