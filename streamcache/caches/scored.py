@@ -124,6 +124,17 @@ class ScoredCache(ReferenceCache):
             if (received := vars(module).pop("received", None)) is not None:
                 self._received[int(module.layer_idx)] = received  # type: ignore[arg-type]
 
+    def _state(self) -> tuple[dict[str, int], dict[str, Tensor]]:
+        numbers, states = super()._state()
+        received = {f"received.{layer}": each for layer, each in self._received.items()}
+        return numbers, {**states, **received}
+
+    def _restore(self, numbers: dict[str, int], states: dict[str, Tensor]) -> None:
+        for name in [name for name in states if name.startswith("received.")]:
+            layer = int(name.partition(".")[2])
+            self._received[layer] = states.pop(name).to(self._device)
+        super()._restore(numbers, states)
+
     def _select(self, rows: Tensor) -> None:
         super()._select(rows)
         for layer, received in self._received.items():

@@ -124,6 +124,21 @@ def test_the_worked_examples_agree_with_a_decode_by_hand(rule: Any, looks_at: st
     assert (own - fifo).abs().max() > 0.01, "it keeps something else than the newest"
 
 
+@torch.no_grad()
+def test_a_saved_stream_goes_on_with_the_attention_that_decides(tmp_path: Path) -> None:
+    model, ids, rule = llama(), text(30), Tova(n_sink=1, total=8)
+    cache, other = ScoredCache(model, rule), ScoredCache(model, rule)
+
+    def feed(to: ScoredCache, tokens: Tensor) -> Tensor:
+        pieces = tokens.split(1, dim=1)
+        return torch.cat([to.model(input_ids=t, past_key_values=to).logits for t in pieces])
+
+    feed(cache, ids[:, :15])
+    cache.save(tmp_path / "stream")
+    other.load(tmp_path / "stream")
+    assert torch.equal(feed(other, ids[:, 15:]), feed(cache, ids[:, 15:]))
+
+
 @pytest.mark.parametrize("rule", [KeyDiff, Tova])
 def test_the_worked_examples_pass_the_checks_of_the_kit(rule: Any) -> None:
     check_policy(rule(n_sink=4, total=32))
