@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from pytest_benchmark.fixture import BenchmarkFixture
 
+from streamcache.decoding.loop import SteadyDecode
 from streamcache.decoding.nll import Advance
 from streamcache.decoding.onepass import streaming_nll
 from streamcache.gate.recorder import Recorder
@@ -25,6 +26,7 @@ from streamcache.inputs.models import LoadedModel
 from streamcache.measure.checked import with_checksum
 from streamcache.measure.configurations import BASELINE, RECOMPUTE, Configuration
 from streamcache.measure.measurement import Record
+from streamcache.measure.profile import profile_steps
 from streamcache.measure.progress import Progress
 from streamcache.measure.run import What, run
 from streamcache.measure.steps import decoded_nll, steady_step
@@ -39,6 +41,7 @@ N_SMALL = 400  # tokens decoded one by one, through every kind of cache
 _MAX_PPL_RATIO = 1.01  # PPL over that of the recompute baseline
 _MIN_APART = 1e-9  # of NLLs that two ways of computing give: none is the other one's
 _SETTLE = 64  # tokens after which decoding takes no more memory
+_PROFILED = 64  # tokens
 _CAPTURED_BLOCKS = 4  # a captured token is quick: so many times the tokens per block
 
 
@@ -124,6 +127,7 @@ def record_speed(
         device_time=True,
     )
     workload = Workload(bench.timed, bench.text, window=bench.window)
+    golden.profile(lambda: _by_operator(configuration, workload))
     record = run(configuration, workload, what, progress=_probe_halfway(golden)).record
     speed, on_gpu = record.speed, bench.timed.model.device.type == "cuda"
     assert speed is not None
@@ -145,6 +149,20 @@ def record_speed(
         wait_share=speed.wait_share,
     )
     return record
+
+
+def _by_operator(configuration: Configuration, workload: Workload) -> dict[str, float]:
+    """Milliseconds per token of each kernel, or where there is no GPU of each operator."""
+    loaded = workload.timed_model
+    step = steady_step(
+        configuration, loaded.model, workload.ids(loaded, configuration.policy.floor)
+    )
+    if not isinstance(step, SteadyDecode):  # the recompute baseline
+        return {}
+    found = profile_steps(step, _PROFILED)
+    if found.kernels:
+        return {kernel.name: kernel.device_ms for kernel in found.kernels}
+    return {"Python": found.python_ms, **{each.name: each.host_ms for each in found.operators}}
 
 
 def record_configuration(

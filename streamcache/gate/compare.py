@@ -7,7 +7,7 @@ whatever else the machine does, shows in the spread of the rounds.
 
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -18,16 +18,12 @@ from streamcache.gate.goldens import MIN_MEAN_TAU, MIN_TAU, Entry
 from streamcache.gate.samples import Pairs, Process, Sample
 from streamcache.gate.stats import MIN_PAIRS, error_of_median, percent
 from streamcache.gate.times import MIN_NOISE, ratio
-from streamcache.gate.verdicts import Status, Verdict
+from streamcache.gate.verdicts import Status, Verdict, as_warning
 from streamcache.measure.pairs import log_ratios
 from streamcache.measure.student import student_t
 
 MIN_ROUNDS = 3
-TAUS = {  # log-ratios; what counts as a loss
-    "speed": MIN_TAU,
-    "mean": MIN_MEAN_TAU,  # rare slow blocks move it, but not the median
-    "baseline": math.log(1.10),  # the baseline's own time
-}
+BASELINE_TAU = math.log(1.10)  # of the baseline's own time
 
 
 class Round(NamedTuple):
@@ -37,12 +33,16 @@ class Round(NamedTuple):
     new: Process
 
 
-def compare(rounds: Sequence[Round], required: bool = False) -> list[Verdict]:
+def compare(
+    rounds: Sequence[Round], required: bool = False, noise: Mapping[str, float] | None = None
+) -> list[Verdict]:
     """All verdicts on what either tree measured.
 
     Args:
         required: whether a benchmark of the base that this tree does not measure is missing.
+        noise: deviations between runs that are known otherwise, by benchmark.
     """
+    noise = noise or {}
     base = {sample.name: sample for sample in rounds[0].base.samples}
     new = {sample.name: sample for sample in rounds[0].new.samples}
     failed = {*rounds[0].new.failed, *rounds[0].base.failed}
@@ -60,8 +60,15 @@ def compare(rounds: Sequence[Round], required: bool = False) -> list[Verdict]:
             verdicts.append(Verdict(name, "identity", Status.INVALID, cause=cause))
         else:
             golden = Entry(metrics=base[name].metrics, equal=base[name].equal)
-            verdicts += [*check_figures(new[name], golden), *compare_times(name, rounds)]
+            times = compare_times(name, rounds, noise.get(name, 0.0))
+            verdicts += [*check_figures(new[name], golden), *times]
     return verdicts
+
+
+def softened(verdicts: Iterable[Verdict], process: Process) -> list[Verdict]:
+    """The verdicts, but what tests ask to be warned of only fails nothing."""
+    names = {sample.name for sample in process.samples if sample.warn_only}
+    return [as_warning(v) if v.name in names else v for v in verdicts]
 
 
 def _failed(name: str) -> Verdict:
@@ -76,18 +83,24 @@ def undecided(verdicts: Iterable[Verdict]) -> list[str]:
 
 
 def confirmed(
-    verdicts: Iterable[Verdict], rounds: Sequence[Round], more: Sequence[Round]
+    verdicts: Iterable[Verdict],
+    rounds: Sequence[Round],
+    more: Sequence[Round],
+    noise: Mapping[str, float] | None = None,
 ) -> list[Verdict]:
     """Verdicts after more rounds of what was `undecided`.
 
     A failure is one where all rounds together show the loss, and the new ones by themselves have it
     on average.
     """
-    verdicts, names = list(verdicts), undecided(verdicts)
+    noise = noise or {}
+    verdicts = list(verdicts)
+    names = undecided(verdicts)
     kept = [v for v in verdicts if v.name not in names or v.margin is None]
     for name in names:
-        again = {v.check: v for v in compare_times(name, more)}
-        for verdict in compare_times(name, [*rounds, *more]):
+        known = noise.get(name, 0.0)
+        again = {v.check: v for v in compare_times(name, more, known)}
+        for verdict in compare_times(name, [*rounds, *more], known):
             second = again.get(verdict.check)
             kept.append(_confirmed(verdict, second) if second else verdict)
     return kept
@@ -102,7 +115,7 @@ def _confirmed(verdict: Verdict, second: Verdict) -> Verdict:
     return msgspec.structs.replace(verdict, status=Status.SUSPECT, cause=cause)
 
 
-def compare_times(name: str, rounds: Sequence[Round]) -> list[Verdict]:
+def compare_times(name: str, rounds: Sequence[Round], noise: float = 0.0) -> list[Verdict]:
     """The times of one benchmark over the rounds that measured it undisturbed."""
     found = [(_sample(r.base, name), _sample(r.new, name), r) for r in rounds]
     both = [(base, new, r) for base, new, r in found if base and new]
@@ -132,7 +145,17 @@ def compare_times(name: str, rounds: Sequence[Round]) -> list[Verdict]:
         why = "; ".join(dict.fromkeys([*problems, *disturbed])) or "too few rounds"
         cause = f"{len(calm)} rounds undisturbed, {MIN_ROUNDS} are needed: {why}"
         return [Verdict(name, "speed", Status.INVALID, cause=cause)]
-    return [_check(name, check, tau, calm) for check, tau in TAUS.items()]
+    own = min(_tau(sample) for sample in samples)  # of both, so that none is loosened unseen
+    taus = {
+        "speed": own,
+        "mean": max(own, MIN_MEAN_TAU),  # rare slow blocks move it, but not the median
+        "baseline": max(own, BASELINE_TAU),
+    }
+    return [_check(name, check, tau, calm, noise) for check, tau in taus.items()]
+
+
+def _tau(sample: Sample) -> float:
+    return math.log1p(sample.tau) or MIN_TAU
 
 
 def _sample(process: Process, name: str) -> Sample | None:
@@ -149,7 +172,9 @@ def _figure(check: str, pairs: Pairs) -> float:
     return log_ratios([(sum(candidates), sum(baselines))])[0]
 
 
-def _check(name: str, check: str, tau: float, calm: list[tuple[Sample, Sample]]) -> Verdict:
+def _check(
+    name: str, check: str, tau: float, calm: list[tuple[Sample, Sample]], noise: float
+) -> Verdict:
     base = [_figure(check, b.gated_pairs) for b, _ in calm]
     new = [_figure(check, n.gated_pairs) for _, n in calm]
     changes = [n - b for b, n in zip(base, new)]
@@ -157,7 +182,7 @@ def _check(name: str, check: str, tau: float, calm: list[tuple[Sample, Sample]])
     own = [
         math.hypot(error_of_median(b.log_ratios), error_of_median(n.log_ratios)) for b, n in calm
     ]
-    spread = max(statistics.stdev(changes), statistics.fmean(own))
+    spread = max(statistics.stdev(changes), statistics.fmean(own), math.sqrt(2) * noise)
     margin = student_t(0.95, len(changes) - 1) * spread / math.sqrt(len(changes))
     estimate = statistics.fmean(changes)
     unit = _milliseconds if check == "baseline" else _speedup

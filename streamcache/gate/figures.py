@@ -53,8 +53,11 @@ def check_metric(name: str, key: str, now: Metric, golden: Metric) -> Verdict:
             return Verdict(name, key, Status.FAIL, *shown, cause=cause)
     own = msgspec.structs.replace(now, value=golden.value)
     if not (golden.allows(now.value) and own.allows(now.value)):
-        change = (now.value - golden.value) / max(abs(golden.value), 1e-300)
-        allowed = min(golden.rel_tol, now.rel_tol)
-        cause = f"{key} moved by {100 * change:+.3g} %, rel_tol is {100 * allowed:.2g} %"
+        moved, allowed = now.value - golden.value, min(golden.rel_tol, now.rel_tol)
+        if golden.abs_tol > allowed * abs(golden.value):
+            cause = f"{key} moved by {moved:+.3g}, abs_tol is {golden.abs_tol:.3g}"
+        else:
+            change = moved / max(abs(golden.value), 1e-300)
+            cause = f"{key} moved by {100 * change:+.3g} %, rel_tol is {100 * allowed:.2g} %"
         return Verdict(name, key, Status.FAIL, *shown, cause=cause)
     return Verdict(name, key, Status.PASS, *shown)

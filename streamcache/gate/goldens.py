@@ -43,6 +43,8 @@ class Entry(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fiel
         published: figures of a publication: only these are compared, not all that is measured.
         published_range: instead of times, a published speedup.
         recorded: the date of the provenance that this entry is of; empty where that is not known.
+        min_tau: the loss that counts, as a fraction; 0: the test gave none, and it is `MIN_TAU`.
+        noise: deviation between runs that a history shows, as a log-ratio.
     """
 
     identity: dict[str, Value] = {}
@@ -57,11 +59,14 @@ class Entry(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fiel
     published: bool = False
     published_range: PublishedRange | None = None
     recorded: str = ""
+    min_tau: float = 0.0
+    noise: float = 0.0
 
     @property
     def tau(self) -> float:
         """The loss of speed that counts, as a log-ratio."""
-        return stats.threshold(self.log_ratios, MIN_TAU)
+        least = math.log1p(self.min_tau) or MIN_TAU
+        return max(stats.threshold(self.log_ratios, least), 3 * self.noise)
 
     @property
     def mean_tau(self) -> float:

@@ -20,6 +20,7 @@ from streamcache.gate.stats import error_of_median
 SPEED = "candidate / baseline"
 _MIN_RUNS = 8  # fewer have no trend
 _MIN_EVIDENCE = 10.0  # difference of two BICs, from which on the better model is certain
+_NORMAL = 1.4826  # a normal deviation over the median of the absolute values
 _MIN_MAGNITUDE = 0.01  # of a change point, relative
 
 
@@ -159,6 +160,23 @@ def _bic(values: Sequence[float], fitted: Sequence[float], n_parameters: int) ->
     n = len(values)
     squares = sum((value - fit) ** 2 for value, fit in zip(values, fitted))
     return n * math.log(max(squares / n, 1e-300)) + n_parameters * math.log(n)
+
+
+def noise(found: Sequence[Line], machine: dict[str, Value]) -> dict[str, float]:
+    """Deviation of the log-ratio between runs on a machine, by benchmark.
+
+    From what differs from one run to the next, so that steps and drifts do not count, and by the
+    median, so that single disturbed runs do not. Benchmarks with fewer than 8 runs have none.
+    """
+    logs: dict[str, list[float]] = {}
+    for line in found:
+        if line.machine == machine and line.log_ratio is not None:
+            logs.setdefault(line.name, []).append(line.log_ratio)
+    return {
+        name: _NORMAL * statistics.median(abs(b - a) for a, b in pairwise(values)) / math.sqrt(2)
+        for name, values in logs.items()
+        if len(values) >= _MIN_RUNS
+    }
 
 
 def change_points(values: Sequence[float]) -> list[int]:

@@ -1,11 +1,14 @@
 """What a benchmark calls to say what it measured, and the clock its times are read from."""
 
 import contextlib
+import cProfile
 import math
 import operator
+import pstats
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Protocol
 
 from streamcache.gate.environment import Environment, EnvironmentProbe, Value
@@ -18,6 +21,7 @@ from streamcache.measure.pairs import Seconds, Stopwatch, alternate
 MIN_BLOCK_S = 1e-3
 MEMORY_NOISE = 4 << 20  # bytes that an allocator may keep or not
 
+Profile = Callable[[], dict[str, float]]
 PeakMemory = tuple[Callable[[], int | None], Callable[[], int]]
 
 FEW_PAIRS = 10  # where there are other processes that measure the same
@@ -54,6 +58,10 @@ class Recorder:
         self._pairs: Pairs = []
         self._device_pairs: Pairs = []
         self._wait_share = 0.0
+        self.tau = 0.0
+        self.warn_only = False
+        self.explains = False  # whether profiles are asked for
+        self._profile: dict[str, float] = {}
 
     def identity(self, **what: Value) -> None:
         """What is measured; figures compare only where all of it is the same. Leave defaults out,
@@ -148,6 +156,7 @@ class Recorder:
         pairs = self.n_pairs(pairs)
         for block in (candidate, baseline):
             _require_long_enough(block)
+        self.profile(lambda: by_function(candidate))
         with Stopwatch() as watch:
             timed = [alternate(turn, candidate, baseline) for turn in range(pairs // 2)]
             self.probe()
@@ -192,6 +201,15 @@ class Recorder:
         if self._device_pairs:
             benchmark.extra_info["device_pairs_s"] = self._device_pairs
 
+    def profile(self, profile: Profile) -> None:
+        """Offer to say where the time goes. Called only where a loss must be explained.
+
+        Args:
+            profile: returns milliseconds by kernel, operator or function.
+        """
+        if self.explains and not self._profile:
+            self._profile = profile()
+
     def probe(self) -> None:
         """Take a snapshot of the machine: before, during and after each benchmark."""
         self.snapshots.append(self._probe.sample())
@@ -206,7 +224,21 @@ class Recorder:
             wait_share=self._wait_share,
             metrics=self._metrics,
             equal=self._equal,
+            tau=self.tau,
+            warn_only=self.warn_only,
+            profile=self._profile,
         )
+
+
+def by_function(block: Callable[[], object]) -> dict[str, float]:
+    """Milliseconds that each function takes by itself while a block runs once."""
+    watched = cProfile.Profile()
+    watched.runcall(block)
+    found: dict[str, float] = {}
+    for (file, _, function), row in pstats.Stats(watched).stats.items():  # type: ignore[attr-defined]
+        name = f"{Path(file).name}:{function}" if file != "~" else function
+        found[name] = found.get(name, 0.0) + 1e3 * row[2]
+    return found
 
 
 def _require_long_enough(block: Seconds) -> None:

@@ -11,6 +11,7 @@ _MARKS = {
     Status.IMPROVED: "up",
     Status.INCONCLUSIVE: "??",
     Status.SUSPECT: "!?",
+    Status.WARNING: "warn",
     Status.INVALID: "INVALID",
     Status.MISSING: "MISSING",
     Status.FAIL: "FAIL",

@@ -74,6 +74,9 @@ class Sample(msgspec.Struct, frozen=True):
         wait_share: share of the time of the pairs that the thread waited for a core.
         metrics: figures by name.
         equal: counts and digests that must be equal.
+        tau: the loss of speed that counts, as a fraction; 0 where the test does not say.
+        warn_only: whether the test asks that nothing of it fails the run.
+        profile: milliseconds by kernel, operator or function, where it was asked for.
     """
 
     name: str
@@ -84,6 +87,9 @@ class Sample(msgspec.Struct, frozen=True):
     wait_share: float = 0.0
     metrics: dict[str, Metric] = {}
     equal: dict[str, Value] = {}
+    tau: float = 0.0
+    warn_only: bool = False
+    profile: dict[str, float] = {}
 
     @property
     def disturbed(self) -> str:
@@ -133,12 +139,14 @@ class Process(msgspec.Struct, frozen=True, tag="streamcache-samples", tag_field=
 
     Attributes:
         failed: node ids of the tests that failed, and have no sample.
+        left: whether tests were left out, since only those with times were asked for.
     """
 
     environment: Environment
     samples: list[Sample]
     date: str = ""
     failed: list[str] = []
+    left: bool = False
     protocol: int = PROTOCOL
     version: int = VERSION
 

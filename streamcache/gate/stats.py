@@ -46,11 +46,14 @@ class Loss:
     The error of one new process is the larger of the spread between the golden's processes and
     what its own pairs show; the golden's mean has its own error. That `lower_bound` is below a
     threshold does not mean that nothing was lost: it means that chance explains it.
+
+    Args:
+        noise: deviation between runs that is known otherwise: the spread is no less.
     """
 
-    def __init__(self, now: float, error: float, golden: Sequence[float]):
+    def __init__(self, now: float, error: float, golden: Sequence[float], noise: float = 0.0):
         self.estimate = now - statistics.fmean(golden)
-        between = spread(golden)
+        between = max(spread(golden), noise)
         own = max(between, 0.0 if math.isnan(error) else error)
         self.margin = student_t(0.95, len(golden) - 1) * math.hypot(
             own, between / math.sqrt(len(golden))

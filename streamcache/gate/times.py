@@ -8,7 +8,7 @@ import msgspec
 
 from streamcache.gate import canaries
 from streamcache.gate.environment import Environment, differences
-from streamcache.gate.goldens import Entry, Golden
+from streamcache.gate.goldens import MIN_TAU, Entry, Golden
 from streamcache.gate.samples import Sample
 from streamcache.gate.stats import MIN_PAIRS, Loss, error_of_median, percent
 from streamcache.gate.verdicts import Status, Verdict
@@ -23,6 +23,7 @@ def check_times(
 ) -> list[Verdict]:
     """What the times of one process say, for themselves; at most one verdict where they cannot be
     judged, else one for each of speed, anchor and baseline."""
+    entry = _with_stricter_tau(entry, sample)
     if not sample.pairs and not entry.log_ratios and not entry.published_range:
         return []
     if unusable := _unusable(sample, entry, environment):
@@ -31,7 +32,8 @@ def check_times(
         return [check_published_range(sample, entry)]
     if elsewhere := _elsewhere(sample, golden, environment):
         return [elsewhere]
-    loss = Loss(sample.median_log_ratio, error_of_median(sample.log_ratios), entry.log_ratios)
+    error = error_of_median(sample.log_ratios)
+    loss = Loss(sample.median_log_ratio, error, entry.log_ratios, entry.noise)
     bound = sample.host_bound
     host = canaries.slower_host(environment.canaries, golden.canaries) if bound else 0.0
     return [
@@ -40,6 +42,12 @@ def check_times(
         *check_mean(sample, entry),
         check_baseline_time(sample, golden, environment),
     ]
+
+
+def _with_stricter_tau(entry: Entry, sample: Sample) -> Entry:
+    """The test's tau and the golden's both hold, so that a test loosens nothing unseen."""
+    usual = math.expm1(MIN_TAU)
+    return msgspec.structs.replace(entry, min_tau=min(entry.min_tau or usual, sample.tau or usual))
 
 
 def _unusable(sample: Sample, entry: Entry, environment: Environment) -> Verdict | None:

@@ -210,6 +210,7 @@ def entry_of(samples: list[Sample]) -> Entry:
         anchor=statistics.fmean(ratios) if ratios else None,
         metrics=metrics,
         equal=first.equal,
+        min_tau=first.tau,
     )
     if wrong := validation_error(entry):
         raise GoldenError(f"{first.name}: {wrong}")
@@ -220,7 +221,7 @@ def _common(sample: Sample) -> tuple[object, ...]:
     """What samples of one benchmark must have in common."""
     limits = {name: metric.limits for name, metric in sample.metrics.items()}
     timed = bool(sample.pairs), bool(sample.device_pairs), sample.host_bound
-    return sample.identity, sample.equal, limits, timed
+    return sample.identity, sample.equal, limits, timed, sample.tau
 
 
 def _moved(before: Entry, now: Entry, reset_anchors: bool) -> Entry:
@@ -266,6 +267,8 @@ def _change(name: str, before: Entry | None, now: Entry) -> str:
         for key, metric in now.metrics.items()
         if key in before.metrics and before.metrics[key].limits != metric.limits
     ]
+    if before.min_tau != now.min_tau:
+        limits.append(f"; tau of the test: {before.min_tau} becomes {now.min_tau}")
     anchor = ""
     if before.anchor is not None and now.anchor != before.anchor:
         anchor = f"; its anchor starts anew, it was {math.exp(-before.anchor):.3f}"

@@ -12,6 +12,7 @@ MAX_TAU = 0.10  # what lets more pass is not recorded
 MAX_GUARD = math.log(2)
 MAX_LOG = 100.0  # of anything that is a ratio of times
 MAX_ANCHOR_DISTANCE = math.log(10)  # from the log-ratios: farther away an anchor holds nothing
+MAX_OWN_TAU = 1.0  # of what a test asks for: a loss of 100 %, twice the time
 MAX_REL_TOL = 10.0  # of a metric
 
 
@@ -60,6 +61,10 @@ def _times_error(entry: Entry) -> str:
         return "a time is zero or not a number"
     if timed != (entry.anchor is not None):
         return "it needs an anchor where it has times, and none where it has not"
+    if not 0 <= entry.min_tau <= MAX_OWN_TAU:
+        return f"min_tau is {entry.min_tau}: it must be between 0 and {MAX_OWN_TAU:g}"
+    if not 0 <= entry.noise < math.inf:
+        return f"noise is {entry.noise}"
     if entry.anchor is not None:
         distance = entry.anchor - statistics.fmean(entry.log_ratios)
         if not abs(distance) <= MAX_ANCHOR_DISTANCE:
@@ -114,8 +119,11 @@ def noise_errors(golden: Golden) -> dict[str, str]:
     """Where the noise between the processes would let too much pass, by name and in words."""
     found = {}
     for name, entry in golden.entries.items():
-        if entry.log_ratios and entry.tau > MAX_TAU:
-            loss = stats.percent(entry.tau)
+        if not entry.log_ratios:
+            continue
+        noisy = max(stats.threshold(entry.log_ratios, 0.0), 3 * entry.noise)
+        if noisy > max(MAX_TAU, entry.min_tau):
+            loss = stats.percent(noisy)
             found[name] = f"{name} is so noisy that a loss of {loss:.0f} % would pass"
         elif entry.baselines_s and entry.guard > MAX_GUARD:
             found[name] = f"{name} is so noisy that a baseline of twice its time would pass"

@@ -13,6 +13,7 @@ class Status(enum.Enum):
     IMPROVED = "improved"  # faster than the threshold: record it, or it can be lost unseen
     INCONCLUSIVE = "inconclusive"  # too noisy, or not comparable here: nothing was shown
     SUSPECT = "suspect"  # slower, but a fresh process did not agree
+    WARNING = "warning"  # it would be red, but was to be warned of only
     INVALID = "invalid"  # measured where or when it means nothing
     MISSING = "missing"  # a benchmark without a golden, or a golden without a benchmark
     FAIL = "fail"
@@ -48,6 +49,15 @@ class Verdict(msgspec.Struct, frozen=True):
     tau: float | None = None
     host: float = 0.0
     cause: str = ""
+
+
+def as_warning(verdict: Verdict) -> Verdict:
+    """A verdict that fails no run: what would be red is a warning."""
+    if not verdict.status.fails_build:
+        return verdict
+    return msgspec.structs.replace(
+        verdict, status=Status.WARNING, cause=f"{verdict.status.name}: {verdict.cause}"
+    )
 
 
 def worst(verdicts: Iterable[Verdict]) -> Status:

@@ -290,7 +290,7 @@ DEFECTS = [
         "a buffer of 8 times the memory",
         ("test_memory[ours]", "test_memory[fast]"),
         "tensor bytes",
-        patch(CACHE, "self._n_slots = 2 * policy.capacity", "self._n_slots = 16 * policy.capacity"),
+        patch(CACHE, "return 2 * self.policy.capacity", "return 16 * self.policy.capacity"),
     ),
     fails(
         "1 MB kept of every token",
@@ -425,7 +425,7 @@ DEFECTS = [
         "apart from one pass",
         patch(
             STEPS,
-            "    return decode(model, input_ids, cache_of(configuration, model), advance)\n",
+            "    return decode(_fed(cache, model), input_ids, cache, advance)\n",
             "    from streamcache.decoding.onepass import streaming_nll\n\n"
             "    return streaming_nll(model, input_ids, configuration.policy)\n",
         ),
@@ -637,7 +637,7 @@ DEFECTS = [
         "held",
         patch(
             STEPS,
-            "return SteadyDecode(model, input_ids, cache_of(configuration, model), batch)",
+            "return SteadyDecode(_fed(cache, model), input_ids, cache, batch)",
             "cache = CACHES[configuration.cache](model, type(policy)(4, 124))\n"
             "    return SteadyDecode(model, input_ids, cache, batch)",
         ),

@@ -12,7 +12,9 @@ import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -22,7 +24,7 @@ from streamcache.gate.plugin import recording
 
 ROOT = Path(__file__).parents[2]
 DOCS = (ROOT / "docs" / "gate.md").read_text()
-(EXAMPLE,) = re.findall(r"```python\n(.*?)```", DOCS, re.DOTALL)
+EXAMPLE, MARKERS = re.findall(r"```python\n(.*?)```", DOCS, re.DOTALL)
 NAME = "test_toy.py::test_sort"
 SURROUNDINGS = """
 import itertools, os, time
@@ -70,8 +72,10 @@ def clock(request, monkeypatch):
 
 
 # Alone, since every process would spend most of its time importing the other plugins.
-PLUGINS = "addopts = -p streamcache.pytest_entry -p pytest_benchmark.plugin\n"
-ALONE = "PYTEST_DISABLE_PLUGIN_AUTOLOAD"
+ALONE = {
+    "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+    "PYTEST_PLUGINS": "streamcache.pytest_entry,pytest_benchmark.plugin",
+}
 
 
 def git(where: Path, *arguments: str) -> None:
@@ -83,7 +87,7 @@ def lay_out(where: Path, clock: str = CLOCK) -> None:
     """A repository with the example in it."""
     (where / "test_toy.py").write_text(EXAMPLE)
     (where / "conftest.py").write_text(SURROUNDINGS + clock)
-    (where / "pytest.ini").write_text(f"[pytest]\ngolden_dir = goldens\n{PLUGINS}")
+    (where / "pytest.ini").write_text("[pytest]\ngolden_dir = goldens\n")
     (where / ".gitignore").write_text("__pycache__\n.pytest_cache\n*.out\n")
     git(where, "init", "-q")
     git(where, "add", ".")
@@ -98,21 +102,39 @@ def shell(where: Path, *arguments: str, **environment: str) -> subprocess.Comple
     """pytest in a process of its own, without what CI sets around this one."""
     kept = {k: v for k, v in os.environ.items() if k not in ("CI", "GITHUB_STEP_SUMMARY")}
     kept = {k: v for k, v in kept.items() if not k.startswith("PYTEST_")}
-    environment = {**kept, ALONE: "1", **environment}
+    environment = {**kept, **ALONE, **environment}
     command = [sys.executable, "-m", "pytest", *arguments]
     return subprocess.run(command, cwd=where, capture_output=True, text=True, env=environment)
 
 
-@pytest.fixture(scope="module")
-def recorded(tmp_path_factory: pytest.TempPathFactory) -> str:
+def only_our_plugins(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in ALONE.items():
+        monkeypatch.setenv(name, value)
+
+
+@cache
+def record() -> str:
     """The golden of the example, from five processes."""
-    where = tmp_path_factory.mktemp("recorded")
-    lay_out(where)
-    ran = shell(where, *RECORD)
-    assert ran.returncode == 0, ran.stdout + ran.stderr
-    assert f"+ {NAME}: average 0." in ran.stdout and re.search(r"speedup (1.99|2.00)\d", ran.stdout)
-    assert "process 5 of 5" in ran.stdout and "1 of 1 entries written" in ran.stdout
-    return (where / "goldens" / "toy.json").read_text()
+    with TemporaryDirectory() as folder:
+        where = Path(folder)
+        lay_out(where)
+        ran = shell(where, *RECORD)
+        assert ran.returncode == 0, ran.stdout + ran.stderr
+        assert f"+ {NAME}: average 0." in ran.stdout
+        assert re.search(r"speedup (1.99|2.00)\d", ran.stdout)
+        assert "process 5 of 5" in ran.stdout and "1 of 1 entries written" in ran.stdout
+        return (where / "goldens" / "toy.json").read_text()
+
+
+@pytest.fixture(autouse=True)
+def only_our_plugins_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    only_our_plugins(monkeypatch)
+
+
+@pytest.fixture
+def recorded() -> str:
+    """For all modules that use the toy: recorded once."""
+    return record()
 
 
 class Toy:
@@ -155,7 +177,7 @@ class Toy:
 def toy(pytester: pytest.Pytester, recorded: str, monkeypatch: pytest.MonkeyPatch) -> Toy:
     for name in ("CI", "GITHUB_STEP_SUMMARY", "PYTEST_ADDOPTS"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv(ALONE, "1")
+    only_our_plugins(monkeypatch)
     return Toy(pytester, recorded)
 
 

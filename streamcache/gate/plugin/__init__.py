@@ -14,6 +14,8 @@ from streamcache.gate import storage
 from streamcache.gate.environment import Environment, EnvironmentProbe, tracers
 from streamcache.gate.goldens import GoldenError
 from streamcache.gate.plugin.clock import BenchmarkClock
+from streamcache.gate.plugin.marks import MARKER, limits_of
+from streamcache.gate.plugin.noise import known_noise, with_noise
 from streamcache.gate.plugin.options import Usage, golden_path, pytest_addoption
 from streamcache.gate.plugin.processes import Order
 from streamcache.gate.plugin.recording import pytest_cmdline_main
@@ -28,11 +30,13 @@ _clock = pytest.StashKey[Clock]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", MARKER)
     check_usage(config)
     golden = None
     if config.getoption("golden") and not config.getoption("golden_samples"):
         try:
             golden = storage.read(golden_path(config))
+            golden = with_noise(golden, known_noise(config, {**golden.machine, **golden.host}))
         except GoldenError as error:
             raise Usage(str(error)) from error
     config.pluginmanager.register(Session(config, golden), "streamcache-golden")
@@ -41,6 +45,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A benchmark with a golden is timed by a clock of its own."""
     for item in items:
+        limits_of(item)  # before minutes of measuring, see that they make sense
         names = set(getattr(item, "fixturenames", ()))
         if FIXTURES & names and "benchmark" in names:
             marker = item.get_closest_marker("benchmark")
@@ -75,7 +80,10 @@ def golden_recorder(
     item = request.node
     clock = item.stash.get(_clock, Clock())
     order = getattr(request.config.option, "golden_order", None) or Order()
+    limits = limits_of(item)
     recorder = Recorder(item.nodeid, clock, golden_environment, order.few_pairs)
+    recorder.tau, recorder.warn_only = limits
+    recorder.explains = order.explain
     item.stash[RECORDER] = recorder
     yield recorder
     del item.stash[RECORDER]  # a test that is run again measures anew

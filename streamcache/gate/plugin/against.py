@@ -1,8 +1,10 @@
 """`--golden-against REV`: the benchmarks of this tree and of a commit, in turns."""
 
+import os
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -10,13 +12,15 @@ import msgspec
 import pytest
 
 from streamcache.gate import goldens, history, render
-from streamcache.gate.compare import Round, compare, confirmed, undecided
+from streamcache.gate.compare import Round, compare, confirmed, softened, undecided
+from streamcache.gate.explain import explained
 from streamcache.gate.plugin import outputs
 from streamcache.gate.plugin.git import git
-from streamcache.gate.plugin.options import Usage
+from streamcache.gate.plugin.noise import known_noise
+from streamcache.gate.plugin.options import MERGE_BASE, Usage
 from streamcache.gate.plugin.processes import Order, fresh
 from streamcache.gate.samples import Process
-from streamcache.gate.verdicts import Verdict, exit_status
+from streamcache.gate.verdicts import Status, Verdict, as_warning, exit_status
 
 _INSTALLED = (  # what decides the environment, which both trees are measured in
     *("pyproject.toml", "setup.py", "setup.cfg", "*requirements*.txt", "constraints*.txt"),
@@ -33,7 +37,7 @@ def run(config: pytest.Config) -> int:
     """
     revision = config.getoption("golden_against")
     top = git(config, "rev-parse", "--show-toplevel")
-    commit = git(config, "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}")
+    commit = _merge_base(config) if revision == MERGE_BASE else _commit(config, revision)
     if top is None or commit is None:
         raise Usage(f"--golden-against {revision}: git knows no such commit here")
     with _worktree(config, commit) as base:
@@ -42,7 +46,14 @@ def run(config: pytest.Config) -> int:
         for tree in (base, here) if build else ():
             _build(build, tree)
         rounds, verdicts = _measured(config, here, base)
-    notes = _changed(config, commit, bool(build))
+        why = _explained(config, here, base, verdicts)
+    if revision == MERGE_BASE:
+        revision = commit[:9]
+    if config.getoption("golden_warn_only"):
+        verdicts = list(map(as_warning, verdicts))
+    notes = [*why, *_changed(config, commit, bool(build))]
+    if any(v.status.fails_build for v in verdicts):
+        notes.append(f"what changed: git diff --stat {commit[:9]}")
     process = rounds[0].new
     for line in (*render.text(verdicts, base=revision), *notes):
         print(line)
@@ -52,28 +63,84 @@ def run(config: pytest.Config) -> int:
     return exit_status(verdicts, n_measured) or int(bool(unwritten))
 
 
+def _commit(config: pytest.Config, revision: str) -> str | None:
+    return git(config, "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}")
+
+
+def _merge_base(config: pytest.Config) -> str | None:
+    """Where this branch left the main one. On the main one itself: the last commit if the tree has
+    changes that are not committed, and the one before it otherwise."""
+    names = [os.environ.get("GITHUB_BASE_REF", ""), "HEAD", "main", "master"]
+    branches = [f"origin/{name}" for name in names if name] + ["main", "master"]
+    known = [branch for branch in branches if _commit(config, branch)]
+    head = _commit(config, "HEAD")
+    base = git(config, "merge-base", "HEAD", known[0]) if known else None
+    if base is None or base != head or git(config, "status", "--porcelain", "-uno"):
+        return base
+    return _commit(config, "HEAD~1")
+
+
 def _measured(config: pytest.Config, here: Path, base: Path) -> tuple[list[Round], list[Verdict]]:
-    """All benchmarks once, those with times in further rounds, and what is not clear in more."""
-    n = config.getoption("golden_rounds")
-    rounds = [_round(config, here, base, 0, [])]
+    """Benchmarks with times in rounds, all others once, and what is not clear in more rounds."""
+    n, ask = config.getoption("golden_rounds"), Order(plain=True, few_pairs=True, may_fail=True)
+    rounds = [_round(config, here, base, 0, msgspec.structs.replace(ask, timed=True))]
     timed = sorted({s.name for process in rounds[0] for s in process.samples if s.pairs})
+    again = msgspec.structs.replace(ask, tests=timed)
     if timed:
-        rounds += [_round(config, here, base, i, timed) for i in range(1, n)]
-    verdicts = compare(rounds, config.getoption("golden_required"))
+        rounds += [_round(config, here, base, i, again) for i in range(1, n)]
+    if any(process.left for process in rounds[0]):
+        untimed = msgspec.structs.replace(ask, timed=False)
+        rounds[0] = Round(*map(_joined, rounds[0], _side_by_side(config, here, base, untimed)))
+    process = rounds[0].new
+    noise = known_noise(config, {**process.environment.machine, **process.environment.host})
+    verdicts = compare(rounds, config.getoption("golden_required"), noise)
     if names := undecided(verdicts):
-        more = [_round(config, here, base, i, names) for i in range(n, 2 * n)]
-        verdicts = confirmed(verdicts, rounds, more)
-    return rounds, verdicts
+        again = msgspec.structs.replace(ask, tests=names)
+        more = [_round(config, here, base, i, again) for i in range(n, 2 * n)]
+        verdicts = confirmed(verdicts, rounds, more, noise)
+    return rounds, softened(verdicts, process)
 
 
-def _round(config: pytest.Config, here: Path, base: Path, index: int, tests: list[str]) -> Round:
+def _round(config: pytest.Config, here: Path, base: Path, index: int, order: Order) -> Round:
     """Which of the two trees comes first alternates."""
-    print(f"golden: round {index + 1}{f', {len(tests)} benchmarks' if tests else ''}", flush=True)
-    found: dict[Path, Process] = {}
-    for tree in (here, base) if index % 2 else (base, here):
-        order = Order(tests=tests, plain=True, few_pairs=True, may_fail=True)
-        found[tree] = fresh(config, order, here, tree)[0]
+    which = f", {len(order.tests)} benchmarks" if order.tests else ""
+    print(f"golden: round {index + 1}{which}", flush=True)
+    trees = (here, base) if index % 2 else (base, here)
+    found = {tree: fresh(config, order, here, tree)[0] for tree in trees}
     return Round(found[base], found[here])
+
+
+def _side_by_side(config: pytest.Config, here: Path, base: Path, order: Order) -> Round:
+    """Both trees at once: figures do not depend on what else runs."""
+    print("golden: benchmarks without times", flush=True)
+    with ThreadPoolExecutor(2) as pool:
+        found = pool.map(lambda tree: fresh(config, order, here, tree)[0], (base, here))
+        return Round(*found)
+
+
+def _joined(timed: Process, others: Process) -> Process:
+    """What two processes of a tree measured."""
+    known = {sample.name for sample in timed.samples}
+    samples = [*timed.samples, *(s for s in others.samples if s.name not in known)]
+    failed = sorted({*timed.failed, *others.failed})
+    measured = timed if timed.samples else others
+    return msgspec.structs.replace(measured, samples=samples, failed=failed)
+
+
+def _explained(config: pytest.Config, here: Path, base: Path, verdicts: list[Verdict]) -> list[str]:
+    """Where the time of what is slower went, by one more process of each tree."""
+    bad = (Status.FAIL, Status.WARNING)
+    slower = sorted({v.name for v in verdicts if v.status in bad and v.tau is not None})
+    if not slower:
+        return []
+    order = Order(tests=slower, plain=True, few_pairs=True, may_fail=True, explain=True)
+    found = _round(config, here, base, 0, order)
+    before, now = ({s.name: s.profile for s in process.samples} for process in found)
+    lines = []
+    for name in slower:
+        parts = explained(before.get(name, {}), now.get(name, {}))
+        lines += [f"{name}, where the time goes: {part}" for part in parts]
+    return lines
 
 
 @contextmanager

@@ -32,6 +32,10 @@ def hints(
             f"to accept, from a clean tree: pytest {' '.join(there)} {option} "
             '--golden-update --golden-reason "..."'
         )
+    slower = [v.name for v in verdicts if v.status.fails_build and v.tau is not None]
+    if slower and golden.provenance.commit:
+        commit = golden.provenance.commit[:9]
+        lines.append(f"to see why: pytest {shlex.quote(slower[0])} --golden-against {commit}")
     if any(v.check == "anchor" and v.status.fails_build for v in verdicts):
         lines.append("to accept a loss beyond the anchor's budget, add --golden-reset-anchors")
     if len(there) < len(red):

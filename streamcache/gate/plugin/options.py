@@ -7,6 +7,7 @@ import pytest
 from streamcache.gate.validation import MIN_PROCESSES
 
 ROUNDS = 4
+MERGE_BASE = "merge-base"
 
 Usage = pytest.UsageError
 
@@ -17,7 +18,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--golden-against",
         metavar="REV",
-        help="compare this tree with a commit, both measured in turns on this machine",
+        help="compare this tree with a commit, both measured in turns on this machine; "
+        f"{MERGE_BASE}: with where this branch began, or on the main branch the commit before",
     )
     group.addoption(
         "--golden-rounds", metavar="N", type=int, default=ROUNDS, help="of --golden-against"
@@ -32,6 +34,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--golden-judged",
         action="store_true",
         help="times that are not judged, since the golden is of another host, are invalid",
+    )
+    group.addoption(
+        "--golden-warn-only", action="store_true", help="what is red is a warning: exit status 0"
+    )
+    group.addoption(
+        "--golden-noise-from",
+        metavar="FILE",
+        type=Path,
+        help="of --golden-history: the noise of a benchmark is at least what its runs show",
     )
     group.addoption("--golden-update", action="store_true", help="measure anew and record")
     group.addoption(

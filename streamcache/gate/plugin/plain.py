@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from streamcache.gate.plugin.marks import limits_of
 from streamcache.gate.samples import Sample
 
 _GROUPS = 40  # of rounds, in the order taken: each is one pair
@@ -22,4 +23,11 @@ def plain_sample(item: pytest.Item) -> Sample | None:
     size = max(1, len(seconds) // _GROUPS)
     groups = [seconds[i : i + size] for i in range(0, len(seconds), size)]
     pairs = [(statistics.median(group), 1.0) for group in groups]
-    return Sample(item.nodeid, identity={"baseline": "one second"}, pairs=pairs)
+    tau, warn_only = limits_of(item)
+    return Sample(
+        item.nodeid,
+        identity={"baseline": "one second"},
+        pairs=pairs,
+        tau=tau,
+        warn_only=warn_only,
+    )

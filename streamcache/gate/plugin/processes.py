@@ -26,7 +26,7 @@ _GATES = (
         "golden_judged",
         "golden_markdown",
         "golden_json",
-        *("golden_against", "golden_history"),
+        *("golden_against", "golden_history", "golden_warn_only", "golden_noise_from"),
     ),
     *("golden_update", "golden_update_new_only", "golden_from", "golden_reset_anchors"),
 )
@@ -45,6 +45,8 @@ class Order(msgspec.Struct, frozen=True):
         plain: benchmarks without the fixture `golden` are measured, too.
         few_pairs: of what takes many pairs to be sure alone, since there are other processes.
         may_fail: failing tests are part of the result.
+        timed: only tests with the fixture `benchmark`, or only those without; None: all.
+        explain: say where the time goes.
         samples: the file to write.
     """
 
@@ -52,6 +54,8 @@ class Order(msgspec.Struct, frozen=True):
     plain: bool = False
     few_pairs: bool = False
     may_fail: bool = False
+    timed: bool | None = None
+    explain: bool = False
     samples: str = ""
 
 

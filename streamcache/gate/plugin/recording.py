@@ -1,9 +1,12 @@
 """Goldens are recorded instead of running tests: other processes measure, this one writes."""
 
+import os
 import sys
 import tempfile
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from datetime import datetime, timezone
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -33,7 +36,8 @@ def pytest_cmdline_main(config: pytest.Config) -> int | None:
         check_usage(config)
         if config.getoption("golden_against"):
             return against.run(config)
-        return _record(config, _old(config))
+        _old(config)
+        return _record(config)
     except KeyboardInterrupt:
         print("golden: interrupted, nothing was written", file=sys.stderr)
         return int(pytest.ExitCode.INTERRUPTED)
@@ -50,7 +54,23 @@ def _old(config: pytest.Config) -> Golden | None:
         return storage.read(path) if path.exists() else None
 
 
-def _record(config: pytest.Config, old: Golden | None) -> int:
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Two updates write one after the other, where the system has locks of folders."""
+    try:
+        import fcntl
+    except ModuleNotFoundError:
+        yield
+        return
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
+
+
+def _record(config: pytest.Config) -> int:
     """Measure and write the golden, or say why not; an exit status."""
     found = config.getoption("golden_from")
     processes: list[Process] = []
@@ -64,6 +84,11 @@ def _record(config: pytest.Config, old: Golden | None) -> int:
         if any((p.date, p.samples) == (process.date, process.samples) for p in processes):
             raise Usage("--golden-from has a process twice: each file must be of another one")
         processes.append(process)
+    with _alone(golden_path(config)):  # read anew: another update may have written meanwhile
+        return _write(config, _old(config), processes)
+
+
+def _write(config: pytest.Config, old: Golden | None, processes: list[Process]) -> int:
     path = golden_path(config)
     provenance = Provenance(
         reason=config.getoption("golden_reason"),

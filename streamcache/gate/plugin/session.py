@@ -20,7 +20,7 @@ from streamcache.gate.plugin.plain import plain_sample
 from streamcache.gate.plugin.processes import Order, measured_again
 from streamcache.gate.recorder import Recorder
 from streamcache.gate.samples import Process, Sample
-from streamcache.gate.verdicts import Status, Verdict, exit_status
+from streamcache.gate.verdicts import Status, Verdict, as_warning, exit_status
 
 RECORDER = pytest.StashKey[Recorder]()
 FIXTURES = {"golden", "golden_recorder"}
@@ -30,6 +30,10 @@ def _cancel_timeout(item: pytest.Item) -> None:
     """pytest-timeout's limit is for the test, not for the fresh process that confirms it."""
     if cancel := getattr(item.config.hook, "pytest_timeout_cancel_timer", None):
         cancel(item=item)
+
+
+def _has_times(item: pytest.Item) -> bool:
+    return "benchmark" in getattr(item, "fixturenames", ())
 
 
 class Session:
@@ -45,6 +49,7 @@ class Session:
         self.verdicts: list[Verdict] = []
         self.red: list[pytest.TestReport] = []  # failures by verdict
         self.failed: set[str] = set()
+        self.left = False
         self.notes: list[str] = []
         self.present = CollectedTests(config)
         config.pluginmanager.register(self.present)
@@ -54,6 +59,7 @@ class Session:
         self, session: pytest.Session, items: list[pytest.Item]
     ) -> None:
         """A golden whose benchmark is gone becomes a test; who names tests asks for no others."""
+        self._leave_out(items)
         uses = (item for item in items if FIXTURES & set(getattr(item, "fixturenames", ())))
         self.benchmarks = [item.nodeid for item in uses]
         if self.golden is None or any("::" in argument for argument in self.config.args):
@@ -62,6 +68,14 @@ class Session:
         for name in filter(self.present.is_missing, self.golden.entries):
             gone = MissingBenchmarkItem.from_parent(session, name=name, nodeid=name, golden=where)
             items.append(gone)
+
+    def _leave_out(self, items: list[pytest.Item]) -> None:
+        """The tests with times, or those without, where only the others are asked for."""
+        if self.order.timed is None:
+            return
+        others = [item for item in items if _has_times(item) != self.order.timed]
+        self.left = any(FIXTURES & set(getattr(item, "fixturenames", ())) for item in others)
+        items[:] = [item for item in items if _has_times(item) == self.order.timed]
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_makereport(
@@ -90,11 +104,15 @@ class Session:
             verdicts = [Verdict(item.nodeid, "benchmark", Status.MISSING, cause=cause)]
         elif recorder := item.stash.get(RECORDER, None):
             verdicts = self._taken(item, recorder)
+            if recorder.warn_only:
+                verdicts = list(map(as_warning, verdicts))
         elif self.order.plain and (sample := plain_sample(item)):
             self.samples.append(sample)
             return
         else:
             return
+        if self.config.getoption("golden_warn_only"):
+            verdicts = list(map(as_warning, verdicts))
         self.verdicts += verdicts
         if red := [v for v in verdicts if v.status.fails_build]:
             lines = [f"{v.status.name} {v.check}: {v.cause}" for v in red]
@@ -145,7 +163,7 @@ class Session:
     def process(self) -> Process:
         environment = merged(self.environments) if self.environments else Environment()
         failed = sorted(self.failed)
-        return Process(environment, self.samples, self.date, failed)
+        return Process(environment, self.samples, self.date, failed, self.left)
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_benchmark_update_machine_info(self, machine_info: dict[str, Any]) -> None:
@@ -186,7 +204,9 @@ class Session:
     def _status(self, session: pytest.Session, golden: Golden) -> int:
         if self.config.getoption("golden_required"):
             known = self._measured() | self.failed | {v.name for v in self.verdicts}
-            self.verdicts += missing(golden, known)
+            absent = missing(golden, known)
+            warns = self.config.getoption("golden_warn_only")
+            self.verdicts += map(as_warning, absent) if warns else absent
         if session.testsfailed > sum(report.failed for report in self.red):
             return 1
         # Asked to hold benchmarks against goldens, a run that measured none has no success to

@@ -7,6 +7,7 @@ import pytest
 from streamcache.gate.compare import MIN_ROUNDS
 from streamcache.gate.plugin import outputs
 from streamcache.gate.plugin.git import require_clean_worktree
+from streamcache.gate.plugin.noise import known_noise
 from streamcache.gate.plugin.options import Usage, golden_path, updates
 from streamcache.gate.validation import MIN_PROCESSES
 
@@ -45,6 +46,7 @@ def _check_against(config: pytest.Config) -> None:
     if config.getoption("golden_rounds") < MIN_ROUNDS:
         raise Usage(f"--golden-rounds must be at least {MIN_ROUNDS}")
     _check_measures(config)
+    known_noise(config, {})  # read it before minutes of measuring
     outputs.check(config)
 
 
