@@ -66,11 +66,12 @@ UNIX_NAMES = {
 
 
 def parts(tree: ast.AST, guarded: bool = False) -> Iterator[tuple[ast.AST, bool]]:
-    """The nodes of a file, and whether an error of an import is caught around them."""
+    """The nodes of a file, and whether what is missing is caught around them."""
     for node in ast.iter_child_nodes(tree):
         caught = isinstance(node, ast.Try) and any(
-            "ImportError" in ast.dump(handler) or "ModuleNotFoundError" in ast.dump(handler)
+            error in ast.dump(handler)
             for handler in node.handlers
+            for error in ("ImportError", "ModuleNotFoundError", "AttributeError")
         )
         yield node, guarded or caught
         yield from parts(node, guarded or caught)
@@ -108,7 +109,8 @@ def test_no_source_needs_what_only_unix_has_or_leaves_an_encoding_open() -> None
         for node, guarded in parts(ast.parse(file.read_text(encoding="utf-8"))):
             if imported(node) & UNIX_MODULES and not guarded:
                 found.append(f"{file.name}:{node.lineno} imports {imported(node)}")
-            if isinstance(node, ast.Attribute) and node.attr in unix_names_of(node.value):
+            name = node.attr if isinstance(node, ast.Attribute) else ""
+            if name and name in unix_names_of(node.value) and not guarded:
                 found.append(f"{file.name}:{node.lineno} uses {node.attr}")
             if opens_text(node):
                 found.append(f"{file.name}:{node.lineno} has no encoding")
