@@ -23,14 +23,17 @@ def lines(path: Path, idle_s: float) -> Iterator[str]:
     """The lines of a file, and those that are appended, until nothing came for `idle_s`."""
     with path.open(encoding="utf-8", errors="replace") as file:
         line, last = "", time.monotonic()
-        while time.monotonic() - last < idle_s:
+        while True:
             if part := file.readline():
-                line, last = line + part, time.monotonic()
+                line += part
                 if line.endswith("\n"):
                     yield line
                     line = ""
-            else:
+                last = time.monotonic()  # what was done with the line does not count
+            elif time.monotonic() - last < idle_s:
                 time.sleep(0.05)
+            else:
+                return
 
 
 class Reader:
