@@ -237,7 +237,12 @@ def test_the_version_is_the_same_everywhere() -> None:
 
 
 # The example of docs/gate.md is a file of tests: test_golden_plugin.py runs it.
-@pytest.mark.parametrize("block", [b for b in blocks("python") if "def test_" not in b])
+OF_TESTS = ("def test_", "@pytest")
+
+
+@pytest.mark.parametrize(
+    "block", [b for b in blocks("python") if not any(word in b for word in OF_TESTS)]
+)
 def test_python_examples(block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

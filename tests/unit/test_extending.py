@@ -80,6 +80,7 @@ def test_what_transformers_asks_a_cache_is_answered_for_every_layer(
     assert not cache.has_previous_state(0) and not cache.is_recording_past(0)
     stream(model, cache, text(5, batch=2))
     assert cache.is_initialized and cache.batch_size == 2 and cache.get_seq_length(1) == 5
-    for refused in (cache.activate_past_recording, cache.early_initialization):
-        with pytest.raises(NotImplementedError, match="bounded cache"):
-            refused()
+    with pytest.raises(NotImplementedError, match="bounded cache"):
+        cache.early_initialization()
+    with pytest.raises(ValueError, match="max_rollback"):
+        cache.activate_past_recording()

@@ -89,7 +89,7 @@ def test_a_marked_test_only_warns(toy: Toy) -> None:
     assert ran.ret == 0
     (found,) = json.loads((toy.path / "all.out").read_text())["streamcache"]["process"]["samples"]
     assert (found["tau"], found["warn_only"]) == (0.1, True)
-    said(ran, "WARNING * numbers is 3", "golden: WARNING (1 warning, 5 pass)")
+    said(ran, "warn * numbers is 3", "golden: WARNING (1 warning, 5 pass)")
 
 
 def test_a_run_only_warns(toy: Toy) -> None:
