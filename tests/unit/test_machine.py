@@ -155,4 +155,4 @@ class Streams(RuleBasedStateMachine):
 
 
 TestStreams = Streams.TestCase
-TestStreams.settings = settings(deadline=None, max_examples=50, stateful_step_count=N_STEPS)
+TestStreams.settings = settings(deadline=None, max_examples=30, stateful_step_count=N_STEPS)

@@ -84,7 +84,7 @@ def test_half_precision(make: Model, dtype: torch.dtype) -> None:
 
 def test_no_drift_in_bfloat16() -> None:
     """After 4000 tokens, and 800 shifts of the sinks, the error is what it was after 100."""
-    policy, chunks = EvictionPolicy(4, 16, 4, 3, 5), [5] * 820
+    policy, chunks = EvictionPolicy(4, 16, 4, 5, 5), [4, *[5] * 820]  # the first of each evicts
     half = copy_of(neox(num_hidden_layers=1), torch.bfloat16)
     rounded = copy_of(half, torch.float32)
     ids = text(sum(chunks))
