@@ -166,19 +166,23 @@ def generate_batch(model: PreTrainedModel, *args: Any, **kwargs: Any) -> Any:
 
 def _cache_in(module: nn.Module, kwargs: dict[str, Any]) -> Any:
     """The bounded cache of this module that a call passes, if it does."""
-    hooked = _hooked.get(module)
-    given = (kwargs.get(name) for name in CACHE_NAMES)
-    return next((c for c in given if hooked and c in hooked.caches), None)
+    for name in CACHE_NAMES:
+        past = kwargs.get(name)
+        if past is not None and (hooked := _hooked.get(module)) and past in hooked.caches:
+            return past
+    return None
 
 
 def _named(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """The arguments of a call by name, and the cache by the name that the forward knows."""
     forward = type(module).forward
-    kwargs = {**dict(zip(parameters_of(forward), args)), **kwargs}
-    if (past := _cache_in(module, kwargs)) is not None:
-        kwargs = {name: v for name, v in kwargs.items() if v is not past}
-        kwargs[cache_name(forward)] = past
-    return kwargs
+    named = {**dict(zip(parameters_of(forward), args)), **kwargs} if args else dict(kwargs)
+    if (past := _cache_in(module, named)) is not None:
+        for name in CACHE_NAMES:
+            if named.get(name) is past:
+                del named[name]
+        named[cache_name(forward)] = past
+    return named
 
 
 @uncompiled
