@@ -472,7 +472,8 @@ class BoundedCache(Cache, ABC):
             tokens_to_remove: minus their number; or, above 0, how many tokens stay seen.
 
         Raises:
-            ValueError: more than `max_rollback` tokens, or than were seen.
+            ValueError: more than were seen, or to more than `max_rollback` tokens before the most
+                that the stream has been: several calls together reach no further than one.
             RuntimeError: the cache must be reset.
         """
         n = int(tokens_to_remove)

@@ -35,6 +35,7 @@ class RecentEvictions:
 
     def forget_before(self, seen: int) -> None:
         """Drop what no roll back of a stream of `seen` tokens needs."""
+        self.known_from = max(self.known_from, seen - self.max_rollback)
         while self._evictions and self._evictions[0].seen < seen - self.max_rollback:
             self._evictions.popleft()
 

@@ -146,6 +146,22 @@ def test_more_than_the_reserve_is_refused_and_changes_nothing(
 
 
 @each_cache
+def test_two_roll_backs_reach_no_further_than_one(
+    model: PreTrainedModel, cache_type: type[BoundedCache]
+) -> None:
+    """What was evicted for tokens further back is gone, although few are taken back each time."""
+    policy, ids = EvictionPolicy(2, 14), text(60)
+    cache = cache_type(model, policy, 5)
+    stream(model, cache, ids[:, :40])
+    cache.crop(-3)
+    with pytest.raises(ValueError, match="cannot be taken back"):
+        cache.crop(-3)
+    cache.crop(-2)
+    rest = stream(model, cache, ids[:, 35:])
+    assert error(rest, expected(model, policy, ids)[:, 35:]) < 1e-4
+
+
+@each_cache
 def test_no_reserve_takes_no_memory(model: PreTrainedModel, cache_type: type[BoundedCache]) -> None:
     cache = cache_type(model, POLICY)
     stream(model, cache, text(80))
