@@ -6,9 +6,38 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import pytest
+
 import streamcache
 
 ROOT = str(Path(streamcache.__file__).parent)
+
+_N_PARTS = 8
+Choice = Callable[[list[int]], list[int]]
+
+
+def _some(lines: list[int]) -> list[int]:
+    return lines[:: max(1, len(lines) // 20)]
+
+
+def _part(i: int) -> Choice:
+    return lambda lines: lines[i::_N_PARTS]
+
+
+#: Some lines of what is interrupted, from first to last; and, slow, all of them, in parts that can
+#: run in parallel: `pytest -n 16 --dist worksteal -m slow -k at_any_line`.
+each_choice_of_lines = pytest.mark.parametrize(
+    "chosen",
+    [
+        pytest.param(_some, id="some lines"),
+        *(
+            pytest.param(
+                _part(i), id=f"all lines, part {i + 1} of {_N_PARTS}", marks=pytest.mark.slow
+            )
+            for i in range(_N_PARTS)
+        ),
+    ],
+)
 
 
 class Interrupted(BaseException):
@@ -36,12 +65,11 @@ class RaiseAtLine:
         return self
 
     @classmethod
-    def lines_of(cls, call: Callable[[], object], n: int | None) -> list[int]:
-        """The numbers of all lines that a call executes, or of `n` of them from first to last."""
+    def lines_of(cls, call: Callable[[], object]) -> list[int]:
+        """The numbers of all lines that a call executes: 1, 2 ..."""
         counter = cls(10**9, BaseException)
         counter.run(call)
-        n_lines = 10**9 - counter.left
-        return list(range(1, n_lines + 1, max(1, n_lines // n) if n else 1))
+        return list(range(1, 10**9 - counter.left + 1))
 
     def run(self, call: Callable[[], object]) -> bool:
         """Whether it came to that."""

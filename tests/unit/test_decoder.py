@@ -13,7 +13,7 @@ from streamcache.decoding import captured
 from streamcache.decoding.captured import CapturedDecoder
 from streamcache.decoding.kernels.attention import attend
 from streamcache.policy import EvictionPolicy
-from tests.interrupt import Interrupted, Oom, RaiseAtLine
+from tests.interrupt import Choice, Interrupted, Oom, RaiseAtLine, each_choice_of_lines
 from tests.tiny import error, expected, llama, stream, text, tiny
 
 POLICY = EvictionPolicy(2, 6, 2, 2, 3)  # capacity 10; positions start anew at 40
@@ -57,11 +57,11 @@ CALLS: dict[str, tuple[int, Call, int]] = {
 
 
 @pytest.mark.parametrize("case", CALLS)
-@pytest.mark.parametrize("n_lines", [25, pytest.param(None, marks=pytest.mark.slow)])
+@each_choice_of_lines
 def test_an_exception_at_any_line_leaves_nothing_silently_wrong(
     model: PreTrainedModel,
     case: str,
-    n_lines: int | None,
+    chosen: Choice,
     record_property: Callable[[str, object], None],
 ) -> None:
     n_before, call, n_tokens = CALLS[case]
@@ -73,7 +73,8 @@ def test_an_exception_at_any_line_leaves_nothing_silently_wrong(
     place = Place(decoder)
     reference = expected(model, POLICY, ids)[:, -6:]
     n_continued = n_refused = 0
-    for i, line in enumerate(RaiseAtLine.lines_of(partial(call, decoder, at_work), n_lines)):
+    lines = RaiseAtLine.lines_of(partial(call, decoder, at_work))
+    for i, line in enumerate(chosen(lines)):
         place.restore()
         interruption = RaiseAtLine(line, Interrupted if i % 2 else Oom)
         if not interruption.run(partial(call, decoder, at_work)):

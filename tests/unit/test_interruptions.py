@@ -20,7 +20,7 @@ from streamcache.caches.base import BoundedCache
 from streamcache.caches.streaming import StreamingCache
 from streamcache.policy import EvictionPolicy
 from tests.cases import each_cache
-from tests.interrupt import Interrupted, Oom, RaiseAtLine
+from tests.interrupt import Choice, Interrupted, Oom, RaiseAtLine, each_choice_of_lines
 from tests.tiny import error, expected, llama, text
 
 POLICY = EvictionPolicy(2, 6, 2, 2, 3)  # capacity 10
@@ -47,12 +47,12 @@ def feed(model: PreTrainedModel, cache: BoundedCache, ids: Tensor) -> Tensor:
 
 @each_cache
 @pytest.mark.parametrize("case", INPUTS)
-@pytest.mark.parametrize("n_lines", [20, pytest.param(None, marks=pytest.mark.slow)])
+@each_choice_of_lines
 def test_an_exception_at_any_line_leaves_nothing_silently_wrong(
     model: PreTrainedModel,
     cache_type: type[BoundedCache],
     case: str,
-    n_lines: int | None,
+    chosen: Choice,
     record_property: Callable[[str, object], None],
 ) -> None:
     n_before, n_tokens = INPUTS[case]
@@ -64,8 +64,8 @@ def test_an_exception_at_any_line_leaves_nothing_silently_wrong(
     feed(model, whole, at_work)
     reference = feed(model, whole, after)
     n_continued = n_refused = 0
-    lines = RaiseAtLine.lines_of(partial(feed, model, copy.deepcopy(fresh), at_work), n_lines)
-    for i, line in enumerate(lines):
+    lines = RaiseAtLine.lines_of(partial(feed, model, copy.deepcopy(fresh), at_work))
+    for i, line in enumerate(chosen(lines)):
         cache = copy.deepcopy(fresh)
         interruption = RaiseAtLine(line, Interrupted if i % 2 else Oom)
         if not interruption.run(partial(feed, model, cache, at_work)):
