@@ -1,61 +1,76 @@
-"""What a cache has evicted for the last few tokens, so that these tokens can be taken back."""
+"""Roll back: the newest tokens are taken back, exactly, as if they had never been fed."""
 
-from collections import deque
-from typing import NamedTuple
+from collections.abc import Iterable
 
-from torch import Tensor
+import torch
 
+from streamcache.caches.bookkeeping import Bookkeeping
 from streamcache.caches.retained_attention import States
 
 
-class Eviction(NamedTuple):
-    """What one token has evicted.
+class RollBack(Bookkeeping):
+    """`crop`, and what transformers asks of a cache from which a draft is taken back."""
 
-    Attributes:
-        seen: tokens before that one.
-        n: entries.
-        states: of each layer [B, H, n, D], keys as at position 0.
-    """
+    def crop(self, tokens_to_remove: int) -> None:
+        """Take back the newest tokens: the stream is what it was before them.
 
-    seen: int
-    n: int
-    states: list[States]
+        Args:
+            tokens_to_remove: minus their number; or, above 0, how many tokens stay seen.
+
+        Raises:
+            ValueError: more than were seen, or to more than `max_rollback` tokens before the most
+                that the stream has been: several calls together reach no further than one.
+            RuntimeError: the cache must be reset.
+        """
+        n = int(tokens_to_remove)
+        seen = min(n, self.seen) if n > 0 else self.seen + n
+        if seen == self.seen:
+            return
+        if self.seen - seen > self._recent.max_rollback or seen < self._recent.known_from:
+            raise ValueError(
+                f"{self.seen - seen} of {self.seen} tokens cannot be taken back from a cache with "
+                f"max_rollback={self._recent.max_rollback}"
+            )
+        self.require_intact()
+        with self.changing("while tokens were taken back"):
+            undone = self._recent.since(seen)
+            n_undone = sum(eviction.n for eviction in undone)
+            entries = [_joined(states) for states in zip(*(e.states for e in undone))]
+            if seen < self.base or (undone and not self._put_back(n_undone, entries)):
+                held = [self._before(layer, entries, seen) for layer in range(len(self))]
+                self._hold_all(seen, self.evicted - n_undone, held)
+            else:
+                self.evicted -= n_undone
+            self._forward, self._ahead, self.seen = None, 0, seen
+            self._recent.undo(seen)
+
+    def _before(self, layer: int, entries: list[States], seen: int) -> States:
+        """What a layer held when so many tokens were seen, given what was evicted since."""
+        n_sink, held = self.policy.n_sink, self._held(layer)
+        sinks, run = (
+            States(*(s[:, :, :n_sink] for s in held)),
+            States(*(s[:, :, n_sink:] for s in held)),
+        )
+        whole = _joined([sinks, *entries[layer : layer + 1], run])
+        return States(*(s[:, :, : s.shape[2] - (self.seen - seen)] for s in whole))
+
+    @property
+    def is_croppable(self) -> bool:
+        return self._recent.max_rollback > 0
+
+    def activate_past_recording(self) -> None:
+        """What is taken back must have been kept: `max_rollback` says how much.
+
+        Raises:
+            ValueError: nothing is.
+        """
+        if not self.is_croppable:
+            raise ValueError(
+                "drafts are taken back where the model disagrees: build the cache with "
+                "max_rollback of at least the longest draft, and one more"
+            )
 
 
-class RecentEvictions:
-    """The evictions for the last `max_rollback` tokens, oldest first."""
-
-    def __init__(self, max_rollback: int):
-        self.max_rollback = max_rollback
-        self.known_from = 0  # tokens of the stream; what was evicted for earlier ones is unknown
-        self._evictions: deque[Eviction] = deque()
-
-    def add(self, eviction: Eviction) -> None:
-        self._evictions.append(eviction)
-
-    def forget_before(self, seen: int) -> None:
-        """Drop what no roll back of a stream of `seen` tokens needs."""
-        self.known_from = max(self.known_from, seen - self.max_rollback)
-        while self._evictions and self._evictions[0].seen < seen - self.max_rollback:
-            self._evictions.popleft()
-
-    def since(self, seen: int) -> list[Eviction]:
-        """What was evicted after the stream had `seen` tokens."""
-        return [eviction for eviction in self._evictions if eviction.seen >= seen]
-
-    def undo(self, seen: int) -> None:
-        """Drop what `since` gives."""
-        while self._evictions and self._evictions[-1].seen >= seen:
-            self._evictions.pop()
-
-    def select(self, rows: Tensor) -> None:
-        """Make the batch consist of these rows of the present one."""
-        for eviction in self._evictions:
-            for layer, states in enumerate(eviction.states):
-                chosen = (s.index_select(0, rows.to(s.device)) for s in states)
-                eviction.states[layer] = States(*chosen)
-
-    def clear(self, seen: int = 0) -> None:
-        """Know nothing of what the first `seen` tokens have evicted."""
-        self._evictions.clear()
-        self.known_from = seen
+def _joined(parts: Iterable[States]) -> States:
+    """States one after another."""
+    return States(*(torch.cat(each, dim=2) for each in zip(*parts)))

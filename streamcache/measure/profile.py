@@ -17,7 +17,7 @@ import torch
 from torch.autograd import DeviceType  # type: ignore[attr-defined]
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from streamcache.caches.base import BoundedCache
+from streamcache.caches.bookkeeping import Bookkeeping
 from streamcache.decoding.loop import SteadyDecode
 from streamcache.decoding.nll import Advance
 from streamcache.measure.checked import SCHEMA_VERSION
@@ -98,17 +98,17 @@ class Profile(msgspec.Struct, frozen=True, tag="streamcache-profile", tag_field=
 @contextmanager
 def evictions_marked() -> Iterator[None]:
     """Have caches show their evictions to the profiler."""
-    evict = BoundedCache.evict
+    evict = Bookkeeping.evict
 
-    def marked(self: BoundedCache) -> None:
+    def marked(self: Bookkeeping) -> None:
         with record_function(_EVICTION):
             evict(self)
 
-    BoundedCache.evict = marked  # type: ignore[method-assign]
+    Bookkeeping.evict = marked  # type: ignore[method-assign]
     try:
         yield
     finally:
-        BoundedCache.evict = evict  # type: ignore[method-assign]
+        Bookkeeping.evict = evict  # type: ignore[method-assign]
 
 
 def profile_steps(

@@ -114,7 +114,9 @@ def slower_on_device(share: float) -> Edit:
     )
 
 
-ARENA, BOUNDED, CACHE = (f"streamcache/caches/{n}.py" for n in ("buffer", "base", "streaming"))
+ARENA, BOUNDED, CACHE = (
+    f"streamcache/caches/{n}.py" for n in ("buffer", "bookkeeping", "streaming")
+)
 POLICY, RING, ONE_PASS, RETAINED, ONE_PASS_NLL = (
     f"streamcache/{n}.py"
     for n in (

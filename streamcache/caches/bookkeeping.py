@@ -1,0 +1,227 @@
+"""The bookkeeping of a stream: what a forward pass evicts, and when its tokens are counted.
+
+A forward pass over n tokens is `prepare(n)`, which decides what to evict and where positions start
+and changes nothing; one `update` per layer, the first of which evicts; and `finish`, which counts
+the tokens. The hooks on the model (see `hooks`) call the first and the last. So a forward that
+fails before its first `update` has changed nothing, one that fails later can be run again, and
+where neither holds the cache refuses every call until `reset()`.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from streamcache.caches.admission import UnsupportedModelError
+from streamcache.caches.fingerprint import Fingerprint
+from streamcache.caches.hooks import uncompiled
+from streamcache.caches.recent_evictions import Eviction, RecentEvictions
+from streamcache.caches.retained_attention import States
+from streamcache.caches.storage import Storage
+from streamcache.policy import checked_drop
+
+
+@dataclass
+class Forward:
+    """What the forward pass at work does to a cache."""
+
+    n_tokens: int
+    n_evicted: int  # entries to evict before the append
+    base: int  # of positions, from this forward on
+    has_room: bool = False  # whether that was done
+    updated: set[int] = field(default_factory=set)  # layers that have appended
+
+
+class Bookkeeping(Storage):
+    """Counts tokens and entries, and knows whether all that was begun has been finished."""
+
+    _fingerprint: Fingerprint
+    _recent: RecentEvictions
+
+    def reset(self) -> None:
+        """Forget the stream."""
+        self._damage: str | None = "interrupted in reset()"
+        self._forward: Forward | None = None
+        self._forget()
+        self._recent.clear()
+        self.seen = self.evicted = self.base = 0
+        self._ahead = 0  # entries evicted for a forward that was then interrupted
+        self._half_fed = False  # with a long input
+        self._damage = None
+
+    @property
+    def next_position(self) -> int:
+        """The position the model must give to the next token."""
+        return self.seen - (self._forward.base if self._forward else self.base)
+
+    @contextmanager
+    def changing(self, act: str) -> Iterator[None]:
+        """A change that must be finished: interrupted, it leaves a cache that refuses all calls."""
+        self._damage = f"interrupted {act}"
+        yield
+        self._damage = None
+
+    def require_intact(self) -> None:
+        """
+        Raises:
+            RuntimeError: a change of the cache, or a long input, was interrupted.
+        """
+        if self._half_fed:
+            raise RuntimeError(
+                f"a long input was interrupted, and of its tokens some are among the {self.seen} "
+                "seen: reset() the cache to start anew"
+            )
+        if self._damage:
+            raise RuntimeError(f"this cache was {self._damage}: reset() it to start anew")
+
+    def require_same_model(self) -> None:
+        """
+        Raises:
+            RuntimeError: the model takes its angles from other numbers than when it was probed.
+        """
+        self._fingerprint.undo_growth()
+        if not self._fingerprint.is_current():
+            raise RuntimeError(
+                "the model was cast, or its rotary frequencies changed, after this cache was built "
+                "for it: build a new cache"
+            )
+
+    @property
+    def _size_before(self) -> int:
+        """Entries that the last finished forward left."""
+        return self.size + self._ahead
+
+    def prepare(self, n_tokens: int, rebase: bool = True) -> None:
+        """Decide what the next forward evicts, and where its positions start; change nothing.
+
+        Where positions start anew, the next token gets a small position and what is held is
+        rotated to before it. So the angles a model takes in float32 stay small.
+
+        Args:
+            n_tokens: of which only the first may evict.
+            rebase: whether the model can be told positions.
+        """
+        n_evicted = checked_drop(self.policy, self.seen, self._size_before) - self._ahead
+        self._forward = None
+        base = self._next_base(n_tokens, n_evicted) if rebase else self.base
+        self._forward = Forward(n_tokens, n_evicted, base)
+        limit = self.geometry.max_position
+        if limit is not None and self.next_position + n_tokens > limit:
+            self._forward = None
+            raise UnsupportedModelError(
+                f"position {limit} is past the model's table of angles, and the model takes no "
+                "position_ids by which positions could start anew"
+            )
+
+    def evict(self) -> None:
+        """Do what `prepare` has decided."""
+        forward = self._prepared()
+        with self.changing("while it evicted"):
+            self._remember(1)
+            self.evicted += forward.n_evicted
+            self._ahead += forward.n_evicted
+            self._make_room(forward.n_tokens, forward.n_evicted, forward.base)
+            self.base = forward.base
+            forward.has_room = True
+
+    @uncompiled
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Append a layer's new states [B, H, n, D]; all that the layer holds [B, H, size + n, D].
+
+        Raises:
+            RuntimeError: no forward was prepared, or another one.
+            ValueError: a batch of another size than the cache holds.
+        """
+        forward = self._prepared()
+        if key_states.shape[-2] != forward.n_tokens or layer_idx in forward.updated:
+            raise RuntimeError(
+                f"layer {layer_idx} appends {key_states.shape[-2]} tokens to the cache in a forward"
+                f" of {forward.n_tokens}, or a second time: it cannot be streamed"
+            )
+        if not forward.has_room:
+            if self.seen and key_states.shape[0] != self.batch_size:
+                raise ValueError(
+                    f"the cache holds a batch of {self.batch_size} streams and is given "
+                    f"{key_states.shape[0]}: reset() it to start anew"
+                )
+            self.evict()
+        held = self._append(layer_idx, key_states.detach(), value_states.detach())
+        forward.updated.add(layer_idx)
+        return held
+
+    def finish(self, more_to_come: bool = False) -> None:
+        """Count the tokens of the forward, once all layers have appended them.
+
+        Args:
+            more_to_come: they are a part of a longer input. Until the rest is counted, too, the
+                cache refuses another input.
+
+        Raises:
+            RuntimeError: some layers have not.
+        """
+        forward = self._prepared()
+        if len(forward.updated) < len(self):
+            self._forward = None
+            raise RuntimeError(
+                f"{len(forward.updated)} of {len(self)} layers have appended to the cache: the "
+                "model was called in a way that uses none (gradient checkpointing does so)"
+            )
+        with self.changing("while it counted tokens"):
+            self._count(forward.n_tokens)
+            self.seen += forward.n_tokens
+            self._ahead = 0
+            self._forward = None
+            self._recent.forget_before(self.seen)
+            self._half_fed = more_to_come
+
+    def _prepared(self) -> Forward:
+        if self._forward is None:
+            raise RuntimeError(
+                "the cache is fed by another model than it was built for, or by a part of it"
+            )
+        return self._forward
+
+    def _hold_all(self, seen: int, evicted: int, held: Iterable[States]) -> None:
+        self.seen, self.evicted = seen, evicted
+        self.base = evicted  # so that every entry is at the position of its place
+        self._hold(held)
+
+    def _remember(self, n_tokens: int) -> None:
+        """Keep what the next tokens evict, of what is held, as far as they may be taken back."""
+        if not self._recent.max_rollback:
+            return
+        evicted = self.evicted - self._ahead
+        for seen in range(self.seen, self.seen + n_tokens):
+            n = checked_drop(self.policy, seen, seen - evicted)
+            evicted += n
+            end = self.policy.n_sink + evicted - self.evicted
+            begin = max(self.policy.n_sink, end - n)  # some are gone where it was interrupted
+            if begin < end:
+                held = [self._held(layer, begin, end) for layer in range(len(self))]
+                copies = [States(*(s.clone() for s in states)) for states in held]
+                self._recent.add(Eviction(seen, end - begin, copies))
+        self._recent.forget_before(self.seen + n_tokens)
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """All tokens seen: what `generate` slices its inputs by."""
+        return self.seen
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        kept = self.size
+        if self._forward and not self._forward.has_room:
+            kept -= self._forward.n_evicted
+        return kept + query_length, self.seen - kept
+
+    @property
+    def is_initialized(self) -> bool:
+        return self.seen > 0
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        self.require_intact()
+        with self.changing("while rows of its batch were chosen"):
+            self._recent.select(indices)
+            self._select(indices)
