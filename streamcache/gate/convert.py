@@ -31,14 +31,17 @@ def converted(found: dict[str, Any]) -> dict[str, Any]:
     """A golden of version 1, as JSON, in version 2. One of version 2 stays as it is.
 
     Raises:
-        GoldenError: it is of neither version.
+        GoldenError: it is of neither version, or lacks a field.
     """
     if found.get("version") == VERSION:
         return found
     if found.get("version") != 1:
         raise GoldenError(f"version {found.get('version')!r} cannot be converted")
-    published = found["provenance"]["processes"] == 0
-    entries = {name: _entry(entry, published) for name, entry in found["entries"].items()}
+    try:
+        published = found["provenance"]["processes"] == 0
+        entries = {name: _entry(entry, published) for name, entry in found["entries"].items()}
+    except (LookupError, TypeError, AttributeError) as error:
+        raise GoldenError(f"it is no valid golden of version 1 ({error!r})") from error
     return {**found, "version": VERSION, "entries": entries}
 
 
@@ -90,7 +93,8 @@ def main(arguments: Sequence[str]) -> int:
         try:
             golden = storage.validated(converted(storage.decoded(path)), path)
         except GoldenError as error:
-            print(f"ERROR: {error}", file=sys.stderr)
+            named = "" if str(path) in str(error) else f"{path}: "
+            print(f"ERROR: {named}{error}", file=sys.stderr)
             return 2
         storage.write(path, golden)
         print(f"{path}: version {VERSION}, {len(golden.entries)} entries")

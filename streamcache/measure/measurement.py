@@ -245,8 +245,13 @@ def with_arrays(record: Record, path: Path, problems: list[str]) -> Measurement:
     if record.speed:
         lengths["tpot"] = record.speed.n_tokens
     for kind, n in lengths.items():
+        digest = record.arrays.get(kind, "")
+        if record.version == 1:  # which kept no digests, and not always the arrays
+            if not array_path(path, kind).exists():
+                continue
+            digest = None
         try:
-            found[kind] = read_array(array_path(path, kind), n, record.arrays.get(kind))
+            found[kind] = read_array(array_path(path, kind), n, digest)
         except RecordError as error:
             problems.append(str(error))
     return Measurement(record, found.get("nll"), found.get("tpot"), path)

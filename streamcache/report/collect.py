@@ -15,6 +15,7 @@ from streamcache.measure.ladder import Ladder
 from streamcache.measure.measurement import Fields, Measurement, Record, with_arrays
 from streamcache.measure.profile import Profile
 from streamcache.measure.sinks import Sinks
+from streamcache.measure.version1 import from_version_1, is_version_1
 from streamcache.policy import PolicyError
 from streamcache.report.plain import plain_values
 
@@ -198,8 +199,10 @@ def _record(entry: dict[str, Any]) -> Record | _Other | None:
     """What an object of a JSON file is; None where it is not of this package.
 
     Raises:
-        RecordError: it is a record of this package, and of another version, or damaged.
+        RecordError: it is a record of this package, and of an unknown version, or damaged.
     """
+    if is_version_1(entry):
+        return from_version_1(plain_values(entry))
     schema = entry.get("schema")
     if schema == _PARTIAL:
         return None

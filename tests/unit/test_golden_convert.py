@@ -106,4 +106,8 @@ def test_another_version_is_refused(path: Path, capsys: pytest.CaptureFixture[st
         converted({**old(TIMED), "version": 7})
     path.write_text("[]")
     assert main([str(path)]) == 2 and "not a golden file" in capsys.readouterr().err
+    for broken in ({}, {"provenance": []}, {"provenance": {"processes": 1}, "entries": {"x": 1}}):
+        path.write_text(json.dumps({"schema": "streamcache-golden", "version": 1, **broken}))
+        assert main([str(path)]) == 2
+        assert f"{path}: it is no valid golden of version 1" in capsys.readouterr().err
     assert main([]) == 2
