@@ -245,7 +245,7 @@ def with_arrays(record: Record, path: Path, problems: list[str]) -> Measurement:
     if record.speed:
         lengths["tpot"] = record.speed.n_tokens
     for kind, n in lengths.items():
-        digest = record.arrays.get(kind, "")
+        digest: str | None = record.arrays.get(kind, "")
         if record.version == 1:  # which kept no digests, and not always the arrays
             if not array_path(path, kind).exists():
                 continue

@@ -106,6 +106,7 @@ def test_another_version_is_refused(path: Path, capsys: pytest.CaptureFixture[st
         converted({**old(TIMED), "version": 7})
     path.write_text("[]")
     assert main([str(path)]) == 2 and "not a golden file" in capsys.readouterr().err
+    broken: dict[str, Any]
     for broken in ({}, {"provenance": []}, {"provenance": {"processes": 1}, "entries": {"x": 1}}):
         path.write_text(json.dumps({"schema": "streamcache-golden", "version": 1, **broken}))
         assert main([str(path)]) == 2

@@ -93,6 +93,7 @@ def changed(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]
 def test_a_field_that_is_missing_or_of_another_type_is_one_line(name: str) -> None:
     whole, n_refused = content(name), 0
     for path in changed(whole):
+        new: Any
         for new in (None, -1, 0, 1e308, "", "x", [], {}, [[1]], True):
             other = copy.deepcopy(whole)
             at = other
