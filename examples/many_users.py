@@ -2,8 +2,8 @@
 
     python examples/many_users.py --users 8
 
-The streams of a batch have the same length, so prompts are cut to the shortest. Each row is what a
-stream of its own would be.
+Prompts are padded on the left; the padding never enters the cache. Each row is what a stream of its
+own would be.
 """
 
 import argparse
@@ -34,20 +34,22 @@ def main() -> None:
     assert tokenizer is not None
     prompts = [PROMPTS[i % len(PROMPTS)] for i in range(given.users)]
     ids = [[tokenizer.bos_token_id, *tokenizer(prompt).input_ids] for prompt in prompts]
-    shortest = min(map(len, ids))
-    batch = torch.tensor([row[:shortest] for row in ids])
+    longest = max(map(len, ids))
+    padding = [longest - len(row) for row in ids]
+    batch = torch.tensor([[0] * n + row for n, row in zip(padding, ids)])
+    mask = torch.tensor([[0] * n + [1] * (longest - n) for n in padding])
     cache = StreamingCache(model, EvictionPolicy.from_budget(given.total, n_sink=4))
     written = model.generate(
         input_ids=batch,
-        attention_mask=torch.ones_like(batch),
+        attention_mask=mask,
         past_key_values=cache,
         max_new_tokens=given.tokens,
         min_new_tokens=given.tokens,
         do_sample=False,
     )
-    for i, row in enumerate(written):
-        print(f"user {i}: {tokenizer.decode(row, skip_special_tokens=True)!r}")
-    print(f"{cache.batch_size} streams of {cache.seen} tokens, {cache.size} held of each")
+    for i, (n, row) in enumerate(zip(padding, written)):
+        print(f"user {i}: {tokenizer.decode(row[n:], skip_special_tokens=True)!r}")
+    print(f"{given.users} streams of {cache.lengths} tokens, at most {cache.size} held of each")
 
 
 if __name__ == "__main__":

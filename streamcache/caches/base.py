@@ -1,7 +1,7 @@
 """A bounded cache of a model: how it is built for the model, saved, loaded and forked.
 
 What it is made of, from the ground up: `protocol` answers transformers, `storage` is what a kind of
-cache defines, `bookkeeping` counts, and on top of that `long_inputs` and `rollback`.
+cache defines, `bookkeeping` counts, and on top of that `long_inputs`, `rollback` and `rows`.
 """
 
 import copy
@@ -15,17 +15,16 @@ from transformers import PreTrainedConfig
 from streamcache.caches.admission import UnsupportedModelError, decoder_of
 from streamcache.caches.fingerprint import Fingerprint
 from streamcache.caches.hooks import attach
-from streamcache.caches.long_inputs import LongInputs
 from streamcache.caches.probe import probe_rope
 from streamcache.caches.recent_evictions import RecentEvictions
-from streamcache.caches.rollback import RollBack
+from streamcache.caches.rows import Rows
 from streamcache.caches.saved import Owner, read_stream, write_stream
 from streamcache.policy import Policy, PolicyError, require_counts, require_policy, warn_beyond
 
 Self = TypeVar("Self", bound="BoundedCache")
 
 
-class BoundedCache(LongInputs, RollBack):
+class BoundedCache(Rows):
     """A KV cache that never holds more than `policy.capacity` entries.
 
     A subclass stores the states of the layers: it defines `_make_room`, `_append`, `_select`,
@@ -35,14 +34,15 @@ class BoundedCache(LongInputs, RollBack):
 
     Args:
         model: the model that will be fed, or a wrapper around it (`torch.compile`, PEFT). Hooks on
-            it take inputs of any length, set positions and refuse padding; they go with
+            it take inputs of any length, set positions and leave out padding; they go with
             the last cache of the model.
         policy: what to evict and when.
         max_rollback: tokens that `crop` can take back, at most W. What they have evicted is kept in
             memory.
 
     Attributes:
-        seen: tokens appended so far.
+        seen: tokens appended so far; of rows of unequal length (see `lengths`) the columns of the
+            batch, padding included.
         evicted: tokens evicted so far.
         base: tokens subtracted from the positions the model is given. RoPE scores depend on
             differences only; a token's place in the cache is its position less the first sink's.
@@ -98,8 +98,11 @@ class BoundedCache(LongInputs, RollBack):
         Raises:
             OSError: it cannot be written.
             RuntimeError: the cache must be reset.
+            ValueError: the rows of the batch are of unequal length.
         """
         self.require_intact()
+        if self.parts:
+            raise ValueError("rows of unequal length are saved one by one: cache.row(i).save(path)")
         numbers, states = self._state()
         numbers |= {name: getattr(self, name) for name in ("seen", "evicted", "base", "_ahead")}
         write_stream(Path(path), Owner.of(self, self.policy, self._model), numbers, states)

@@ -42,14 +42,16 @@ class Bookkeeping(Storage):
 
     def reset(self) -> None:
         """Forget the stream."""
-        self._damage: str | None = "interrupted in reset()"
+        with self.changing("in reset()"):
+            self._clear()
+
+    def _clear(self) -> None:
         self._forward: Forward | None = None
         self._forget()
         self._recent.clear()
         self.seen = self.evicted = self.base = 0
         self._ahead = 0  # entries evicted for a forward that was then interrupted
         self._half_fed = False  # with a long input
-        self._damage = None
 
     @property
     def next_position(self) -> int:
@@ -59,7 +61,7 @@ class Bookkeeping(Storage):
     @contextmanager
     def changing(self, act: str) -> Iterator[None]:
         """A change that must be finished: interrupted, it leaves a cache that refuses all calls."""
-        self._damage = f"interrupted {act}"
+        self._damage: str | None = f"interrupted {act}"
         yield
         self._damage = None
 

@@ -1,7 +1,7 @@
 """Hooks that let a model be called as usual with a bounded cache in `past_key_values`.
 
 A cache sees keys and values only. What it cannot see, and what would be silently wrong, is settled
-around the forward of the decoder, the part of a model that has the layers: padding is refused,
+around the forward of the decoder, the part of a model that has the layers: padding is left out,
 inputs inside which something is evicted go through in one causal pass, positions are those the
 cache expects, and
 afterwards every layer must have been fed. A hook on the whole model counts the tokens only when
@@ -11,7 +11,7 @@ caches pass through untouched, and the hooks go with the last cache of a model.
 
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from types import MethodType
 from typing import Any, Protocol, TypeVar
@@ -25,24 +25,29 @@ from transformers import PreTrainedModel
 from streamcache.caches.attention_override import AttentionOverrideError, with_override
 from streamcache.caches.one_pass import OnePass
 from streamcache.caches.outputs import inference_only, joined
+from streamcache.caches.padding import PaddingError as PaddingError
+from streamcache.caches.padding import padding_of
+from streamcache.caches.probe import ModelGeometry
+from streamcache.caches.side_by_side import Part, SideBySide, feed_apart
 from streamcache.caches.signatures import CACHE_NAMES, cache_name, parameters_of
 from streamcache.policy import Policy
-
-
-class PaddingError(ValueError):
-    """The batch is padded: pad tokens would become the attention sinks."""
 
 
 class HookedCache(Protocol):
     """What the hooks must know of a cache: `BoundedCache`."""
 
     policy: Policy
+    geometry: ModelGeometry
     seen: int
+    parts: list[Part]
 
     @property
     def size(self) -> int: ...
     @property
     def next_position(self) -> int: ...
+    @property
+    def padding(self) -> list[int]: ...
+    def begin_parts(self, padding: Sequence[int]) -> list[Part]: ...
     def require_intact(self) -> None: ...
     def require_same_model(self) -> None: ...
     def prepare(self, n_tokens: int, rebase: bool = True) -> None: ...
@@ -57,8 +62,9 @@ class HookedCache(Protocol):
 class _Call:
     """A call with a cache, from its beginning until its tokens are counted."""
 
-    def __init__(self, has_images: bool = False):
+    def __init__(self, has_images: bool = False, padding: Sequence[int] = ()):
         self.has_images = has_images
+        self.padding = padding  # of each row
         self.in_decoder = False
         self.of_model = False  # whether the tokens are counted when the whole model has ended
         self.pieces: list[Any] = []  # outputs of the decoder, of all pieces but the last
@@ -168,6 +174,8 @@ def _cache_in(module: nn.Module, kwargs: dict[str, Any]) -> Any:
     """The bounded cache of this module that a call passes, if it does."""
     for name in CACHE_NAMES:
         past = kwargs.get(name)
+        if isinstance(past, SideBySide):
+            past = past.owner
         if past is not None and (hooked := _hooked.get(module)) and past in hooked.caches:
             return past
     return None
@@ -195,10 +203,13 @@ def _before_model(
         return None
     past.require_intact()
     _refuse_no_cache(named)
-    _refuse_mask(named.get("attention_mask"), _is_step(past, named))
+    has_images = any(_is_of_images(name) for name, v in named.items() if v is not None)
+    padding = _padding_in(past, named)
+    if padding and has_images:
+        raise PaddingError("images are not streamed beside padding: feed prompts of equal length")
     if "attention_mask" in named:
         named["attention_mask"] = None
-    _calls[past] = _Call(any(_is_of_images(name) for name, v in named.items() if v is not None))
+    _calls[past] = _Call(has_images, padding)
     return (), named
 
 
@@ -238,9 +249,11 @@ def _before(
     is_step = _is_step(past, kwargs)
     _refuse_no_cache(kwargs)
     if not call.of_model or call.has_images:  # else the model has made it from none
-        _refuse_mask(kwargs.get("attention_mask"), is_step, call.has_images)
-    _refuse_positions(kwargs.get("position_ids"), past.seen, is_step)
+        call.padding = _padding_in(past, kwargs, call.has_images)
     kwargs["attention_mask"] = None
+    if call.padding or past.parts:
+        return (), _side_by_side(decoder, past, call, key, kwargs)
+    _refuse_positions(kwargs.get("position_ids"), past.seen, is_step)
     if tokens.shape[1] > 1 and past.evicts_inside(tokens.shape[1]):
         kwargs = _feed_all_but_last(decoder, past, call, key, kwargs)
     return (), _placed(decoder, past, key, kwargs)
@@ -255,6 +268,10 @@ def _after(decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], ou
     if call.pieces:
         outputs = joined([*call.pieces, outputs], outputs["last_hidden_state"].shape[0])
         call.pieces = []
+    if past.parts:
+        for name, value in outputs.items():
+            if isinstance(value, SideBySide):
+                outputs[name] = past
     outputs = inference_only(outputs)
     if call.as_tuple:
         outputs = outputs.to_tuple()
@@ -289,10 +306,7 @@ def _feed_all_but_last(
     """
     tokens: Tensor = kwargs[key]
     _refuse_splitting(decoder, key, kwargs, tokens.shape[1])
-    default = getattr(decoder.config, "return_dict", True)
-    call.as_tuple = kwargs.get("return_dict", default) is False
-    if call.as_tuple:
-        kwargs = {**kwargs, "return_dict": True}
+    kwargs = _with_named_outputs(decoder, call, kwargs)
     own = {key, "attention_mask", "position_ids", "use_cache", "cache_position", *CACHE_NAMES}
     options = {k: v for k, v in kwargs.items() if k not in own and v is not None}
     if (outputs := _feed_in_passes(decoder, past, tokens[:, :-1], options)) is not None:
@@ -304,6 +318,52 @@ def _feed_all_but_last(
         call.pieces.append(decoder.forward(**inputs))
         past.finish(more_to_come=True)
     return {**kwargs, key: pieces[-1]}
+
+
+def _with_named_outputs(decoder: nn.Module, call: _Call, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments that give outputs by name; the call knows whether a tuple was asked for."""
+    default = getattr(decoder.config, "return_dict", True)
+    call.as_tuple = kwargs.get("return_dict", default) is False
+    return {**kwargs, "return_dict": True} if call.as_tuple else kwargs
+
+
+def _side_by_side(
+    decoder: nn.Module, past: HookedCache, call: _Call, key: str, kwargs: dict[str, Any]
+) -> dict[str, Any]:
+    """The arguments for the last token of each row, where rows are of unequal length.
+
+    All tokens before are fed at once: those of rows of one length together, and without padding.
+    """
+    tokens: Tensor = kwargs[key]
+    n_rows, n_tokens = tokens.shape[:2]
+    positioned = "position_ids" in parameters_of(type(decoder).forward)
+    if not positioned and any(layer.rotation for layer in past.geometry.layers):
+        raise PaddingError("rows of unequal length need a model that takes position_ids")
+    parts = past.begin_parts(call.padding) if call.padding else past.parts
+    if n_rows != sum(part.n_rows for part in parts):
+        raise ValueError(
+            f"the cache holds a batch of {sum(part.n_rows for part in parts)} streams and is given "
+            f"{n_rows}: reset() it to start anew"
+        )
+    _refuse_positions_of(parts, kwargs.get("position_ids"), n_tokens)
+    kwargs = _with_named_outputs(decoder, call, kwargs)
+    if n_tokens > 1:
+        _refuse_splitting(decoder, key, kwargs, n_tokens)
+        name = cache_name(type(decoder).forward)
+        own_names = {key, "position_ids", "cache_position", *CACHE_NAMES}
+        options = {k: v for k, v in kwargs.items() if k not in own_names}
+
+        def feed(own: Tensor, cache: Any) -> Any:
+            return decoder(**{key: own, name: cache}, **options)
+
+        call.pieces = [feed_apart(feed, parts, tokens[:, :-1])]
+    past.parts = parts
+    streams = SideBySide(past, positioned)
+    kwargs = {**kwargs, key: tokens[:, -1:], cache_name(type(decoder).forward): streams}
+    kwargs["attention_mask"] = streams.mask(tokens.device)
+    if positioned:
+        kwargs["position_ids"] = streams.positions(tokens.device)
+    return kwargs
 
 
 def _feed_in_passes(
@@ -330,6 +390,10 @@ def _feed_in_passes(
 
 
 def _refuse_splitting(decoder: nn.Module, key: str, kwargs: dict[str, Any], n_tokens: int) -> None:
+    """
+    Raises:
+        ValueError: something is given, or asked for, of every token.
+    """
     per_token = [
         name
         for name, value in kwargs.items()
@@ -342,16 +406,20 @@ def _refuse_splitting(decoder: nn.Module, key: str, kwargs: dict[str, Any], n_to
         per_token.append("output_attentions")
     for name in per_token:
         raise ValueError(
-            f"{name} needs the input in one forward, and tokens are evicted inside it: "
-            "feed it in pieces"
+            f"{name} needs the input in one forward, and this one is cut (tokens are evicted "
+            "inside it, or its rows are of unequal length): feed it token by token"
         )
 
 
 def _is_step(past: HookedCache, kwargs: dict[str, Any]) -> bool:
-    tokens = kwargs.get("input_ids")
-    if tokens is None:
-        tokens = kwargs.get("inputs_embeds")
+    tokens = _tokens_in(kwargs)
     return past.seen > 0 and tokens is not None and tokens.shape[1] == 1
+
+
+def _tokens_in(kwargs: dict[str, Any]) -> Tensor | None:
+    """Ids [B, n] or embeddings [B, n, D]."""
+    ids: Tensor | None = kwargs.get("input_ids")
+    return kwargs.get("inputs_embeds") if ids is None else ids
 
 
 def _is_of_images(name: str) -> bool:
@@ -363,23 +431,24 @@ def _refuse_no_cache(kwargs: dict[str, Any]) -> None:
         raise ValueError("use_cache=False contradicts the cache that is passed: leave one of them")
 
 
-def _refuse_mask(attention_mask: Any, is_step: bool, has_images: bool = False) -> None:
-    if attention_mask is None:
-        return
-    if not isinstance(attention_mask, Tensor) or attention_mask.ndim != 2:
-        if has_images:
-            raise PaddingError(
-                "images are not streamed with this model: it masks them in a way of its own"
-            )
-        raise PaddingError("a bounded cache makes its own mask; pass a 2-D attention_mask or none")
-    if _would_sync_device(attention_mask, is_step):
-        return
-    if not bool(attention_mask.all()):
+def _padding_in(past: HookedCache, kwargs: dict[str, Any], has_images: bool = False) -> list[int]:
+    """Of each row the columns of padding before it begins; empty: none is padded.
+
+    Raises:
+        PaddingError: there is other padding, or another mask.
+    """
+    mask = kwargs.get("attention_mask")
+    if mask is None:
+        return []
+    if has_images and not (isinstance(mask, Tensor) and mask.ndim == 2):
         raise PaddingError(
-            "the attention_mask has zeros: padding would become the attention sinks; "
-            "batch prompts of equal length, or stream them one by one (where no mask is passed, "
-            "`generate` takes pad_token_id in a prompt for padding)"
+            "images are not streamed with this model: it masks them in a way of its own"
         )
+    if isinstance(mask, Tensor) and _would_sync_device(mask, _is_step(past, kwargs)):
+        return []
+    tokens = _tokens_in(kwargs)
+    n_tokens = 0 if tokens is None else tokens.shape[1]
+    return padding_of(mask, past.padding, past.seen, n_tokens)
 
 
 def _would_sync_device(values: Tensor, is_step: bool) -> bool:
@@ -401,3 +470,14 @@ def _refuse_positions(position_ids: Tensor | None, seen: int, is_step: bool) -> 
     raise ValueError(
         f"position_ids must count on from the {seen} tokens seen; pass none, the cache knows"
     )
+
+
+def _refuse_positions_of(parts: Sequence[Part], position_ids: Tensor | None, n_tokens: int) -> None:
+    """Of rows of unequal length: each row's own must count on from the tokens that it has seen."""
+    if position_ids is None:
+        return
+    rows = position_ids.expand(sum(part.n_rows for part in parts), -1)
+    for part, own in zip(parts, rows.split([part.n_rows for part in parts])):
+        seen = part.cache.seen
+        own = own if seen else own[:, part.lead :]
+        _refuse_positions(own, seen, seen > 0 and n_tokens == 1)

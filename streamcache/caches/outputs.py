@@ -1,4 +1,4 @@
-"""The outputs of a decoder that was fed a long input in pieces, and of one without gradients."""
+"""The outputs of a decoder that was fed an input in pieces, and of one without gradients."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -39,6 +39,49 @@ def joined(pieces: Sequence[ModelOutput], n_rows: int) -> ModelOutput:
         )
 
     return type(last)(**{name: join(name, [p[name] for p in pieces]) for name in last})
+
+
+def beside(
+    parts: Sequence[ModelOutput | None], n_rows: Sequence[int], n_tokens: int
+) -> ModelOutput:
+    """One output of the decoder for parts of a batch that were fed their last tokens.
+
+    Places before the first token of a part are zero.
+
+    Args:
+        parts: the outputs; None where no token was fed.
+        n_rows: of each part, its rows. A tensor is [rows, tokens, ...] or [rows * tokens, ...].
+        n_tokens: the tokens of the widest part, or more.
+
+    Raises:
+        ValueError: an output cannot be joined.
+    """
+    like: ModelOutput = next(part for part in parts if part is not None)
+    fed = [0 if part is None else part["last_hidden_state"].shape[1] for part in parts]
+
+    def join(name: str, values: Sequence[Any]) -> Any:
+        given = [(v, n, t) for v, n, t in zip(values, n_rows, fed) if t]
+        if all(v is None or isinstance(v, Cache) for v, _, _ in given):
+            return given[-1][0]
+        if all(isinstance(v, tuple) for v, _, _ in given):
+            layers = range(len(given[0][0]))
+            return tuple(join(name, [v and v[i] for v in values]) for i in layers)
+        if all(isinstance(v, Tensor) for v, _, _ in given):
+            by_row = all(v.shape[:2] == (n, t) for v, n, t in given)
+            if by_row or all(v.shape[0] == n * t for v, n, t in given):
+                shapes = [v if by_row else v.unflatten(0, (n, t)) for v, n, t in given]
+                whole = shapes[0].new_zeros(sum(n_rows), n_tokens, *shapes[0].shape[2:])
+                fed_rows = [r for r, t in zip(whole.split(list(n_rows)), fed) if t]
+                for rows, own in zip(fed_rows, shapes):
+                    rows[:, n_tokens - own.shape[1] :] = own
+                return whole if by_row else whole.flatten(0, 1)
+        raise ValueError(
+            f"the output {name!r} needs the batch in one forward, and its rows are fed apart: "
+            "feed it token by token"
+        )
+
+    values = {name: [None if p is None else p[name] for p in parts] for name in like}
+    return type(like)(**{name: join(name, values[name]) for name in like})
 
 
 class _InferenceOnly(torch.autograd.Function):

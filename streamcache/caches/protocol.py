@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
@@ -48,7 +47,3 @@ class EndlessCache(Cache):
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         self.batch_select_indices(beam_idx)
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        rows = torch.arange(self.batch_size, device="cpu")
-        self.batch_select_indices(rows.repeat_interleave(repeats))

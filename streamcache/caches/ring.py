@@ -7,6 +7,7 @@ window, the query is rotated once more, to its place in the cache, for the score
 depend on differences only (Xiao et al. 2023, section 3.2, with the rotation on the other side).
 """
 
+import copy
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -18,6 +19,7 @@ from streamcache.caches.base import BoundedCache
 from streamcache.caches.one_pass import rotated, widened
 from streamcache.caches.retained_attention import States
 from streamcache.caches.rope import RopeTable, Rotation
+from streamcache.caches.side_by_side import Part
 from streamcache.policy import Policy, checked_drop
 
 
@@ -94,14 +96,62 @@ class RingCache(BoundedCache):
             seen += 1
         return steps
 
+    @property
+    def n_steps_left(self) -> int:
+        """Steps until positions must start anew."""
+        return self.largest_position + 1 - (self.seen - self.base)
+
     @contextmanager
-    def advancing(self, step: Step) -> Iterator[None]:
+    def advancing(self, *steps: Step) -> Iterator[None]:
         """Count a token once it was decoded, and stored, as planned; not if that fails.
 
         Counting is the last line that runs: what is interrupted before it has changed nothing.
+
+        Args:
+            steps: one; or, where rows are of unequal length, one for each of the `streams`.
         """
         yield
-        self.seen, self.evicted, self._ahead = self.seen + 1, self.seen + 1 - step.size, 0
+        for ring, step in zip(self.streams, steps):
+            ring.seen, ring.evicted, ring._ahead = ring.seen + 1, ring.seen + 1 - step.size, 0
+        if self.parts:
+            self._count_parts()
+
+    @property
+    def streams(self) -> list["RingCache"]:
+        """The caches that are planned: one for all rows, or one for each part of unequal ones."""
+        return [part.cache for part in self.parts] or [self]
+
+    def begin_row(self, row: int) -> "RingCache":
+        """End the stream of a row. A cache for the next, in the same slots; it is to be fed, and
+        `align_rows` called. Until then this cache refuses all calls."""
+        if len(self.parts) < self.batch_size:
+            self._part_all_rows()
+        stream: RingCache = self.parts[row].cache
+        stream.reset()
+        return stream
+
+    def align_rows(self) -> None:
+        """Let the rows go on side by side after one of them has begun anew."""
+        self._align(self.parts)
+
+    def _part_all_rows(self) -> None:
+        parts: list[Part] = []
+        for whole in self.parts or [Part(self, self.batch_size, 0)]:
+            for _ in range(whole.n_rows):
+                row = self._empty_part(len(parts), 1)
+                for count in ("seen", "evicted", "base", "_ahead"):
+                    setattr(row, count, getattr(whole.cache, count))
+                parts.append(Part(row, 1, whole.lead))
+        self._hold_parts(parts)
+
+    def _empty_part(self, first: int, n_rows: int) -> "RingCache":
+        """A cache in the same slots, if there are any."""
+        rows = slice(first, first + n_rows)
+        memo: dict[int, object] = {
+            id(slots): [layer[rows] for layer in slots] for slots in (self.keys, self.values)
+        }
+        memo |= {id(self.rope_tables): self.rope_tables, id(self.parts): []}
+        return copy.deepcopy(self, memo)
 
     def rebase(self) -> None:
         """Start positions anew: the window's keys are rotated to where the cache has them."""

@@ -177,7 +177,8 @@ class StreamingCache(BoundedCache):
 
     @property
     def batch_size(self) -> int:
-        return self._arenas[0].keys.shape[1] if self.seen else -1
+        keys = self._arenas[0].keys
+        return keys.shape[1] if self.seen and keys.numel() else -1
 
     def _forget(self) -> None:
         self._begin = 0

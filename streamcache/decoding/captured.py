@@ -2,8 +2,8 @@
 
 The step is the model's own transformers `forward` over one token. Its layers attend through a
 registered attention function that reads a `RingCache` in place. All that differs from one step to
-the next is four integers, which the policy knows in advance: a plan of many steps lies on the
-device and the graph takes a row at every replay, so evictions, re-basing and new streams need
+the next is four integers a stream, which the policy knows in advance: a plan of many steps lies on
+the device and the graph takes one at every replay, so evictions, re-basing and new streams need
 neither a capture nor a word from the host.
 """
 
@@ -35,7 +35,7 @@ from streamcache.decoding.kernels.linear import KernelLinearMode
 from streamcache.decoding.nll import require_causal_lm
 from streamcache.policy import Policy
 
-_PLANNED = 1024  # steps on the device
+_PLANNED = 1024  # steps on the device, times streams of unequal length
 _CHECKED = 4  # first steps that are compared with the model's own forward
 _MAX_ERROR = 0.3  # of them; rounding to bfloat16 gives a few hundredths, unrelated logits 1.4
 
@@ -64,6 +64,17 @@ def _is_float(ids: Tensor) -> bool:
     return ids.is_floating_point() or ids.dtype == torch.bool
 
 
+def _require_ids(ids: object, batch: int) -> None:
+    """
+    Raises:
+        ValueError: these are no prompts for a batch.
+    """
+    if not isinstance(ids, Tensor) or ids.ndim != 2 or _is_float(ids):
+        raise ValueError(f"a prompt is token ids [B, T], not {_described(ids)}")
+    if ids.shape[0] != batch:
+        raise ValueError(f"a decoder of batch {batch} is given {ids.shape[0]}")
+
+
 def _described(ids: object) -> str:
     if isinstance(ids, Tensor):
         return f"{str(ids.dtype).removeprefix('torch.')} {list(ids.shape)}"
@@ -78,7 +89,7 @@ class CapturedDecoder:
             is a copy that shares its weights, is in evaluation mode and reads int8 weights
             (`quantize`) by kernels.
         policy: what to evict and when.
-        batch: streams decoded side by side, all of the same length.
+        batch: streams decoded side by side.
         compile: fuse the operations of a step with torch.compile. 10 to 20 seconds, once per model,
             for half the time per token. Only on a GPU.
 
@@ -116,11 +127,12 @@ class CapturedDecoder:
         self.cache.allocate(batch, model.dtype, device)
         self._slots = self.cache.keys, self.cache.values, self.cache.rope_tables
         self._token = torch.zeros(batch, 1, dtype=torch.long, device=device)
-        self._step = torch.zeros(len(Step._fields), dtype=torch.long, device=device)
-        self._plan = torch.zeros(_PLANNED, len(Step._fields), dtype=torch.long, device=device)
+        numbers = batch, len(Step._fields)
+        self._step = torch.zeros(numbers, dtype=torch.long, device=device)
+        self._plan = torch.zeros(_PLANNED, *numbers, dtype=torch.long, device=device)
         self._row = torch.zeros(1, dtype=torch.long, device=device)
-        self._steps: Iterator[Step] = iter(())
-        self._planned_for: tuple[int, ...] | None = None  # where the stream must be, to go on
+        self._steps: Iterator[tuple[Step, ...]] = iter(())
+        self._planned_for: list[tuple[int, ...]] = []  # where the streams must be, to go on
         self._graph: torch.cuda.CUDAGraph | None = None
         self._logits = torch.empty(0)
         self._copy: PreTrainedModel | None = None  # attends to the ring, if the model can
@@ -145,19 +157,44 @@ class CapturedDecoder:
         """Feed tokens [B, T] at once; logits [B, T, V], as `step` would give them one by one.
 
         Args:
-            options: further arguments of the forward, such as `logits_to_keep`.
+            options: further arguments of the forward, such as `logits_to_keep`, or the
+                `attention_mask` of prompts that are padded on the left.
 
         Raises:
             ValueError: a batch other than the decoder's.
             RuntimeError: the cache must be reset.
         """
-        if not isinstance(input_ids, Tensor) or input_ids.ndim != 2 or _is_float(input_ids):
-            raise ValueError(f"a prompt is token ids [B, T], not {_described(input_ids)}")
-        if input_ids.shape[0] != self.batch:
-            raise ValueError(f"a decoder of batch {self.batch} is given {input_ids.shape[0]}")
+        _require_ids(input_ids, self.batch)
         self._require_own_slots()
+        return self._fed(input_ids, self.cache, options)
+
+    @torch.inference_mode()
+    def replace(self, row: int, input_ids: Tensor, **options: Any) -> Tensor:
+        """End the stream of a row and begin another with a prompt [1, T]; its logits [1, T, V].
+
+        The other rows stay where they are.
+
+        Args:
+            options: further arguments of the forward, such as `logits_to_keep`.
+
+        Raises:
+            IndexError: there is no such row.
+            ValueError: another prompt.
+            RuntimeError: the decoder must be reset.
+        """
+        _require_ids(input_ids, 1)
+        row = range(self.batch)[row]
+        self._require_own_slots()
+        logits = self._fed(input_ids, self.cache.begin_row(row), options)
+        self.cache.align_rows()
+        return logits
+
+    def _fed(self, input_ids: Tensor, cache: RingCache, options: dict[str, Any]) -> Tensor:
         with _in_the_dtype_of_the_model(input_ids.device):
-            return self.model(input_ids=input_ids, past_key_values=self.cache, **options).logits
+            logits: Tensor = self.model(
+                input_ids=input_ids, past_key_values=cache, **options
+            ).logits
+        return logits
 
     @torch.inference_mode()
     def step(self, token: Tensor) -> Tensor:
@@ -180,43 +217,58 @@ class CapturedDecoder:
         if self._copy is None:
             with _in_the_dtype_of_the_model(token.device):
                 return self.model(input_ids=self._token, past_key_values=self.cache).logits[:, -1]
-        step = self._next_step()
-        with self.cache.advancing(step), _in_the_dtype_of_the_model(token.device):
+        steps = self._next_steps()
+        with self.cache.advancing(*steps), _in_the_dtype_of_the_model(token.device):
             if self._graph is None:
                 self._logits = self._decode()
             else:
                 self._graph.replay()
-            seen = self.cache.seen + 1
-            self._planned_for = seen, seen - step.size, self.cache.base
+            self._planned_for = [
+                (ring.seen + 1, ring.seen + 1 - step.size, ring.base)
+                for ring, step in zip(self.cache.streams, steps)
+            ]
             return self._logits
 
     def _require_own_slots(self) -> None:
         """The graph reads and writes the slots that it was captured with."""
-        if self.cache.keys is not self._slots[0] or self.cache.values is not self._slots[1]:
+        cache, (keys, values, _) = self.cache, self._slots
+        is_own = cache.keys is keys and cache.values is values
+        if cache.parts and is_own:
+            first = 0
+            for part in cache.parts:
+                is_own &= part.cache.keys[0].data_ptr() == keys[0][first:].data_ptr()
+                first += part.n_rows
+            is_own &= first == self.batch
+        if not is_own:
             raise RuntimeError(
                 "the cache of this decoder was given another batch, or rows of it were chosen: "
                 "reset() the decoder"
             )
 
-    def _next_step(self) -> Step:
-        """From the plan, if the stream is where the last planned step has left it."""
-        cache = self.cache
-        is_planned = self._planned_for == (cache.seen, cache.evicted, cache.base)
-        self._planned_for = None  # until this step has succeeded
-        step = next(self._steps, None) if is_planned else None
-        return step or self._replan()
+    def _next_steps(self) -> tuple[Step, ...]:
+        """From the plan, if the streams are where the last planned step has left them."""
+        place = [(ring.seen, ring.evicted, ring.base) for ring in self.cache.streams]
+        is_planned = self._planned_for == place
+        self._planned_for = []  # until this step has succeeded
+        steps = next(self._steps, None) if is_planned else None
+        return steps or self._replan()
 
-    def _replan(self) -> Step:
-        steps = self.cache.plan(_PLANNED)
-        if not steps:
-            self.cache.rebase()
-            steps = self.cache.plan(_PLANNED)
-        rows = torch.tensor(steps)
+    def _replan(self) -> tuple[Step, ...]:
+        rings = self.cache.streams
+        for ring in rings:
+            if ring.n_steps_left < 1:
+                ring.rebase()
+        n = min(max(1, _PLANNED // len(rings)), *(ring.n_steps_left for ring in rings))
+        plans = [ring.plan(n) for ring in rings]
+        rows = torch.tensor(plans).transpose(0, 1)  # [n, streams planned for, 4]
+        if self.cache.parts:
+            n_rows = torch.tensor([part.n_rows for part in self.cache.parts])
+            rows = rows.repeat_interleave(n_rows, dim=1)
         if self._plan.is_cuda:
-            rows = rows.pin_memory()
-        self._plan[: len(steps)].copy_(rows, non_blocking=True)
+            rows = rows.contiguous().pin_memory()
+        self._plan[:n].copy_(rows, non_blocking=True)
         self._row.zero_()
-        self._steps = iter(steps)
+        self._steps = iter(zip(*plans))
         return next(self._steps)
 
     def _decode(self) -> Tensor:

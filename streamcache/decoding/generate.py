@@ -70,7 +70,7 @@ class CapturedGeneration:
         """The loop that `generate` calls.
 
         Args:
-            input_ids: [B, T], the prompts, as long as each other.
+            input_ids: [B, T], the prompts; shorter ones are padded on the left.
             token_streamer: what `generate` calls `streamer`, and gives to no loop but its own.
             model_kwargs: further arguments that `generate` has prepared.
 
@@ -106,6 +106,9 @@ class CapturedGeneration:
         if token_streamer is not None:
             token_streamer.put(input_ids.cpu())
         options = {k: v for k, v in model_kwargs.items() if k == "logits_to_keep"}
+        mask = model_kwargs.get("attention_mask")
+        if mask is not None and not bool(mask.all()):
+            options["attention_mask"] = mask
         logits = decoder.prefill(new, **options)[:, -1]
         return self._generate(
             decoder, input_ids, logits, **given, config=generation_config, streamer=token_streamer
@@ -168,7 +171,7 @@ class CapturedGeneration:
     def _why_eager(
         self, model: PreTrainedModel, input_ids: Tensor, config: Any, model_kwargs: dict[str, Any]
     ) -> str | None:
-        mode, mask = config.get_generation_mode(), model_kwargs.get("attention_mask")
+        mode = config.get_generation_mode()
         cache = _cache_in(model_kwargs)
         own = [decoder.cache for decoder in self._decoders.values()]
         reasons = {
@@ -178,7 +181,6 @@ class CapturedGeneration:
             "it is to use no cache": not config.use_cache,
             "captured steps give no attentions and no hidden states": config.return_dict_in_generate
             and (config.output_attentions or config.output_hidden_states),
-            "its prompts are padded": mask is not None and not bool(mask.all()),
             "it is given another cache": _is_given(cache)
             and not any(cache is c and c.batch_size == len(input_ids) for c in own),
         }

@@ -124,7 +124,6 @@ def test_a_streamer_hears_every_token_once(
     "how, reason",
     [
         ({"num_beams": 2}, "its mode is beam_search"),
-        ({"attention_mask": torch.tensor([[0] * 3 + [1] * 17])}, "its prompts are padded"),
         ({"return_dict_in_generate": True, "output_hidden_states": True}, "hidden states"),
     ],
 )

@@ -34,32 +34,27 @@ def left_padded(batch: int, n_tokens: int) -> Tensor:
     return mask
 
 
-PADDING = "padding would become the attention sinks"
 Call = Callable[[Any, StreamingCache, Tensor], Any]
 
 REFUSED: dict[str, tuple[type[Exception], str, Call]] = {
-    "a left-padded generate": (
+    "padding on the right": (
         PaddingError,
-        PADDING,
+        "behind a stream's first token: pad on the left only",
         lambda model, cache, ids: model.generate(
-            ids, attention_mask=left_padded(*ids.shape), past_key_values=cache, max_new_tokens=4
+            ids,
+            attention_mask=left_padded(*ids.shape).flip(1),
+            past_key_values=cache,
+            max_new_tokens=4,
         ),
     ),
-    "a left-padded forward": (
+    "padding on the right, by place": (
         PaddingError,
-        PADDING,
-        lambda model, cache, ids: model(
-            input_ids=ids, attention_mask=left_padded(*ids.shape), past_key_values=cache
-        ),
+        "behind a stream's first token: pad on the left only",
+        lambda model, cache, ids: model(ids, left_padded(*ids.shape).flip(1), None, cache),
     ),
-    "a left-padded forward, by place": (
+    "a row without a token": (
         PaddingError,
-        PADDING,
-        lambda model, cache, ids: model(ids, left_padded(*ids.shape), None, cache),
-    ),
-    "one padded token": (
-        PaddingError,
-        PADDING,
+        "holds no token: leave it out",
         lambda model, cache, ids: model(
             input_ids=ids[:, :1], attention_mask=left_padded(2, 1), past_key_values=cache
         ),

@@ -57,8 +57,8 @@ def test_a_wrapped_model_is_streamed_like_the_model(name: str) -> None:
     wrapped = WRAPPERS[name](model)
     cache = StreamingCache(wrapped, POLICY)
     mask = torch.ones(1, 9, dtype=torch.long)
-    mask[0, 0] = 0
-    with pytest.raises(PaddingError, match="padding would become"):
+    mask[0, 8] = 0
+    with pytest.raises(PaddingError, match="pad on the left only"):
         wrapped(input_ids=ids[:, :9], attention_mask=mask, past_key_values=cache)
     logits = [wrapped(input_ids=ids[:, :28], past_key_values=cache).logits]
     logits += [wrapped(input_ids=t, past_key_values=cache).logits for t in ids[:, 28:].split(1, 1)]
