@@ -1,13 +1,18 @@
 """What is measured of a model is measured again when it has changed; the model stays as it was."""
 
+from typing import Any
+
+import pytest
 import torch
 from transformers import PreTrainedModel
 
+from streamcache.caches import isolated_layers
 from streamcache.caches.probe import probe_rope
 from streamcache.caches.streaming import StreamingCache
 from streamcache.decoding.onepass import streaming_nll
 from streamcache.policy import EvictionPolicy
-from tests.tiny import copy_of, error, llama, neox, stream, text
+from tests.cases import ADMITTED
+from tests.tiny import copy_of, error, llama, neox, stream, text, tiny
 
 POLICY = EvictionPolicy(4, 508)
 
@@ -58,3 +63,34 @@ def test_a_model_that_says_nan_is_not_refused_for_its_positions() -> None:
     with torch.no_grad():
         model.get_output_embeddings().weight.fill_(torch.nan)
     assert probe_rope(model).max_position is None
+
+
+def half(family: str, dtype: torch.dtype) -> PreTrainedModel:
+    """With its buffers in half precision as well."""
+    model: Any = tiny(family, **ADMITTED[family])
+    return model.to(dtype)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("family", ["gptj", "codegen"])
+def test_a_table_of_angles_in_half_precision_does_not_hide_that_keys_rotate(
+    family: str, dtype: torch.dtype
+) -> None:
+    exact, model = tiny(family, **ADMITTED[family]), half(family, dtype)
+    found = [layer.rotation for layer in probe_rope(model).layers]
+    for rotation, layer in zip(found, probe_rope(exact).layers, strict=True):
+        assert rotation is not None and layer.rotation is not None
+        assert (rotation.layout, rotation.start) == (layer.rotation.layout, layer.rotation.start)
+        assert torch.allclose(rotation.inv_freq, layer.rotation.inv_freq, rtol=0.02)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("family", ["llama", "gpt_neox", "gemma2", "cohere2", "smollm3"])
+def test_layers_that_compute_in_half_precision_alone_show_which_of_them_rotate(
+    family: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Quantised layers, of whose weights no float32 is to be had; some layers have no RoPE."""
+    exact = [layer.rotation for layer in probe_rope(tiny(family, **ADMITTED[family])).layers]
+    monkeypatch.setattr(isolated_layers, "_can_be_float32", lambda weight: False)
+    found = [layer.rotation for layer in probe_rope(half(family, dtype)).layers]
+    assert [r and (r.layout, r.start) for r in found] == [r and (r.layout, r.start) for r in exact]

@@ -15,7 +15,7 @@ from streamcache.inputs.corpora import load_tokens
 from streamcache.inputs.models import load_model
 from streamcache.inputs.quantize import Quantization, QuantizationError, quantize
 from tests.shell import Run
-from tests.tiny import error, llama, neox, stream, text
+from tests.tiny import copy_of, error, llama, neox, stream, text
 
 POLICY = EvictionPolicy(4, 12, 3, 2, 5)
 IDS = load_tokens("stream", tokenizer=None, max_tokens=512).input_ids
@@ -77,6 +77,21 @@ def test_a_decoder_computes_what_the_quantised_model_computes(name: str) -> None
     decoder = CapturedDecoder(model, POLICY)
     steps = [decoder.step(ids[:, t]).clone()[:, None] for t in range(ids.shape[1])]
     assert error(torch.cat(steps, dim=1), eager) < 1e-4
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_decoder_of_int8_weights_in_half_precision_streams_as_the_model(
+    dtype: torch.dtype,
+) -> None:
+    """The rotation is measured in float32, whatever the weights are."""
+    model, ids = copy_of(llama(), dtype), text(60)
+    quantize(model, "int8")
+    eager = stream(model, StreamingCache(model, POLICY), ids)
+    decoder = CapturedDecoder(model, POLICY)
+    steps = [decoder.step(ids[:, t]).clone()[:, None] for t in range(ids.shape[1])]
+    found = error(torch.cat(steps, dim=1).float(), eager.float())
+    assert found < 100 * torch.finfo(dtype).eps  # 0.8; with keys that stay unrotated 4.9
+    assert all(layer.rotation for layer in decoder.cache.geometry.layers)
 
 
 def test_the_copy_for_the_kernels_shares_the_weights_and_leaves_the_model_alone() -> None:

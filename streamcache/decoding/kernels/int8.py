@@ -20,7 +20,8 @@ class Int8Linear(nn.Module):
 
     def __init__(self, weight: Tensor, scale: Tensor, bias: Tensor | None):
         super().__init__()
-        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.register_buffer("weight", weight)  # no parameter: it does not follow `.float()`
+        self.weight: Tensor
         self.scale = nn.Parameter(scale, requires_grad=False)
         self.bias = bias if bias is None else nn.Parameter(bias, requires_grad=False)
 
