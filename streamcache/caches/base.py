@@ -133,7 +133,8 @@ class BoundedCache(Rows):
         memo[id(self)] = other
         for shared in (self._model, self._fingerprint, self.geometry, self.policy):
             memo[id(shared)] = shared
-        other.__dict__.update({k: copy.deepcopy(v, memo) for k, v in self.__dict__.items()})
+        own = {k: v for k, v in vars(self).items() if k not in ("modules", "call")}
+        vars(other).update({name: copy.deepcopy(value, memo) for name, value in own.items()})
         attach(other, self._model, decoder_of(self._model))
         return other
 

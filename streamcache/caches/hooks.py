@@ -19,6 +19,7 @@ from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_dynamo_compiling
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
@@ -40,6 +41,8 @@ class HookedCache(Protocol):
     geometry: ModelGeometry
     seen: int
     parts: list[Part]
+    modules: tuple[nn.Module, ...]  # that have hooks for it: `attach` sets them
+    call: "Call | None"  # at work, or interrupted
 
     @property
     def size(self) -> int: ...
@@ -59,7 +62,7 @@ class HookedCache(Protocol):
     def finish(self, more_to_come: bool = False) -> None: ...
 
 
-class _Call:
+class Call:
     """A call with a cache, from its beginning until its tokens are counted."""
 
     def __init__(self, has_images: bool = False, padding: Sequence[int] = ()):
@@ -80,7 +83,6 @@ class _Hooked:
 
 
 _hooked: WeakKeyDictionary[nn.Module, _Hooked] = WeakKeyDictionary()
-_calls: WeakKeyDictionary[Any, _Call] = WeakKeyDictionary()
 _lock = threading.RLock()
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -89,21 +91,22 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 def uncompiled(function: Function) -> Function:
     """Keep a function that changes from step to step out of what `torch.compile` compiles.
 
-    Outside of it the function is called as it is: leaving a compiler takes 6 µs a call.
+    Outside of it the function is called as it is: leaving a compiler takes 6 µs a call, and asking
+    for the compiler of this function alone takes half of what `is_compiling` takes.
     """
     disabled = torch.compiler.disable(function)
 
     @wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        return (disabled if torch.compiler.is_compiling() else function)(*args, **kwargs)
+        return (disabled if is_dynamo_compiling() else function)(*args, **kwargs)
 
     return call  # type: ignore[return-value]
 
 
 def attach(past: HookedCache, model: nn.Module, decoder: nn.Module) -> None:
     """Register the hooks on a model and its decoder, once, for as long as a cache of it lives."""
-    whole = [m for m in _wrappers(model) if m is not decoder]
-    for module in (decoder, *whole):
+    past.modules = (decoder, *(m for m in _wrappers(model) if m is not decoder))
+    for module in past.modules:
         # On one line, as below: no exception can come between the block's end and the release.
         with _lock: _register(past, module, module is decoder)  # fmt: skip  # noqa: E701
 
@@ -176,40 +179,44 @@ def _cache_in(module: nn.Module, kwargs: dict[str, Any]) -> Any:
         past = kwargs.get(name)
         if isinstance(past, SideBySide):
             past = past.owner
-        if past is not None and (hooked := _hooked.get(module)) and past in hooked.caches:
+        if past is not None and module in getattr(past, "modules", ()):
             return past
     return None
 
 
-def _named(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of a call by name, and the cache by the name that the forward knows."""
+def _named(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[dict[str, Any], Any]:
+    """The arguments of a call by name, the bounded cache by the name that the forward knows.
+
+    And this cache, if there is one.
+    """
     forward = type(module).forward
     named = {**dict(zip(parameters_of(forward), args)), **kwargs} if args else dict(kwargs)
-    if (past := _cache_in(module, named)) is not None:
-        for name in CACHE_NAMES:
-            if named.get(name) is past:
-                del named[name]
-        named[cache_name(forward)] = past
-    return named
+    past = _cache_in(module, named)
+    if past is not None and named.get(known := cache_name(forward)) is not past:
+        named = {name: value for name, value in named.items() if value is not past}
+        named[known] = past
+    return named, past
 
 
 @uncompiled
 def _before_model(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-    named = _named(model, args, kwargs)
-    past = _cache_in(model, named)
+    named, past = _named(model, args, kwargs)
     if past is None:
         return None
     past.require_intact()
     _refuse_no_cache(named)
-    has_images = any(_is_of_images(name) for name, v in named.items() if v is not None)
-    padding = _padding_in(past, named)
+    has_images = _has_images(named)
+    padding: Sequence[int] = ()
+    if named.get("attention_mask") is not None:
+        padding = _padding_in(past, named)
+        named["attention_mask"] = None
     if padding and has_images:
         raise PaddingError("images are not streamed beside padding: feed prompts of equal length")
-    if "attention_mask" in named:
-        named["attention_mask"] = None
-    _calls[past] = _Call(has_images, padding)
+    past.call = Call(has_images, padding)
     return (), named
 
 
@@ -218,7 +225,9 @@ def _after_model(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any
 ) -> None:
     past = _cache_in(model, kwargs)
-    call = None if past is None else _calls.pop(past, None)
+    if past is None:
+        return
+    call, past.call = past.call, None
     if call and call.of_model and outputs is not None:  # None: its forward has raised
         past.finish()
 
@@ -227,15 +236,14 @@ def _after_model(
 def _before(
     decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-    kwargs = _named(decoder, args, kwargs)
-    past = _cache_in(decoder, kwargs)
+    kwargs, past = _named(decoder, args, kwargs)
     if past is None:
         return None
     past.require_intact()
     past.require_same_model()
-    call = _calls.get(past)
+    call = past.call
     if call is None or call.in_decoder:  # the decoder is called by itself
-        call = _calls[past] = _Call()
+        call = past.call = Call()
     else:
         call.of_model = True
     call.in_decoder = True
@@ -246,14 +254,15 @@ def _before(
             f"there is no token to feed: of what is passed the cache has seen {past.seen} tokens "
             "(`generate` wants the whole conversation, and slices off what was seen)"
         )
-    is_step = _is_step(past, kwargs)
     _refuse_no_cache(kwargs)
+    is_step = past.seen > 0 and tokens.shape[1] == 1
     if not call.of_model or call.has_images:  # else the model has made it from none
         call.padding = _padding_in(past, kwargs, call.has_images)
     kwargs["attention_mask"] = None
     if call.padding or past.parts:
         return (), _side_by_side(decoder, past, call, key, kwargs)
-    _refuse_positions(kwargs.get("position_ids"), past.seen, is_step)
+    if (position_ids := kwargs.get("position_ids")) is not None:
+        _refuse_positions(position_ids, past.seen, is_step)
     if tokens.shape[1] > 1 and past.evicts_inside(tokens.shape[1]):
         kwargs = _feed_all_but_last(decoder, past, call, key, kwargs)
     return (), _placed(decoder, past, key, kwargs)
@@ -262,8 +271,7 @@ def _before(
 @uncompiled
 def _after(decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> Any:
     past = _cache_in(decoder, kwargs)
-    call = None if past is None else _calls.get(past)
-    if past is None or call is None or outputs is None:
+    if past is None or (call := past.call) is None or outputs is None:
         return outputs
     if call.pieces:
         outputs = joined([*call.pieces, outputs], outputs["last_hidden_state"].shape[0])
@@ -276,7 +284,7 @@ def _after(decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], ou
     if call.as_tuple:
         outputs = outputs.to_tuple()
     if not call.of_model:
-        del _calls[past]
+        past.call = None
         past.finish()
     return outputs
 
@@ -292,11 +300,12 @@ def _placed(
         return kwargs
     first = past.next_position
     position_ids = torch.arange(first, first + n_tokens, device=kwargs[key].device)
-    return {**kwargs, "position_ids": position_ids.unsqueeze(0)}
+    kwargs["position_ids"] = position_ids.unsqueeze(0)
+    return kwargs
 
 
 def _feed_all_but_last(
-    decoder: nn.Module, past: HookedCache, call: _Call, key: str, kwargs: dict[str, Any]
+    decoder: nn.Module, past: HookedCache, call: Call, key: str, kwargs: dict[str, Any]
 ) -> dict[str, Any]:
     """Feed the beginning of an input inside which something is evicted; the arguments for the rest.
 
@@ -320,7 +329,7 @@ def _feed_all_but_last(
     return {**kwargs, key: pieces[-1]}
 
 
-def _with_named_outputs(decoder: nn.Module, call: _Call, kwargs: dict[str, Any]) -> dict[str, Any]:
+def _with_named_outputs(decoder: nn.Module, call: Call, kwargs: dict[str, Any]) -> dict[str, Any]:
     """The arguments that give outputs by name; the call knows whether a tuple was asked for."""
     default = getattr(decoder.config, "return_dict", True)
     call.as_tuple = kwargs.get("return_dict", default) is False
@@ -328,7 +337,7 @@ def _with_named_outputs(decoder: nn.Module, call: _Call, kwargs: dict[str, Any])
 
 
 def _side_by_side(
-    decoder: nn.Module, past: HookedCache, call: _Call, key: str, kwargs: dict[str, Any]
+    decoder: nn.Module, past: HookedCache, call: Call, key: str, kwargs: dict[str, Any]
 ) -> dict[str, Any]:
     """The arguments for the last token of each row, where rows are of unequal length.
 
@@ -422,8 +431,11 @@ def _tokens_in(kwargs: dict[str, Any]) -> Tensor | None:
     return kwargs.get("inputs_embeds") if ids is None else ids
 
 
-def _is_of_images(name: str) -> bool:
-    return name.startswith(("pixel_values", "image", "video", "mm_encoder"))
+def _has_images(kwargs: dict[str, Any]) -> bool:
+    for name, value in kwargs.items():
+        if value is not None and name.startswith(("pixel_values", "image", "video", "mm_encoder")):
+            return True
+    return False
 
 
 def _refuse_no_cache(kwargs: dict[str, Any]) -> None:
@@ -456,8 +468,8 @@ def _would_sync_device(values: Tensor, is_step: bool) -> bool:
     return is_step and values.device.type != "cpu"
 
 
-def _refuse_positions(position_ids: Tensor | None, seen: int, is_step: bool) -> None:
-    if position_ids is None or _would_sync_device(position_ids, is_step):
+def _refuse_positions(position_ids: Tensor, seen: int, is_step: bool) -> None:
+    if _would_sync_device(position_ids, is_step):
         return
     expected = torch.arange(seen, seen + position_ids.shape[-1], device=position_ids.device)
     if bool((position_ids == expected).all()):

@@ -17,6 +17,7 @@ def parameters_of(forward: Callable[..., Any]) -> tuple[str, ...]:
     return tuple(inspect.signature(forward).parameters)[1:]
 
 
+@cache
 def cache_name(forward: Callable[..., Any]) -> str:
     """What a forward calls the cache."""
     names = parameters_of(forward)

@@ -109,8 +109,9 @@ class StreamingCache(BoundedCache):
 
     def _append(self, layer_idx: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         arena, layer = self._home[layer_idx]
-        arena.write(layer, self._end, keys, values)
-        return arena.read(layer, self._begin, self._end + keys.shape[-2])
+        end = self._end
+        arena.write(layer, end, keys, values)
+        return arena.read(layer, self._begin, end + keys.shape[-2])
 
     def _held(self, layer_idx: int, begin: int = 0, end: int | None = None) -> States:
         arena, layer = self._home[layer_idx]
