@@ -68,13 +68,7 @@ def record(
     return Record(
         label=configuration.name,
         configuration=identity(configuration),
-        sizes=Sizes(
-            policy.n_sink,
-            policy.floor,
-            policy.capacity,
-            configuration.overlap,
-            configuration.refresh,
-        ),
+        sizes=Sizes.of(policy, configuration.overlap, configuration.refresh),
         workload=msgspec.structs.replace(workload, timed=timed),
         environment=where,
         quality=quality,

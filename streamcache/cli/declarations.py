@@ -53,6 +53,12 @@ streaming_mode_option = click.option(
 )
 
 
+def _count(name: str, default: int, what: str, least: int, most: int | None = None) -> Decorator:
+    """An option that is a whole number, and whose default the help shows."""
+    number = click.IntRange(least, most)
+    return click.option(name, type=number, default=default, show_default=True, help=what)
+
+
 def _command(name: str, where: str, what: str, *options: Decorator) -> click.Command:
     """A command that calls `module.function` of this folder with the values of its options."""
     module, _, function = where.partition(".")
@@ -139,13 +145,7 @@ COMMANDS = (
         click.option(
             "--shuffles", type=click.IntRange(19, 100_000), default=1999, show_default=True
         ),
-        click.option(
-            "--seed",
-            type=click.IntRange(0, 1 << 62),
-            default=0,
-            show_default=True,
-            help="of the shuffles",
-        ),
+        _count("--seed", 0, "of the shuffles", 0, 1 << 62),
         click.option(
             "--plot/--no-plot", default=True, help="with matplotlib, an SVG beside the CSV"
         ),
@@ -157,12 +157,8 @@ COMMANDS = (
         workload_options,
         positions_option,
         policy_options,
-        click.option(
-            "--refresh-budget",
-            type=click.IntRange(0),
-            default=0,
-            show_default=True,
-            help="of --cap-total, for evicted tokens put back at evictions",
+        _count(
+            "--refresh-budget", 0, "of --cap-total, for evicted tokens put back at evictions", 0
         ),
         click.option(
             "--refresh-policy",
@@ -173,9 +169,7 @@ COMMANDS = (
         ),
         streaming_mode_option,
         click.option("--mode", type=click.Choice(["streaming", "baseline"]), default="streaming"),
-        click.option(
-            "--batch", type=click.IntRange(1), default=1, show_default=True, help="for times"
-        ),
+        _count("--batch", 1, "for times", 1),
         ppl_method_option,
         tpot_tokens_option,
         runs_option,
@@ -252,12 +246,8 @@ COMMANDS = (
         workload_options,
         policy_options,
         streaming_mode_option,
-        click.option(
-            "--tokens", type=click.IntRange(1), default=64, show_default=True, help="profiled"
-        ),
-        click.option(
-            "--rows", type=click.IntRange(1), default=12, show_default=True, help="printed"
-        ),
+        _count("--tokens", 64, "profiled", 1),
+        _count("--rows", 12, "printed", 1),
         click.option(
             "--trace", type=OutputFile, help="write a trace for Perfetto (.json or .json.gz)"
         ),
@@ -283,13 +273,7 @@ COMMANDS = (
             show_default=True,
             help="named configurations; causal: no eviction, up to the trained context",
         ),
-        click.option(
-            "--max-eval-tokens",
-            type=click.IntRange(2),
-            default=65_536,
-            show_default=True,
-            help="the books are read again after the last",
-        ),
+        _count("--max-eval-tokens", 65_536, "the books are read again after the last", 2),
         click.option(
             "--book-tokens", type=click.IntRange(1), help="the first of each book; default: all"
         ),

@@ -22,7 +22,7 @@ from streamcache.measure.configurations import (
     label_of,
 )
 from streamcache.measure.imported import imported_configuration
-from streamcache.measure.measurement import write
+from streamcache.measure.measurement import Measurement, write
 from streamcache.measure.run import Method, What, run
 from streamcache.measure.store import Store
 from streamcache.policy import EvictionPolicy, Policy
@@ -56,10 +56,7 @@ def baseline(
             progress=progress,
             baseline_file=baseline_file,
         )
-    if output_file is not None:
-        write(output_file, measured)
-    say_where(measured)
-    show(terminal.table([measured.record]))
+    _hand_over(measured, output_file)
 
 
 def evaluate_one(
@@ -117,10 +114,7 @@ def evaluate_one(
             baseline_file=baseline_file,
             force=force,
         )
-    if output_file is not None:
-        write(output_file, measured)
-    say_where(measured)
-    show(terminal.table([measured.record]))
+    _hand_over(measured, output_file)
 
 
 def compare(
@@ -185,3 +179,11 @@ def _refuse_contradictions(
         wrong = "--refresh-policy is for a --refresh-budget: give both"
     if wrong:
         raise click.UsageError(wrong)
+
+
+def _hand_over(measured: Measurement, output_file: Path | None) -> None:
+    """Write a measurement to a file that the user has named, and show it."""
+    if output_file is not None:
+        write(output_file, measured)
+    say_where(measured)
+    show(terminal.table([measured.record]))

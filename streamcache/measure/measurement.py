@@ -68,6 +68,10 @@ class Sizes(msgspec.Struct, frozen=True):
     overlap: int = 0
     refresh: int = 0
 
+    @staticmethod
+    def of(policy: Policy, overlap: int, refresh: int) -> "Sizes":
+        return Sizes(policy.n_sink, policy.floor, policy.capacity, overlap, refresh)
+
     @property
     def total(self) -> int:
         """Entries of the whole budget."""

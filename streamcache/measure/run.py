@@ -266,13 +266,7 @@ def _record(
     return Record(
         label=configuration.name,
         configuration=identity(configuration),
-        sizes=Sizes(
-            policy.n_sink,
-            policy.floor,
-            policy.capacity,
-            configuration.overlap,
-            configuration.refresh,
-        ),
+        sizes=Sizes.of(policy, configuration.overlap, configuration.refresh),
         workload=workload.record,
         environment=environment(device),
         quality=quality,

@@ -178,6 +178,10 @@ def fails(name: str, benchmarks: tuple[str, ...], check: str, *edits: Edit) -> D
     return Defect(name, edits, Status.FAIL, check, benchmarks)
 
 
+def fails_unit_test(name: str, test: str, *edits: Edit) -> Defect:
+    return Defect(name, edits, Status.FAIL, "", (test,), where="unit")
+
+
 DEFECTS = [
     Defect("unchanged", (), Status.PASS, "", (), whole=True),
     # where the sinks stand
@@ -279,13 +283,10 @@ DEFECTS = [
             "query.unflatten(1, (groups, -1)).squeeze(3).transpose(1, 2)",
         ),
     ),
-    Defect(
+    fails_unit_test(
         "a reset that empties nothing",
-        (patch(RING, "            slots.zero_()", "            pass"),),
-        Status.FAIL,
-        "",
-        ("tests/unit/test_ring.py::test_nothing_of_an_earlier_stream_is_read",),
-        where="unit",
+        "tests/unit/test_ring.py::test_nothing_of_an_earlier_stream_is_read",
+        patch(RING, "            slots.zero_()", "            pass"),
     ),
     # memory
     fails(
@@ -583,13 +584,10 @@ DEFECTS = [
         whole=True,
     ),
     # speed
-    Defect(
+    fails_unit_test(
         "p99 taken as the 90th percentile",
-        (patch(SPEED, "percentile(own_times.token_ms, 99)", "percentile(own_times.token_ms, 90)"),),
-        Status.FAIL,
-        "",
-        ("tests/unit/test_run.py::test_timed_tokens_have_their_share_of_the_evictions",),
-        where="unit",
+        "tests/unit/test_run.py::test_timed_tokens_have_their_share_of_the_evictions",
+        patch(SPEED, "percentile(own_times.token_ms, 99)", "percentile(own_times.token_ms, 90)"),
     ),
     fails(
         "nothing decoded where it is timed",

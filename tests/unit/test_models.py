@@ -10,10 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from streamcache.inputs.models import REFERENCE_FOLDER, ModelError, load_model
 from streamcache.inputs.shapes import SHAPES
+from tests.tiny import tiny
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 needs_reference = pytest.mark.skipif(
@@ -21,16 +22,9 @@ needs_reference = pytest.mark.skipif(
 )
 
 
-def save_model(folder: Path, max_shard_size: str = "1GB") -> GPTNeoXForCausalLM:
+def save_model(folder: Path, max_shard_size: str = "1GB") -> PreTrainedModel:
     """A tiny model and its tokenizer, in the hub's layout."""
-    config = GPTNeoXConfig(
-        vocab_size=300,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=64,
-    )
-    model = GPTNeoXForCausalLM(config)
+    model = tiny("gpt_neox", vocab_size=300)
     model.save_pretrained(folder, max_shard_size=max_shard_size)
     inner = Tokenizer(models.BPE())
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
