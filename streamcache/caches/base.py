@@ -18,7 +18,7 @@ from streamcache.caches.hooks import attach
 from streamcache.caches.probe import probe_rope
 from streamcache.caches.recent_evictions import RecentEvictions
 from streamcache.caches.rows import Rows
-from streamcache.caches.saved import Owner, read_stream, write_stream
+from streamcache.caches.saved import Layout, Owner, StreamFileError, read_stream, write_stream
 from streamcache.policy import Policy, PolicyError, require_counts, require_policy, warn_beyond
 
 Self = TypeVar("Self", bound="BoundedCache")
@@ -104,7 +104,7 @@ class BoundedCache(Rows):
         if self.parts:
             raise ValueError("rows of unequal length are saved one by one: cache.row(i).save(path)")
         numbers, states = self._state()
-        numbers |= {name: getattr(self, name) for name in ("seen", "evicted", "base", "_ahead")}
+        numbers |= {name: getattr(self, name) for name in BoundedCache._counts}
         write_stream(Path(path), Owner.of(self, self.policy, self._model), numbers, states)
 
     def load(self, path: Path | str) -> None:
@@ -118,13 +118,28 @@ class BoundedCache(Rows):
                 policy or model. The cache is then what it was.
         """
         owner = Owner.of(self, self.policy, self._model)
-        numbers, states = read_stream(Path(path), owner)
+        numbers, states = read_stream(Path(path), owner, self._counts, self._layout_of_possible)
         self.reset()
         with self.changing("while a stream was loaded"):
-            for name in ("seen", "evicted", "base", "_ahead"):
+            for name in BoundedCache._counts:
                 setattr(self, name, numbers[name])
             self._restore(numbers, states)
             self._recent.clear(self.seen)
+
+    def _layout_of_possible(self, numbers: dict[str, int]) -> Layout:
+        """
+        Raises:
+            StreamFileError: no stream has such numbers.
+        """
+        seen, evicted, ahead = (numbers[name] for name in ("seen", "evicted", "_ahead"))
+        if (
+            not ahead <= evicted <= seen
+            or not seen - evicted + ahead <= self.policy.capacity
+            or (evicted and seen - evicted < self.policy.floor - 1)
+            or numbers["base"] > seen
+        ):
+            raise StreamFileError("is not a stream: its counts contradict each other or the policy")
+        return self._layout(numbers)
 
     @torch.inference_mode(False)  # so that a copy made in inference mode may leave it
     def __deepcopy__(self: Self, memo: dict[int, Any]) -> Self:

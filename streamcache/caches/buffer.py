@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from streamcache.caches.rope import Rotation, rotate
+from streamcache.caches.saved import BATCH, Form, Layout
 
 
 class Arena:
@@ -92,6 +93,17 @@ class Arena:
         if self._sink_keys.numel():
             held |= {"sink_keys": self._sink_keys, "sink_values": self._sink_values}
         return held
+
+    def layout(self, n: int, with_sinks: bool) -> Layout:
+        """Names and forms of the `state` of `n` slots."""
+        n_layers, n_heads, _, *dims = self.shape
+        lengths = {"": n, "sink_": self.n_sink if with_sinks else 0}
+        return {
+            f"{prefix}{kind}": Form((n_layers, BATCH, n_heads, length, dim))
+            for prefix, length in lengths.items()
+            if length
+            for kind, dim in zip(("keys", "values"), dims)
+        }
 
     @torch.inference_mode(False)  # so that the stream may leave inference mode later
     def restore(self, begin: int, state: dict[str, Tensor]) -> None:

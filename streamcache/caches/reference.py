@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from streamcache.caches.base import BoundedCache
 from streamcache.caches.retained_attention import States
 from streamcache.caches.rope import Rotation
+from streamcache.caches.saved import Layout
 from streamcache.policy import Policy
 
 
@@ -56,17 +57,24 @@ class ReferenceCache(BoundedCache):
         for layer_idx, (keys, values) in enumerate(held):
             self._keys[layer_idx], self._values[layer_idx] = keys.to(values.dtype), values
 
-    @property
-    def _n_stored(self) -> int:
+    def _n_stored(self, seen: int, evicted: int) -> int:
         """Tokens of which states are kept."""
-        return self.size
+        return seen - evicted
 
     def _state(self) -> tuple[dict[str, int], dict[str, Tensor]]:
         stored = {"keys": self._keys, "values": self._values}
         return {}, {
-            f"{name}.{layer}": states[:, :, : self._n_stored]
+            f"{name}.{layer}": states[:, :, : self._n_stored(self.seen, self.evicted)]
             for name, by_layer in stored.items()
             for layer, states in by_layer.items()
+        }
+
+    def _layout(self, numbers: dict[str, int]) -> Layout:
+        n = self._n_stored(numbers["seen"], numbers["evicted"])
+        return {
+            f"{kind}.{layer}": self._form(layer, kind, n)
+            for kind in ("keys", "values")
+            for layer in range(len(self) if numbers["seen"] else 0)
         }
 
     def _restore(self, numbers: dict[str, int], states: dict[str, Tensor]) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from streamcache.caches.reference import ReferenceCache, rotate
+from streamcache.caches.saved import Form, Layout
 from streamcache.policy import Policy, PolicyError
 
 RefreshPolicy = Literal["tail", "middle"]
@@ -63,16 +64,19 @@ class RefreshCache(ReferenceCache):
         middle = self.where == "middle"
         return torch.cat((sinks, chosen, window) if middle else (sinks, window, chosen))
 
-    @property
-    def _n_stored(self) -> int:
-        return self.seen
+    def _n_stored(self, seen: int, evicted: int) -> int:
+        return seen
 
     def _state(self) -> tuple[dict[str, int], dict[str, Tensor]]:
         numbers, states = super()._state()
         return numbers, {**states, "places": self.places}
 
+    def _layout(self, numbers: dict[str, int]) -> Layout:
+        n_held = numbers["seen"] - numbers["evicted"] + min(numbers["evicted"], self.budget)
+        return {**super()._layout(numbers), "places": Form((n_held,), ("I64",))}
+
     def _restore(self, numbers: dict[str, int], states: dict[str, Tensor]) -> None:
-        self.places = states.pop("places")
+        self.places = states.pop("places").clamp(0, max(0, self.seen - 1))  # whoever wrote them
         super()._restore(numbers, states)
 
     def _count(self, n_tokens: int) -> None:

@@ -19,6 +19,7 @@ from streamcache.caches.base import BoundedCache
 from streamcache.caches.one_pass import rotated, widened
 from streamcache.caches.retained_attention import States
 from streamcache.caches.rope import RopeTable, Rotation
+from streamcache.caches.saved import Layout
 from streamcache.caches.side_by_side import Part
 from streamcache.policy import Policy, checked_drop
 
@@ -230,6 +231,13 @@ class RingCache(BoundedCache):
     def _state(self) -> tuple[dict[str, int], dict[str, Tensor]]:
         slots = {"keys": self.keys, "values": self.values} if self.seen else {}
         return {}, {f"{name}.{i}": s for name, held in slots.items() for i, s in enumerate(held)}
+
+    def _layout(self, numbers: dict[str, int]) -> Layout:
+        return {
+            f"{kind}.{layer}": self._form(layer, kind, self.policy.capacity)
+            for kind in ("keys", "values")
+            for layer in range(len(self) if numbers["seen"] else 0)
+        }
 
     def _restore(self, numbers: dict[str, int], states: dict[str, Tensor]) -> None:
         if not states:

@@ -26,10 +26,12 @@ class RollBack(Bookkeeping):
         seen = min(n, self.seen) if n > 0 else self.seen + n
         if seen == self.seen:
             return
-        if self.seen - seen > self._recent.max_rollback or seen < self._recent.known_from:
+        most = min(self._recent.max_rollback, self.seen - self._recent.known_from)
+        if self.seen - seen > most:
             raise ValueError(
                 f"{self.seen - seen} of {self.seen} tokens cannot be taken back from a cache with "
-                f"max_rollback={self._recent.max_rollback}"
+                f"max_rollback={self._recent.max_rollback}: {most} can, counted from the longest "
+                "that the stream has been"
             )
         self.require_intact()
         with self.changing("while tokens were taken back"):

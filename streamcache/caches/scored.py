@@ -17,6 +17,7 @@ from transformers.masking_utils import eager_mask
 
 from streamcache.caches.attention_override import eager_attention, set_attention
 from streamcache.caches.reference import ReferenceCache
+from streamcache.caches.saved import BATCH, Form, Layout
 from streamcache.caches.shared_copy import shared_copy
 from streamcache.policy import Policy, PolicyError
 
@@ -128,6 +129,14 @@ class ScoredCache(ReferenceCache):
         numbers, states = super()._state()
         received = {f"received.{layer}": each for layer, each in self._received.items()}
         return numbers, {**states, **received}
+
+    def _layout(self, numbers: dict[str, int]) -> Layout:
+        states = super()._layout(numbers)
+        n = numbers["seen"] - numbers["evicted"] + numbers["_ahead"]
+        for layer in range(len(self) if numbers["seen"] else 0):
+            heads = self.geometry.layers[layer].n_kv_heads
+            states[f"received.{layer}"] = Form((BATCH, heads, n))
+        return states
 
     def _restore(self, numbers: dict[str, int], states: dict[str, Tensor]) -> None:
         for name in [name for name in states if name.startswith("received.")]:

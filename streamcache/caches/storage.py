@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from streamcache.caches.probe import ModelGeometry
 from streamcache.caches.protocol import EndlessCache
 from streamcache.caches.retained_attention import States
+from streamcache.caches.saved import BATCH, Form, Layout
 from streamcache.policy import Policy
 
 
@@ -31,6 +32,7 @@ class Storage(EndlessCache, ABC):
     evicted: int
     base: int
     _model: nn.Module
+    _counts: ClassVar[tuple[str, ...]] = ("seen", "evicted", "base", "_ahead")
 
     @property
     def size(self) -> int:
@@ -80,6 +82,15 @@ class Storage(EndlessCache, ABC):
     def _state(self) -> tuple[dict[str, int], dict[str, Tensor]]:
         """All that the subclass holds, as it is, for `_restore`."""
         raise NotImplementedError(f"a {type(self).__name__} cannot be saved")
+
+    def _layout(self, numbers: dict[str, int]) -> Layout:
+        """Names and forms of the states that `_state` gives together with these numbers."""
+        raise NotImplementedError(f"a {type(self).__name__} cannot be loaded")
+
+    def _form(self, layer: int, kind: str, n: int) -> Form:
+        """Of a layer's "keys" or "values" [B, H, n, D]."""
+        of = self.geometry.layers[layer]
+        return Form((BATCH, of.n_kv_heads, n, of.key_dim if kind == "keys" else of.value_dim))
 
     def _restore(self, numbers: dict[str, int], states: dict[str, Tensor]) -> None:
         """Hold what `_state` has given; `seen`, `evicted` and `base` are counted already."""

@@ -17,6 +17,7 @@ from streamcache.caches.one_pass import rotated, widened
 from streamcache.caches.probe import LayerGeometry
 from streamcache.caches.retained_attention import States
 from streamcache.caches.rope import Rotation
+from streamcache.caches.saved import Layout, StreamFileError
 from streamcache.policy import Policy
 
 
@@ -141,13 +142,28 @@ class StreamingCache(BoundedCache):
             for arena in self._arenas:
                 arena.save_sinks()
 
+    _counts = (*BoundedCache._counts, "begin")
+
     def _state(self) -> tuple[dict[str, int], dict[str, Tensor]]:
         states = {
             f"{i}.{name}": held
             for i, arena in enumerate(self._arenas)
             for name, held in (arena.state(self._begin, self._end) if self.seen else {}).items()
+            if self.evicted or not name.startswith("sink")
         }
         return {"begin": self._begin}, states
+
+    def _layout(self, numbers: dict[str, int]) -> Layout:
+        size = numbers["seen"] - numbers["evicted"]
+        if numbers["begin"] + size > (self._n_slots if numbers["seen"] else 0):
+            raise StreamFileError("is not a stream: its entries are behind the last slot")
+        if not numbers["seen"]:
+            return {}
+        return {
+            f"{i}.{name}": form
+            for i, arena in enumerate(self._arenas)
+            for name, form in arena.layout(size, with_sinks=numbers["evicted"] > 0).items()
+        }
 
     def _restore(self, numbers: dict[str, int], states: dict[str, Tensor]) -> None:
         self._begin = numbers["begin"]

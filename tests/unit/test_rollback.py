@@ -154,7 +154,7 @@ def test_two_roll_backs_reach_no_further_than_one(
     cache = cache_type(model, policy, 5)
     stream(model, cache, ids[:, :40])
     cache.crop(-3)
-    with pytest.raises(ValueError, match="cannot be taken back"):
+    with pytest.raises(ValueError, match=r"3 of 37 tokens cannot be taken back .*: 2 can"):
         cache.crop(-3)
     cache.crop(-2)
     rest = stream(model, cache, ids[:, 35:])
