@@ -11,19 +11,25 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
 
+from streamcache.ranks import is_first
+
 _UNFINISHED = ".streamcache-"  # how the names of files begin that are being written
 
 
-def write_bytes(path: Path, data: bytes, within: Path | None = None) -> None:
+def write_bytes(
+    path: Path, data: bytes, within: Path | None = None, by_every_rank: bool = False
+) -> None:
     """A reader sees the old file or the new one, never half; a link goes on pointing at its file.
 
     Args:
         within: a folder that no link may lead out of, since others may have put it there.
+        by_every_rank: of processes that run one model together; else the first writes for all.
 
     Raises:
         OSError: it cannot be written; the error has the name of the file asked for.
     """
-    write_files([(path, data)], within)
+    if by_every_rank or is_first():
+        _write([(path, data)], within)
 
 
 def write_files(contents: Sequence[tuple[Path, bytes]], within: Path | None = None) -> None:
@@ -31,6 +37,11 @@ def write_files(contents: Sequence[tuple[Path, bytes]], within: Path | None = No
 
     All of them are on the disk before the first gets its name; they get them in this order.
     """
+    if is_first():
+        _write(contents, within)
+
+
+def _write(contents: Sequence[tuple[Path, bytes]], within: Path | None) -> None:
     written: list[tuple[Path, Path, Path]] = []
     try:
         for path, data in contents:

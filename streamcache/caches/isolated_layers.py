@@ -14,6 +14,7 @@ from torch.func import functional_call
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache
 
+from streamcache.caches.sharded import is_sharded
 from streamcache.caches.shared_copy import shared_copy
 from streamcache.caches.signatures import cache_name, parameters_of
 
@@ -108,7 +109,8 @@ class _Layer(nn.Module):
         named = "hidden_states" in kwargs
         self.given = kwargs["hidden_states"] if named else args[0]
         if self.first is None:
-            self.first = self.given.float() if self.in_float32 else self.given
+            here = next(self.inner.parameters()).device  # that of the layer before may be another
+            self.first = (self.given.float() if self.in_float32 else self.given).to(here)
         self.input = hidden = self.first
         if named:
             kwargs["hidden_states"] = hidden
@@ -169,10 +171,16 @@ class _ProbeCache(Cache):
 
 
 def _can_be_float32(weight: Tensor) -> bool:
-    is_plain = type(weight.data) is Tensor and weight.is_floating_point()
-    return is_plain or (hasattr(weight, "dequantize") and type(weight.data) is not Tensor)
+    if _is_plain(weight):
+        return weight.is_floating_point()
+    return hasattr(weight, "dequantize")
 
 
 def _float32(weight: Tensor) -> Tensor:
-    dense: Tensor = weight if type(weight.data) is Tensor else weight.dequantize()
+    dense: Tensor = weight if _is_plain(weight) else weight.dequantize()
     return dense.float()
+
+
+def _is_plain(weight: Tensor) -> bool:
+    """Whether a weight is what it says, whole or, in tensor parallel, a part of it."""
+    return type(weight.data) is Tensor or is_sharded(weight)

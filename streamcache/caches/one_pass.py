@@ -85,13 +85,14 @@ class OnePass:
         for seen in range(self.seen, self.seen + n_tokens):
             evicted += checked_drop(self.policy, seen, seen - evicted)
             counts.append(evicted)
-        self._band = Band(self.seen, counts, self.policy.n_sink, tokens.device)
+        self._counts = counts
+        self._bands: dict[torch.device, Band] = {}  # the layers may lie on several devices
         self._angles: dict[int, tuple[Angles, Angles]] = {}
         self._tables: dict[tuple[int, int], tuple[RopeTable, RopeTable]] = {}
         with use_attention(self._attend):
             output = forward_unrotated(self.model, tokens, **options)
+        self._first_key = oldest_in_run(counts[0], self.policy.n_sink)
         self.seen, self.evicted, self._ahead = self.seen + n_tokens, evicted, 0
-        self._first_key = self._band.first_key
         return output
 
     @torch.no_grad()
@@ -123,6 +124,7 @@ class OnePass:
 
     def _take(self, layer: int, held: States) -> None:
         """Go on from what a layer holds."""
+        held = States(*(states.to(self.layers[layer].device) for states in held))
         n_sink, oldest = self.policy.n_sink, self._first_key
         tokens = torch.arange(oldest, self.seen, device=held.keys.device)
         if self.evicted:
@@ -137,13 +139,13 @@ class OnePass:
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scores: Scores
     ) -> Tensor:
         """Unrotated states [B, H, n, D] to [B, n, H, Dv]: see `attention_override.Attention`."""
-        rotation, band = self.layers[layer].rotation, self._band
+        rotation, band = self.layers[layer].rotation, self._band_on(query.device)
         query, key = query.to(value.dtype), key.to(value.dtype)  # autocast mixes them
         if _TRITON and query.is_cuda and query.element_size() == 2 and query.shape[-1] <= 256:
             return self._attend_by_kernels(layer, query, States(key, value), scores)
         to_sinks = query
         if rotation is not None:
-            here, in_cache = self._angles_of(rotation)
+            here, in_cache = self._angles_of(rotation, band)
             if band.has_evicted and band.n_sink:
                 to_sinks = rotate(query, rotation, in_cache)
             query, key = rotate(query, rotation, here), rotate(key, rotation, here)
@@ -162,8 +164,8 @@ class OnePass:
         """The same by two kernels, which rotate the states as they read them."""
         from streamcache.caches import retained_attention_triton as kernels
 
-        rotation, band = self.layers[layer].rotation, self._band
-        tables = self._tables_of(rotation, query.shape[-1]) if rotation else (None, None)
+        rotation, band = self.layers[layer].rotation, self._band_on(query.device)
+        tables = self._tables_of(rotation, query.shape[-1], band) if rotation else (None, None)
         before, n_held = self._runs.get(layer), band.first - band.first_key
         batch, n_heads, n_new, _ = new.keys.shape
         run = States(*(s.new_empty(batch, n_heads, n_held + n_new, s.shape[-1]) for s in new))
@@ -178,18 +180,24 @@ class OnePass:
         limits = band.limits(scores.sliding_window)
         return kernels.attend(query, run, self._sinks[layer], *limits, tables, scores)
 
-    def _tables_of(self, rotation: Rotation, width: int) -> tuple[RopeTable, RopeTable]:
+    def _band_on(self, device: torch.device) -> Band:
+        """The band of the block at work, for the layers on a device."""
+        if device not in self._bands:
+            self._bands[device] = Band(self.seen, self._counts, self.policy.n_sink, device)
+        return self._bands[device]
+
+    def _tables_of(self, rotation: Rotation, width: int, band: Band) -> tuple[RopeTable, RopeTable]:
         """What `_angles_of` gives, as tables for states of a width."""
         if (id(rotation), width) not in self._tables:
-            tokens, evicted = self._band.queries()
+            tokens, evicted = band.queries()
             in_cache = RopeTable.at(rotation, width, tokens - evicted)
             self._tables[id(rotation), width] = RopeTable.at(rotation, width, tokens), in_cache
         return self._tables[id(rotation), width]
 
-    def _angles_of(self, rotation: Rotation) -> tuple["Angles", "Angles"]:
+    def _angles_of(self, rotation: Rotation, band: Band) -> tuple["Angles", "Angles"]:
         """Of the block's tokens: to their numbers, and to their places after all evictions."""
         if id(rotation) not in self._angles:
-            tokens, evicted = self._band.queries()
+            tokens, evicted = band.queries()
             self._angles[id(rotation)] = (
                 angles(rotation, tokens),
                 angles(rotation, tokens - evicted),

@@ -35,12 +35,14 @@ class LayerGeometry:
     Attributes:
         n_kv_heads, key_dim, value_dim: shape of the states: [batch, n_kv_heads, tokens, dim].
         rotation: how its keys turn; None for a layer without RoPE (NoPE, ALiBi).
+        device: where its keys and values are: the layers of a model may lie on several devices.
     """
 
     n_kv_heads: int
     key_dim: int
     value_dim: int
     rotation: Rotation | None
+    device: torch.device
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ def probe_rope(model: nn.Module) -> ModelGeometry:
 def _angles_of(decoder: PreTrainedModel) -> object:
     """What a geometry goes by: `.half()` rounds the frequencies that a model keeps, for good."""
     frequencies = [b.tolist() for name, b in decoder.named_buffers() if "inv_freq" in name]
-    return decoder.dtype, decoder.device, frequencies
+    return decoder.dtype, [p.device for p in decoder.parameters()], frequencies
 
 
 class _Probe:
@@ -127,9 +129,9 @@ class _Probe:
             found.append(self._rotation_of(layer, near, found[-1] if found else None))
         layers = tuple(
             LayerGeometry(
-                origin.keys[i].shape[1], origin.keys[i].shape[-1], origin.values[i].shape[-1], r
+                keys.shape[1], keys.shape[-1], origin.values[i].shape[-1], found[i], keys.device
             )
-            for i, r in enumerate(found)
+            for i, keys in sorted(origin.keys.items())
         )
         text = self.config.get_text_config(decoder=True)
         longest = None if any(found) else getattr(text, "max_seq_len", None)
@@ -169,8 +171,9 @@ class _Probe:
     ) -> Rotation | None:
         """What explains the keys of a layer best; `before` is that of the layer in front."""
         dim, device = self.origin.keys[layer].shape[-1], self.origin.keys[layer].device
-        fits = before is not None and before.start + 2 * before.inv_freq.shape[0] <= dim
-        first = [before, None] if fits else [None]
+        first: list[Rotation | None] = [None]
+        if before is not None and before.start + 2 * before.inv_freq.shape[0] <= dim:
+            first = [before.to(device), None]
         best, least = None, torch.inf
         for rotation in [*first, *_hypotheses(self.decoder, dim, device)]:
             errors = [self._error(rotation, layer, p, states) for p, states in near.items()]

@@ -78,11 +78,11 @@ class ReferenceCache(BoundedCache):
         }
 
     def _restore(self, numbers: dict[str, int], states: dict[str, Tensor]) -> None:
+        devices = self._devices()
         for name, held in states.items():
             kind, _, layer = name.partition(".")
-            rotation = self.geometry.layers[int(layer)].rotation
-            device = rotation.inv_freq.device if rotation else self._device
-            (self._keys if kind == "keys" else self._values)[int(layer)] = held.to(device)
+            states_of = self._keys if kind == "keys" else self._values
+            states_of[int(layer)] = held.to(devices[int(layer)])
 
     def _select(self, rows: Tensor) -> None:
         for states in (self._keys, self._values):

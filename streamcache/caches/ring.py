@@ -63,11 +63,11 @@ class RingCache(BoundedCache):
         )
 
     @torch.inference_mode(False)  # so that the stream may leave inference mode later
-    def allocate(self, batch: int, dtype: torch.dtype, device: torch.device) -> None:
-        """Make the slots, and the tables to rotate queries and keys by."""
+    def allocate(self, batch: int, dtype: torch.dtype) -> None:
+        """Make the slots, and the tables to rotate queries and keys by, where the layers lie."""
         keys, values, tables = list[Tensor](), list[Tensor](), list[RopeTable | None]()
         made: list[tuple[Rotation, int, RopeTable]] = []
-        for layer in self.geometry.layers:
+        for layer, device in zip(self.geometry.layers, self._devices()):
             shape = (batch, layer.n_kv_heads, self.policy.capacity)
             keys.append(torch.zeros(*shape, layer.key_dim, dtype=dtype, device=device))
             values.append(torch.zeros(*shape, layer.value_dim, dtype=dtype, device=device))
@@ -189,13 +189,10 @@ class RingCache(BoundedCache):
 
     def _append(self, layer_idx: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         if not self.keys or (self.seen == 0 and keys.shape[0] != self.batch_size):
-            self.allocate(keys.shape[0], keys.dtype, keys.device)
+            self.allocate(keys.shape[0], keys.dtype)
         n_sink, end = self.policy.n_sink, self.seen + keys.shape[-2]
         held = self.keys[layer_idx], self.values[layer_idx]
-        new = self._slots(self.seen, end)
-        kept = torch.cat(
-            [self._slots(0, min(n_sink, end)), self._slots(n_sink + self.evicted, end)]
-        )
+        new, kept = self._slots(layer_idx, self.seen, end), self._slots_held(layer_idx, end)
         for slots, states in zip(held, (keys, values)):
             slots.index_copy_(2, new, states.to(slots.dtype))  # autocast mixes them
         all_keys, all_values = (slots.index_select(2, kept) for slots in held)
@@ -206,8 +203,7 @@ class RingCache(BoundedCache):
 
     def _held(self, layer_idx: int, begin: int = 0, end: int | None = None) -> States:
         n_sink = self.policy.n_sink
-        run = self._slots(n_sink + self.evicted, self.seen)
-        slots = torch.cat([self._slots(0, min(n_sink, self.seen)), run])[begin:end]
+        slots = self._slots_held(layer_idx, self.seen)[begin:end]
         keys = self.keys[layer_idx].index_select(2, slots)
         values = self.values[layer_idx].index_select(2, slots)
         # Sinks keep the position that they came with, before any was started anew.
@@ -217,12 +213,10 @@ class RingCache(BoundedCache):
         return States(rotated(widened(keys), rotation, -position[begin:end]), values)
 
     def _hold(self, held: Iterable[States]) -> None:
-        n_sink = self.policy.n_sink
         for layer_idx, (keys, values) in enumerate(held):
             if not self.keys or values.shape[0] != self.batch_size:
-                self.allocate(values.shape[0], values.dtype, values.device)
-            run = self._slots(n_sink + self.evicted, self.seen)
-            slots = torch.cat([self._slots(0, min(n_sink, self.seen)), run])
+                self.allocate(values.shape[0], values.dtype)
+            slots = self._slots_held(layer_idx, self.seen)
             place = torch.arange(self.size, device=keys.device)
             keys = rotated(keys, self.geometry.layers[layer_idx].rotation, place)
             for all_slots, states in ((self.keys, keys), (self.values, values)):
@@ -244,32 +238,37 @@ class RingCache(BoundedCache):
             return
         like = states["values.0"]
         if like.shape[0] != self.batch_size:
-            self.allocate(like.shape[0], like.dtype, self._device)
+            self.allocate(like.shape[0], like.dtype)
         for i, (keys, values) in enumerate(zip(self.keys, self.values)):
             keys.copy_(states[f"keys.{i}"])
             values.copy_(states[f"values.{i}"])
 
     def _put_back(self, n: int, entries: list[States]) -> bool:
         end = self.policy.n_sink + self.evicted
-        slots = self._slots(end - n, end)
         for layer_idx, (keys, values) in enumerate(entries):
+            slots = self._slots(layer_idx, end - n, end)
             position = torch.arange(end - n, end, device=keys.device) - self.base
             keys = rotated(keys, self.geometry.layers[layer_idx].rotation, position)
             for all_slots, states in ((self.keys, keys), (self.values, values)):
                 all_slots[layer_idx].index_copy_(2, slots, states.to(all_slots[layer_idx].dtype))
         return True
 
-    def _slots(self, begin: int, end: int) -> Tensor:
-        tokens = torch.arange(begin, max(begin, end), device=self.keys[0].device)
+    def _slots_held(self, layer_idx: int, end: int) -> Tensor:
+        """Where a layer has the tokens before `end` that are held, in order."""
+        n_sink = self.policy.n_sink
+        sinks = self._slots(layer_idx, 0, min(n_sink, end))
+        return torch.cat([sinks, self._slots(layer_idx, n_sink + self.evicted, end)])
+
+    def _slots(self, layer_idx: int, begin: int, end: int) -> Tensor:
+        tokens = torch.arange(begin, max(begin, end), device=self.keys[layer_idx].device)
         n_sink = self.policy.n_sink
         return torch.where(tokens < n_sink, tokens, n_sink + (tokens - n_sink) % self._run)
 
     @torch.inference_mode(False)
     def _select(self, rows: Tensor) -> None:
         if self.keys:
-            rows = rows.to(self.keys[0].device)
-            self.keys = [keys.index_select(0, rows) for keys in self.keys]
-            self.values = [values.index_select(0, rows) for values in self.values]
+            self.keys = [keys.index_select(0, rows.to(keys.device)) for keys in self.keys]
+            self.values = [held.index_select(0, rows.to(held.device)) for held in self.values]
 
     @property
     def batch_size(self) -> int:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from streamcache.files import write_bytes
 from streamcache.policy import Policy, fields_that_are_set
+from streamcache.ranks import own_path
 
 _VERSION = "1"
 _SAMPLED = 64  # values of each weight that enter the digest as they are
@@ -71,7 +72,7 @@ def write_stream(
     described = {**owner._asdict(), "numbers": json.dumps(numbers, sort_keys=True)}
     described |= {"schema": f"streamcache-stream-{_VERSION}"}
     described["digest"] = _digest(described, states)
-    write_bytes(path, save(states, described))
+    write_bytes(own_path(path), save(states, described), by_every_rank=True)
 
 
 def read_stream(
@@ -92,6 +93,7 @@ def read_stream(
         OSError: the file cannot be read.
         StreamFileError: it holds no such stream, or that of another owner, or was damaged.
     """
+    path = own_path(path)
     if not path.is_file():
         raise FileNotFoundError(errno.ENOENT, "no such file", str(path))
     try:

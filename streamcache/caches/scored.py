@@ -139,9 +139,10 @@ class ScoredCache(ReferenceCache):
         return states
 
     def _restore(self, numbers: dict[str, int], states: dict[str, Tensor]) -> None:
+        devices = self._devices()
         for name in [name for name in states if name.startswith("received.")]:
             layer = int(name.partition(".")[2])
-            self._received[layer] = states.pop(name).to(self._device)
+            self._received[layer] = states.pop(name).to(devices[layer])
         super()._restore(numbers, states)
 
     def _select(self, rows: Tensor) -> None:

@@ -5,6 +5,7 @@ every thread that calls the model shares. What is measured or decoded therefore 
 """
 
 import copy
+from types import CellType, FunctionType, MethodType
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
@@ -23,6 +24,10 @@ def shared_copy(model: Model) -> Model:
     for module in modules:
         loose = (value for value in _state(module).values() if isinstance(value, Tensor))
         memo.update((id(x), x) for x in (*_tensors(module), *_hooks(module), *loose))
+    for module in modules:
+        for value in _state(module).values():
+            if isinstance(value, FunctionType):
+                _rebound(value, memo)
     for module in modules:
         vars(memo[id(module)]).update(copy.deepcopy(_state(module), memo))
     shared: Model = memo[id(model)]
@@ -60,6 +65,27 @@ def _state(module: nn.Module) -> dict[str, Any]:
             kept = {k: v for k, v in value.copy().items() if not _is_ours(v)}
             state[name] = type(value)(kept)
     return state
+
+
+def _rebound(value: Any, memo: dict[int, Any]) -> Any:
+    """What a function refers to, of the copies: tensor parallel gives a module a `forward` that
+    is a function around the module's own, which deepcopy would leave as it is."""
+    if isinstance(value, nn.Module):
+        return memo.get(id(value), value)
+    if isinstance(value, MethodType):
+        return MethodType(value.__func__, _rebound(value.__self__, memo))
+    if not isinstance(value, FunctionType) or not value.__closure__:
+        return value
+    if id(value) not in memo:
+        cells = tuple(CellType() for _ in value.__closure__)
+        made = FunctionType(
+            value.__code__, value.__globals__, value.__name__, value.__defaults__, cells
+        )
+        made.__kwdefaults__ = value.__kwdefaults__
+        memo[id(value)] = made  # now: a function may refer to itself
+        for cell, own in zip(cells, value.__closure__):
+            cell.cell_contents = _rebound(own.cell_contents, memo)
+    return memo[id(value)]
 
 
 def _is_ours(hook: object) -> bool:

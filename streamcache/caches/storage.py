@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from streamcache.caches.probe import ModelGeometry
+from streamcache.caches.probe import ModelGeometry, probe_rope
 from streamcache.caches.protocol import EndlessCache
 from streamcache.caches.retained_attention import States
 from streamcache.caches.saved import BATCH, Form, Layout
@@ -39,9 +39,9 @@ class Storage(EndlessCache, ABC):
         """Entries held."""
         return self.seen - self.evicted
 
-    @property
-    def _device(self) -> torch.device:
-        return next(self._model.parameters()).device
+    def _devices(self) -> list[torch.device]:
+        """Where the layers lie now, one by one."""
+        return [layer.device for layer in probe_rope(self._model).layers]
 
     @abstractmethod
     def _make_room(self, n_tokens: int, n_evicted: int, base: int) -> None:

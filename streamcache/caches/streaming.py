@@ -28,7 +28,7 @@ class _Shape(NamedTuple):
     key_dim: int
     value_dim: int
     rotation: tuple[str, int, int] | None
-    device: torch.device | None
+    device: torch.device
 
 
 class StreamingCache(BoundedCache):
@@ -167,8 +167,9 @@ class StreamingCache(BoundedCache):
 
     def _restore(self, numbers: dict[str, int], states: dict[str, Tensor]) -> None:
         self._begin = numbers["begin"]
+        devices = self._devices()
         for i, arena in enumerate(self._arenas):
-            device = arena.rotation.inv_freq.device if arena.rotation else self._device
+            device = next(devices[i] for i, (home, _) in self._home.items() if home is arena)
             own = {k.partition(".")[2]: v for k, v in states.items() if k.startswith(f"{i}.")}
             if own:
                 arena.restore(self._begin, {name: held.to(device) for name, held in own.items()})
@@ -221,5 +222,4 @@ class RerotatingCache(StreamingCache):
 def _shape_of(layer: LayerGeometry) -> _Shape:
     rotation = layer.rotation
     kind = (rotation.layout, rotation.start, rotation.inv_freq.shape[0]) if rotation else None
-    device = rotation.inv_freq.device if rotation else None
-    return _Shape(layer.n_kv_heads, layer.key_dim, layer.value_dim, kind, device)
+    return _Shape(layer.n_kv_heads, layer.key_dim, layer.value_dim, kind, layer.device)

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 
 import click
 
-from streamcache.cli.console import err, print_in_any_encoding, show
+from streamcache import ranks
+from streamcache.cli.console import err, out, print_in_any_encoding, show
 from streamcache.cli.declarations import COMMANDS
 from streamcache.policy import PolicyError
 from streamcache.report.plain import plain
@@ -28,9 +29,13 @@ def commands() -> None:
 def main() -> None:
     """Entry point: runs a command and turns what a user can cause into one line."""
     print_in_any_encoding()
+    if ranks.rank():  # of the processes that torchrun has started the first one prints
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+        out.quiet = err.quiet = True
     try:
         with _quietly():
             status = commands.main(standalone_mode=False)
+        ranks.leave()
     except click.exceptions.NoArgsIsHelpError as error:
         err.print(error.format_message())
         sys.exit(2)
@@ -70,7 +75,7 @@ def _quietly() -> Iterator[None]:
     said: set[str] = set()
 
     def show(message: Warning | str, *_: object, **__: object) -> None:
-        if (text := " ".join(str(message).split())) not in said:
+        if (text := " ".join(str(message).split())) not in said and not ranks.rank():
             said.add(text)
             print(f"warning: {plain(text)}", file=sys.stderr)
 
@@ -91,5 +96,6 @@ def _show_what_was_not_kept(error: OSError) -> None:
 
 
 def _fail(message: str) -> None:
-    print(f"streamcache: {plain(' '.join(message.split()))}", file=sys.stderr)
+    if not ranks.rank():
+        print(f"streamcache: {plain(' '.join(message.split()))}", file=sys.stderr)
     sys.exit(2)

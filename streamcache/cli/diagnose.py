@@ -78,7 +78,7 @@ def diagnose(
         configuration=name,
         against=other.name,
         workload=workload.record,
-        environment=environment(workload.loaded.model.device),
+        environment=environment(workload.loaded.model.device, workload.loaded.n_devices),
         evictions=count_evictions(policy, len(nll)),
         first_position=first + 1,
         difference=difference((nll - nll_other)[first:]),

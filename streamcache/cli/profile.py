@@ -40,7 +40,7 @@ def profile(
         label=configuration.name,
         configuration=identity(configuration),
         workload=workload.record,
-        environment=environment(loaded.model.device),
+        environment=environment(loaded.model.device, loaded.n_devices),
         step=step,
     )
     name = f"{found.workload.model} {found.workload.dtype} {configuration.name}"

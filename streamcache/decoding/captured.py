@@ -33,6 +33,7 @@ from streamcache.decoding.kernels.fusion import fused
 from streamcache.decoding.kernels.int8 import with_int8_kernels
 from streamcache.decoding.kernels.linear import KernelLinearMode
 from streamcache.decoding.nll import require_causal_lm
+from streamcache.decoding.parts import UnknownPartsError, with_plain_parts
 from streamcache.policy import Policy
 
 _PLANNED = 1024  # steps on the device, times streams of unequal length
@@ -124,7 +125,7 @@ class CapturedDecoder:
     def _allocate(self, policy: Policy) -> None:
         model, batch, device = self.model, self.batch, self.model.device
         self.cache = RingCache(self.model, policy)
-        self.cache.allocate(batch, model.dtype, device)
+        self.cache.allocate(batch, model.dtype)
         self._slots = self.cache.keys, self.cache.values, self.cache.rope_tables
         self._token = torch.zeros(batch, 1, dtype=torch.long, device=device)
         numbers = batch, len(Step._fields)
@@ -141,6 +142,12 @@ class CapturedDecoder:
 
     def _build(self, compile: bool) -> None:
         device = self.model.device
+        if len({layer.device for layer in self.cache.geometry.layers} | {device}) > 1:
+            self.eager_because = (
+                "its layers lie on several devices; over several cards steps are captured in "
+                "tensor parallel (torchrun)"
+            )
+            return
         self._try_attention()
         if device.type != "cuda":
             self.eager_because = self.eager_because or f"CUDA graphs do not run on {device}"
@@ -302,12 +309,12 @@ class CapturedDecoder:
     def _try_attention(self) -> None:
         """Have the layers attend to the ring; where they cannot, `eager_because` says why."""
         try:
-            self._copy = with_override(self.model)
+            self._copy = with_plain_parts(with_override(self.model))
             self._replan()
             self._decode()
         except Exception as error:
             self._copy = None
-            is_known = isinstance(error, AttentionOverrideError)
+            is_known = isinstance(error, AttentionOverrideError | UnknownPartsError)
             reason = str(error) if is_known else f"a step failed ({type(error).__name__})"
             self.eager_because = f"its attention cannot be replaced: {reason}"
 

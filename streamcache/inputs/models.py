@@ -15,12 +15,14 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from streamcache import ranks
 from streamcache.files import sha256_of
 from streamcache.inputs import smollm2
 from streamcache.inputs.gguf import is_gguf
+from streamcache.inputs.placement import Placement, PlacementError, lay, n_devices, placement
 from streamcache.inputs.pretrained import ModelError as ModelError
 from streamcache.inputs.pretrained import pretrained
-from streamcache.inputs.quantize import Quantization, quantize
+from streamcache.inputs.quantize import Quantization, QuantizationError, quantize
 from streamcache.inputs.shapes import SHAPES, config_of
 
 _auto: Any = AutoModelForCausalLM  # its types are those of no real model
@@ -68,6 +70,11 @@ class LoadedModel:
     revision: str
     quantization: Quantization | None = None
 
+    @property
+    def n_devices(self) -> int:
+        """Over how many devices the model is laid."""
+        return n_devices(self.model)
+
 
 def load_model(
     name: str = "reference",
@@ -86,7 +93,8 @@ def load_model(
             "org/name".
         revision: commit of a hub id; None is the pinned one, and an error where none is pinned.
         dtype: "float32", "float16", "bfloat16" or "auto": float32 on a CPU, float16 on a GPU.
-        device: "cpu", "cuda" or "cuda:<index>".
+        device: "cpu", "cuda", "cuda:<index>", or "auto": layer by layer over all cards. Where
+            torchrun has started several processes, each has a part of every layer.
         quantization: of the weights, "int8" or "int4": see `quantize`.
 
     Raises:
@@ -97,15 +105,22 @@ def load_model(
     """
     loaded = _load(name, revision, dtype, device)
     if quantization is not None:
+        if ranks.is_together():
+            raise QuantizationError("processes of torchrun have parts of weights as they are only")
         quantize(loaded.model, quantization)
     return replace(loaded, quantization=quantization)
 
 
 def _load(name: str, revision: str | None, dtype: str, device: str | torch.device) -> LoadedModel:
-    found_device = _device(device)
-    found_dtype = _dtype(dtype, found_device)
-    if found_device.type == "cuda":
-        torch.cuda.set_device(found_device)  # where events and graphs go, too
+    try:
+        where = placement(device)
+    except PlacementError as error:
+        raise ModelError(str(error)) from None
+    found_dtype = _dtype(dtype, where.device)
+    if where.device.type == "cuda":
+        torch.cuda.set_device(where.device)  # where events and graphs go, too
+    if where.over == "processes":
+        ranks.join()
     kind, _, shape = name.partition(":")
     path = Path(name)
     is_kept = kind == "random" or name in ("reference", smollm2.NAME)
@@ -114,7 +129,7 @@ def _load(name: str, revision: str | None, dtype: str, device: str | torch.devic
         raise ModelError(f"a revision is for hub ids only, and {name!r} is none")
 
     if kind == "random":
-        return _random(shape, found_dtype, found_device)
+        return _random(shape, found_dtype, where)
     source: str | Path = path.resolve()
     label = path.resolve().name
     if is_hub:
@@ -127,24 +142,13 @@ def _load(name: str, revision: str | None, dtype: str, device: str | torch.devic
         commit = _short(sha256_of([_existing(path)]))
     else:
         commit = _digest(path.resolve(), _DESCRIBE)
-    return LoadedModel(*pretrained(source, commit, found_dtype, found_device), label, commit)
+    return LoadedModel(*pretrained(source, commit, found_dtype, where), label, commit)
 
 
 def _existing(path: Path) -> Path:
     if not path.is_file():
         raise ModelError(f"no file {path}")
     return path
-
-
-def _device(device: str | torch.device) -> torch.device:
-    gpus = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
-    known = ["cpu", "cuda", *gpus] if gpus else ["cpu"]
-    if str(device) not in known:
-        raise ModelError(f"no device {str(device)!r} here: give one of {', '.join(known)}")
-    found = torch.device(device)
-    if found.type == "cuda" and found.index is None:
-        return torch.device("cuda", torch.cuda.current_device())
-    return found
 
 
 def _dtype(dtype: str, device: torch.device) -> torch.dtype:
@@ -186,13 +190,14 @@ def _short(digest: str) -> str:
     return f"sha256:{digest[:16]}"
 
 
-def _random(shape: str, dtype: torch.dtype, device: torch.device) -> LoadedModel:
-    config = _config(shape)
+def _random(shape: str, dtype: torch.dtype, where: Placement) -> LoadedModel:
+    config, device = _config(shape), where.device
     # Made where it will be used, in its dtype: on a GPU billions of weights take seconds.
     with torch.random.fork_rng([device] if device.type == "cuda" else []), device:
         torch.manual_seed(0)
         model = _auto.from_config(config, dtype=dtype)
-    return LoadedModel(model.eval().requires_grad_(False), None, f"random:{shape}", "seed0")
+    model = lay(model.eval().requires_grad_(False), where)
+    return LoadedModel(model, None, f"random:{shape}", "seed0")
 
 
 def _config(shape: str) -> PreTrainedConfig:

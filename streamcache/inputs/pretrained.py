@@ -17,6 +17,7 @@ from transformers import (
 
 from streamcache.extras import MissingExtra
 from streamcache.inputs import gguf
+from streamcache.inputs.placement import Placement
 
 _auto: Any = AutoModelForCausalLM  # its types are those of no real model
 
@@ -29,7 +30,7 @@ class ModelError(ValueError):
 
 
 def pretrained(
-    source: str | Path, revision: str, dtype: torch.dtype, device: torch.device
+    source: str | Path, revision: str, dtype: torch.dtype, where_to: Placement
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
     """A causal language model in eval mode, without gradients, and its tokenizer if it has one.
 
@@ -42,7 +43,7 @@ def pretrained(
         ModelError: it cannot be loaded, lacks weights, or has more than its config says.
     """
     where: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
-    form: dict[str, Any] = {"dtype": dtype, "use_safetensors": True}
+    form: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, **where_to.options}
     file = source if isinstance(source, Path) and gguf.is_gguf(source) else None
     folder = source if file is None else file.parent
     try:
@@ -85,7 +86,9 @@ def pretrained(
         )
     if file is not None:
         gguf.as_dense(model)
-    return model.to(device).eval().requires_grad_(False), tokenizer
+    if where_to.over == "one":
+        model = model.to(where_to.device)
+    return model.eval().requires_grad_(False), tokenizer
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 from streamcache.extras import require
 from streamcache.files import sha256_of
+from streamcache.inputs.placement import Placement
 from streamcache.inputs.pretrained import ModelError, pretrained
 
 NAME = "smollm2-135m"
@@ -70,7 +71,7 @@ def _packaged() -> Path:
 
 
 def _convert(file: Path, to: Path) -> None:
-    model, tokenizer = pretrained(file, "main", torch.float32, torch.device("cpu"))
+    model, tokenizer = pretrained(file, "main", torch.float32, Placement(torch.device("cpu")))
     assert tokenizer is not None
     model.config.save_pretrained(to)
     tokenizer.save_pretrained(to)

@@ -73,7 +73,7 @@ def check_baseline(
     if not stored.recomputes:
         raise RecordError(f"{path} is not a recompute baseline: it is a record of {stored.label}")
     wanted_at = workload.record
-    where = environment(workload.timed_model.model.device)
+    where = environment(workload.timed_model.model.device, workload.timed_model.n_devices)
     has_positions = stored.quality.late_positions if stored.quality else 0
     pairs: list[tuple[str, object, object]] = [
         (name, getattr(stored.workload, name), getattr(wanted_at, name))

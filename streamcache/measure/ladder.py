@@ -139,7 +139,9 @@ def measure_ladder(
         finished(rows[-1])
     dtype = str(loaded.model.dtype).removeprefix("torch.")
     described = f"{dtype} {loaded.quantization}" if loaded.quantization else dtype
-    return Ladder(loaded.name, described, environment(device), rate / 1e12, tuple(rows))
+    return Ladder(
+        loaded.name, described, environment(device, loaded.n_devices), rate / 1e12, tuple(rows)
+    )
 
 
 def decode_row(

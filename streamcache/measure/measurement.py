@@ -193,11 +193,12 @@ class Measurement:
     path: Path | None = dataclasses.field(default=None, compare=False)
 
 
-def environment(device: torch.device) -> Environment:
-    """This process, measuring on `device`."""
-    on_gpu = device.type == "cuda"
+def environment(device: torch.device, n_devices: int = 1) -> Environment:
+    """This process, measuring on `device`, and on others like it."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    name = name or f"cpu {platform.machine()}"
     return Environment(
-        device=torch.cuda.get_device_name(device) if on_gpu else f"cpu {platform.machine()}",
+        device=name if n_devices == 1 else f"{n_devices} x {name}",
         cpu=cpu_model(),
         torch=str(torch.__version__),
         transformers=transformers.__version__,

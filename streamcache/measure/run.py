@@ -33,6 +33,7 @@ from streamcache.measure.steps import decoded_nll
 from streamcache.measure.store import Store, state_path
 from streamcache.measure.workload import Workload
 from streamcache.policy import Evictions, count_evictions
+from streamcache.ranks import is_together
 
 Method = Literal["one-pass", "sequential"]
 
@@ -194,7 +195,7 @@ def _stored(
         return baseline_file, found
     if store is None:
         return None, None
-    where = environment(workload.timed_model.model.device)
+    where = environment(workload.timed_model.model.device, workload.timed_model.n_devices)
     positions = positions_of(what, workload) if configuration.recomputes else 0
     path = store.path(configuration, workload.record, where, positions)
     return path, store.find(path)
@@ -241,7 +242,9 @@ def _ppl(
     with progress(configuration.name, len(ids) - 1) as advance:
         if what.ppl == "one-pass" and not configuration.refresh:
             method = "one-pass"
-            checkpoint = None if path is None else Checkpoint(state_path(path))
+            # Processes that run one model together would go on from unlike tokens.
+            is_kept = path is not None and not is_together()
+            checkpoint = Checkpoint(state_path(path)) if path and is_kept else None
             found = streaming_nll(
                 workload.loaded.model, ids, configuration.policy, advance, checkpoint
             )
@@ -260,7 +263,8 @@ def _record(
     speed: Speed | None,
     notes: tuple[str, ...],
 ) -> Record:
-    policy, device = configuration.policy, workload.timed_model.model.device
+    policy, timed = configuration.policy, workload.timed_model
+    device = timed.model.device
     fed = len(workload.text.input_ids) - 1
     evictions = Evictions(0, 0, 0) if configuration.recomputes else count_evictions(policy, fed)
     return Record(
@@ -268,7 +272,7 @@ def _record(
         configuration=identity(configuration),
         sizes=Sizes.of(policy, configuration.overlap, configuration.refresh),
         workload=workload.record,
-        environment=environment(device),
+        environment=environment(device, timed.n_devices),
         quality=quality,
         speed=speed,
         evictions=evictions,

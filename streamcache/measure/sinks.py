@@ -118,7 +118,7 @@ def measure_sinks(
         n_attended, why_not = 0, str(error)
     return Sinks(
         workload.record,
-        environment(workload.loaded.model.device),
+        environment(workload.loaded.model.device, workload.loaded.n_devices),
         total,
         tuple(rows),
         n_attended,

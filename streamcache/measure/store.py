@@ -25,6 +25,7 @@ from streamcache.measure.measurement import (
     read,
     write,
 )
+from streamcache.ranks import is_first, of_first
 
 
 class NotKeptError(OSError):
@@ -75,6 +76,9 @@ class Store:
         Raises:
             NotKeptError: it could not be written. What was there before still is.
         """
+        return of_first(lambda: self._put(path, measurement))
+
+    def _put(self, path: Path, measurement: Measurement) -> Measurement:
         within = self.folder if path.is_relative_to(self.folder) else None  # else named by the user
         try:
             kept = write(self._same(path), measurement, within)
@@ -87,6 +91,9 @@ class Store:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Measure alone: another run in the same folder waits, and then finds what was measured."""
+        if not is_first():  # the first of the processes that measure together has it
+            yield
+            return
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
             self._lock.acquire(timeout=0)

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from streamcache.inputs.models import REFERENCE_FOLDER, ModelError, load_model
+from streamcache.inputs.placement import Placement
 from streamcache.inputs.shapes import SHAPES
 from tests.tiny import tiny
 
@@ -186,7 +187,9 @@ def test_random_weights_are_always_the_same_and_leave_torchs_numbers_alone(
 def test_shapes_have_the_published_numbers_of_parameters(
     shape: str, parameters: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("streamcache.inputs.models._device", torch.device)
+    monkeypatch.setattr(
+        "streamcache.inputs.models.placement", lambda where: Placement(torch.device(where))
+    )
     model = load_model(f"random:{shape}", device="meta").model
     assert sum(parameter.numel() for parameter in model.parameters()) == parameters
 

@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from streamcache.decoding.kernels import int8, linear  # noqa: F401 (int8 registers its op)
 from streamcache.decoding.kernels.fold_rope import drop_rotations
+from streamcache.decoding.kernels.ranks import move_sums_inside
 
 _MOST = 3  # layers a launch
 _INT8 = torch.ops.streamcache.int8_linear.default
@@ -45,6 +46,7 @@ def fuse(module: GraphModule) -> None:
         if _does_nothing(node):
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
+    move_sums_inside(graph)
     for node in list(graph.nodes):
         if node.target is operator.add and not _is_part_of_a_sum(node):
             _fuse_sum(graph, node)
