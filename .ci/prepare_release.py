@@ -2,6 +2,7 @@
 
     python .ci/prepare_release.py https://forge.example/owner/streamcache v0.1.0
 
+It refuses a tag of another version, and one whose changelog has not been collected from `changes`.
 The README's links to files become absolute, and the project gets its URLs: in a clone links are
 relative, so that they lead to the files of the clone. It changes the working tree and is run by the
 release workflow only.
@@ -42,9 +43,20 @@ def with_urls(project: str, repository: str, tag: str) -> str:
     return head + "\n".join(["[project.urls]", *lines, "", ""]) + mark + rest
 
 
+def require_changelog(root: Path) -> None:
+    left = [path.name for path in sorted((root / "changes").glob("*.*.md"))]
+    if left:
+        sys.exit(
+            f"changes/{left[0]} is not in the changelog: run towncrier build, see changes/README.md"
+        )
+    if f"\n## {VERSION} " not in (root / "CHANGELOG.md").read_text(encoding="utf-8"):
+        sys.exit(f"CHANGELOG.md has no section {VERSION}: see changes/README.md")
+
+
 def main(repository: str, tag: str, root: Path) -> None:
     if tag != f"v{VERSION}":
         sys.exit(f"the tag is {tag} and the version {VERSION}: the tag must be v{VERSION}")
+    require_changelog(root)
     for name, change in (("README.md", absolute), ("pyproject.toml", with_urls)):
         path = root / name
         text = change(path.read_text(encoding="utf-8"), repository.rstrip("/"), tag)

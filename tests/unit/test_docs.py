@@ -211,6 +211,16 @@ def test_a_release_is_of_its_tag_and_shows_absolute_links(tmp_path: Path) -> Non
         (tmp_path / name).write_text((ROOT / name).read_text())
     with pytest.raises(SystemExit, match="the tag must be v"):
         release["main"]("https://forge.example/o/r", "v9", tmp_path)
+    fragment = tmp_path / "changes" / "a-thing.added.md"
+    fragment.parent.mkdir()
+    fragment.write_text("A thing.\n")
+    (tmp_path / "CHANGELOG.md").write_text("# Changelog\n")
+    with pytest.raises(SystemExit, match=r"a-thing.added.md is not in the changelog"):
+        release["main"]("https://forge.example/o/r", f"v{VERSION}", tmp_path)
+    fragment.unlink()
+    with pytest.raises(SystemExit, match=f"has no section {VERSION}"):
+        release["main"]("https://forge.example/o/r", f"v{VERSION}", tmp_path)
+    (tmp_path / "CHANGELOG.md").write_text(f"# Changelog\n\n## {VERSION} (2026-01-01)\n")
     release["main"]("https://forge.example/o/r", f"v{VERSION}", tmp_path)
     readme = (tmp_path / "README.md").read_text()
     links = re.findall(r"\]\(([^)]+)\)", readme)
@@ -231,9 +241,19 @@ def test_the_release_workflow_has_no_token_and_builds_what_tox_tests() -> None:
     )
 
 
+def test_every_change_has_a_kind_that_the_changelog_knows() -> None:
+    tomllib = pytest.importorskip("tomllib")  # of Python 3.11 and later
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["towncrier"]
+    assert settings["start_string"] in (ROOT / "CHANGELOG.md").read_text()
+    kinds = {kind["directory"] for kind in settings["type"]}
+    fragments = [p for p in (ROOT / settings["directory"]).iterdir() if p.name != "README.md"]
+    for path in fragments:
+        name, kind, suffix = path.name.split(".")
+        assert name and kind in kinds and suffix == "md" and path.read_text().strip(), path.name
+
+
 def test_the_version_is_the_same_everywhere() -> None:
     assert f"\nversion: {VERSION}\n" in (ROOT / "CITATION.cff").read_text()
-    assert f"\n## {VERSION}" in (ROOT / "CHANGELOG.md").read_text()
 
 
 # The example of docs/gate.md is a file of tests: test_golden_plugin.py runs it.
