@@ -19,7 +19,7 @@ _UNFINISHED = ".streamcache-"  # how the names of files begin that are being wri
 def write_bytes(
     path: Path, data: bytes, within: Path | None = None, by_every_rank: bool = False
 ) -> None:
-    """A reader sees the old file or the new one, never half; a link goes on pointing at its file.
+    """A reader sees the old file or the new one, never half; a link still points at its file.
 
     Args:
         within: a folder that no link may lead out of, since others may have put it there.
@@ -56,7 +56,7 @@ def _write(contents: Sequence[tuple[Path, bytes]], within: Path | None) -> None:
 
 
 def _write_unfinished(path: Path, data: bytes, within: Path | None) -> tuple[Path, Path]:
-    """A file beside the one that `path` leads to, which it shall become."""
+    """A temporary file next to the one that `path` leads to, which it will replace."""
     target = path.resolve()
     if within is not None and not target.is_relative_to(within.resolve()):
         raise OSError(errno.EPERM, f"not written: a link leads out of {within}", str(path))

@@ -185,7 +185,7 @@ def require_policy(policy: object) -> None:
     ]
     if missing:
         raise TypeError(
-            f"a {type(policy).__name__} is no policy, such as EvictionPolicy(4, 2044): it has no "
+            f"{type(policy).__name__} is not a policy (such as EvictionPolicy(4, 2044)): it has no "
             f"{', '.join(missing)}"
         )
 
@@ -193,11 +193,11 @@ def require_policy(policy: object) -> None:
 def require_counts(policy: Policy) -> None:
     """
     Raises:
-        PolicyError: the rule looks at content, so counts do not tell what it keeps.
+        PolicyError: the rule decides by content, so what it keeps does not follow from counts.
     """
     if getattr(policy, "by_content", False):
         raise PolicyError(
-            f"{type(policy).__name__} looks at content: it needs a ScoredCache, decodes token by "
+            f"{type(policy).__name__} decides by content: it needs a ScoredCache, decodes token by "
             "token, and has no one pass"
         )
 
@@ -269,7 +269,7 @@ def fields_that_are_set(settings: object) -> dict[str, str | int]:
     its `n_sink`, `floor` and `capacity` are its fields.
 
     Raises:
-        TypeError: a value is no string, integer or dataclass.
+        TypeError: a value is not a string, integer or dataclass.
         ValueError: a nested dataclass has a field of the same name.
     """
     identity: dict[str, str | int] = {}
@@ -306,7 +306,9 @@ def _index(name: str, value: object) -> int:
     try:
         return operator.index(value)  # type: ignore[arg-type]
     except TypeError:
-        raise TypeError(f"{name} is {value!r}, which is no string, integer or dataclass") from None
+        raise TypeError(
+            f"{name} is {value!r}, which is not a string, integer or dataclass"
+        ) from None
 
 
 def warn_beyond(policy: Policy, context: int | None) -> None:

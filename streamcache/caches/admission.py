@@ -20,7 +20,7 @@ def pretrained(model: nn.Module) -> PreTrainedModel:
         UnsupportedModelError: a wrapper feeds the model more than it is given.
     """
     if not isinstance(model, nn.Module):
-        raise TypeError(f"a {type(model).__name__} is no model of transformers")
+        raise TypeError(f"{type(model).__name__} is not a transformers model")
     for module in model.modules():
         if isinstance(module, PreTrainedModel):
             return module
@@ -30,7 +30,7 @@ def pretrained(model: nn.Module) -> PreTrainedModel:
                 f"cannot stream {type(module).__name__} with a bounded cache: its adapter puts "
                 "learned tokens or states before every input (PEFT prompt learning)"
             )
-    raise TypeError(f"{type(model).__name__} holds no model of transformers")
+    raise TypeError(f"{type(model).__name__} contains no transformers model")
 
 
 def decoder_of(model: nn.Module) -> PreTrainedModel:

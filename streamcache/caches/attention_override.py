@@ -1,4 +1,4 @@
-"""Running a model with an attention function of ours, without changing anything about the model.
+"""Running a model with another attention function, without changing anything about the model.
 
 transformers looks its attention up by a name in the model's config. A copy that shares the model's
 weights (`shared_copy`) has the name that is registered here; what it attends by is the function

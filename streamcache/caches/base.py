@@ -28,7 +28,7 @@ class BoundedCache(Rows):
     """A KV cache that never holds more than `policy.capacity` entries.
 
     A subclass stores the states of the layers: it defines `_make_room`, `_append`, `_select`,
-    `_forget` and `batch_size`, and `_next_base` if it starts positions anew. One that holds what
+    `_forget` and `batch_size`, and `_next_base` if it re-bases positions. One that holds what
     the policy keeps, and nothing else, may define `_held` and `_hold` and say `takes_long_inputs`:
     long inputs then go through the model in one pass, and not in pieces.
 
@@ -77,14 +77,14 @@ class BoundedCache(Rows):
         limit = self.geometry.max_position
         if limit is not None and policy.capacity > limit:
             raise UnsupportedModelError(
-                f"{config.model_type} rotates its keys by a table that holds for {limit} positions "
-                f"and this cache holds {policy.capacity}; choose a smaller total"
+                f"{config.model_type} has a table of angles for {limit} positions only, and this "
+                f"cache can hold {policy.capacity} entries: choose a smaller total"
             )
         most = self.geometry.max_entries
         if most is not None and policy.capacity > most:
             raise UnsupportedModelError(
-                f"{config.model_type} attends to at most {most} tokens and this cache holds "
-                f"{policy.capacity}; choose a smaller total"
+                f"{config.model_type} attends to at most {most} tokens, and this cache can hold "
+                f"{policy.capacity} entries: choose a smaller total"
             )
         warn_beyond(policy, getattr(config, "max_position_embeddings", None))
         self._model = model
@@ -93,7 +93,7 @@ class BoundedCache(Rows):
         attach(self, model, decoder)
 
     def save(self, path: Path | str) -> None:
-        """Write the stream to a file, from which `load` goes on bit for bit.
+        """Write the stream to a file, from which `load` continues it bit for bit.
 
         Raises:
             OSError: it cannot be written.
@@ -143,7 +143,7 @@ class BoundedCache(Rows):
 
     @torch.inference_mode(False)  # so that a copy made in inference mode may leave it
     def __deepcopy__(self: Self, memo: dict[int, Any]) -> Self:
-        """A fork of the stream, which goes on by itself on the same model."""
+        """A fork of the stream, which continues by itself on the same model."""
         other = type(self).__new__(type(self))
         memo[id(self)] = other
         for shared in (self._model, self._fingerprint, self.geometry, self.policy):
@@ -155,7 +155,7 @@ class BoundedCache(Rows):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise TypeError(
-            "a bounded cache is of one model in one process, and cannot be pickled: "
+            "a bounded cache belongs to one model in one process and cannot be pickled: "
             "copy.deepcopy(cache) forks its stream"
         )
 

@@ -25,7 +25,7 @@ from streamcache.policy import checked_drop
 
 @dataclass
 class Forward:
-    """What the forward pass at work does to a cache."""
+    """What the current forward pass does to a cache."""
 
     n_tokens: int
     n_evicted: int  # entries to evict before the append
@@ -38,7 +38,7 @@ class Bookkeeping(Storage):
     """Counts tokens and entries, and knows whether all that was begun has been finished."""
 
     modules: tuple[nn.Module, ...]  # of the model, that have hooks for this cache
-    call: Call | None = None  # of the model, at work
+    call: Call | None = None  # the current call of the model
     _fingerprint: Fingerprint
     _recent: RecentEvictions
 
@@ -74,16 +74,18 @@ class Bookkeeping(Storage):
         """
         if self._half_fed:
             raise RuntimeError(
-                f"a long input was interrupted, and of its tokens some are among the {self.seen} "
-                "seen: reset() the cache to start anew"
+                "a long input was interrupted after some of its tokens had been fed "
+                f"({self.seen} tokens seen): call reset() and feed the stream again"
             )
         if self._damage:
-            raise RuntimeError(f"this cache was {self._damage}: reset() it to start anew")
+            raise RuntimeError(
+                f"this cache was {self._damage}: call reset() and feed the stream again"
+            )
 
     def require_same_model(self) -> None:
         """
         Raises:
-            RuntimeError: the model takes its angles from other numbers than when it was probed.
+            RuntimeError: the rotary frequencies have changed since the model was probed.
         """
         self._fingerprint.undo_growth()
         if not self._fingerprint.is_current():
@@ -100,12 +102,13 @@ class Bookkeeping(Storage):
     def prepare(self, n_tokens: int, rebase: bool = True) -> None:
         """Decide what the next forward evicts, and where its positions start; change nothing.
 
-        Where positions start anew, the next token gets a small position and what is held is
-        rotated to before it. So the angles a model takes in float32 stay small.
+        When positions are re-based, the next token gets a small position, and the keys that are
+        held are rotated to the positions before it. So the angles that a model computes in float32
+        stay small.
 
         Args:
-            n_tokens: of which only the first may evict.
-            rebase: whether the model can be told positions.
+            n_tokens: tokens of the forward pass; only the first of them may evict.
+            rebase: whether the model accepts positions.
         """
         n_evicted = checked_drop(self.policy, self.seen, self._size_before) - self._ahead
         self._forward = None
@@ -115,8 +118,8 @@ class Bookkeeping(Storage):
         if limit is not None and self.next_position + n_tokens > limit:
             self._forward = None
             raise UnsupportedModelError(
-                f"position {limit} is past the model's table of angles, and the model takes no "
-                "position_ids by which positions could start anew"
+                f"position {limit} is beyond the model's table of angles, and positions cannot be "
+                "re-based: the model takes no position_ids"
             )
 
     def evict(self) -> None:
@@ -144,14 +147,14 @@ class Bookkeeping(Storage):
         forward = self._prepared()
         if key_states.shape[-2] != forward.n_tokens or layer_idx in forward.updated:
             raise RuntimeError(
-                f"layer {layer_idx} appends {key_states.shape[-2]} tokens to the cache in a forward"
-                f" of {forward.n_tokens}, or a second time: it cannot be streamed"
+                f"layer {layer_idx} appends {key_states.shape[-2]} tokens in a forward pass of "
+                f"{forward.n_tokens}, or appends twice: the model cannot be streamed"
             )
         if not forward.has_room:
             if self.seen and key_states.shape[0] != self.batch_size:
                 raise ValueError(
-                    f"the cache holds a batch of {self.batch_size} streams and is given "
-                    f"{key_states.shape[0]}: reset() it to start anew"
+                    f"the cache holds a batch of {self.batch_size} streams and was given "
+                    f"{key_states.shape[0]}: call reset() before the batch size changes"
                 )
             self.evict()
         held = self._append(layer_idx, key_states.detach(), value_states.detach())
@@ -172,8 +175,8 @@ class Bookkeeping(Storage):
         if len(forward.updated) < len(self):
             self._forward = None
             raise RuntimeError(
-                f"{len(forward.updated)} of {len(self)} layers have appended to the cache: the "
-                "model was called in a way that uses none (gradient checkpointing does so)"
+                f"only {len(forward.updated)} of {len(self)} layers have appended to the cache: "
+                "the model ran in a mode that uses no cache, such as gradient checkpointing"
             )
         self._damage = "interrupted while it counted tokens"
         self._count(forward.n_tokens)
@@ -187,7 +190,7 @@ class Bookkeeping(Storage):
     def _prepared(self) -> Forward:
         if self._forward is None:
             raise RuntimeError(
-                "the cache is fed by another model than it was built for, or by a part of it"
+                "the cache was built for another model, or only a part of its model was called"
             )
         return self._forward
 
@@ -205,7 +208,7 @@ class Bookkeeping(Storage):
             n = checked_drop(self.policy, seen, seen - evicted)
             evicted += n
             end = self.policy.n_sink + evicted - self.evicted
-            begin = max(self.policy.n_sink, end - n)  # some are gone where it was interrupted
+            begin = max(self.policy.n_sink, end - n)  # some were evicted before an interruption
             if begin < end:
                 held = [self._held(layer, begin, end) for layer in range(len(self))]
                 copies = [States(*(s.clone() for s in states)) for states in held]

@@ -2,7 +2,7 @@
 
 Each layer has `n_slots` slots. The live entries, sinks first, are one contiguous run that slides to
 the right: a token is written behind it, and an eviction moves its start. The sinks are then written
-anew just before the window, rotated to where they belong from copies that were never rotated.
+just before the window, rotated to their new positions from copies that were never rotated.
 """
 
 import torch
@@ -17,7 +17,7 @@ class Arena:
 
     Args:
         n_layers, n_kv_heads, key_dim, value_dim: keys are [n_layers, B, n_kv_heads, n_slots,
-            key_dim] once the first states have told batch size B, dtype and device.
+            key_dim] with the batch size B, the dtype and the device of the first states.
         wide: keep bfloat16 keys in float32.
         n_sink, n_slots: entries.
         rotation: how the layers rotate their keys, inv_freq [n_layers, 1, 1, 1, n]; None: not.
@@ -50,7 +50,7 @@ class Arena:
         self.values[layer, :, :, slot:end] = values
 
     def fill(self, layer: int, keys: Tensor, values: Tensor) -> None:
-        """Store states [B, H, n, D] in the first slots, whatever is there."""
+        """Store states [B, H, n, D] in the first slots, and overwrite what they hold."""
         if self.keys.numel() == 0 or self.keys.shape[1] != values.shape[0]:
             self._allocate(values)
         self.keys[layer, :, :, : keys.shape[2]] = keys

@@ -42,7 +42,7 @@ class HookedCache(Protocol):
     seen: int
     parts: list[Part]
     modules: tuple[nn.Module, ...]  # that have hooks for it: `attach` sets them
-    call: "Call | None"  # at work, or interrupted
+    call: "Call | None"  # the current one, or one that was interrupted
 
     @property
     def size(self) -> int: ...
@@ -65,7 +65,13 @@ class HookedCache(Protocol):
 class Call:
     """A call with a cache, from its beginning until its tokens are counted."""
 
-    def __init__(self, has_images: bool = False, padding: Sequence[int] = ()):
+    def __init__(
+        self,
+        module: nn.Module | None = None,
+        has_images: bool = False,
+        padding: Sequence[int] = (),
+    ):
+        self.module = module  # the model or the wrapper that was called last
         self.has_images = has_images
         self.padding = padding  # of each row
         self.in_decoder = False
@@ -75,7 +81,7 @@ class Call:
 
 
 class _Hooked:
-    """A module with hooks, the caches for which it has them, and their calls at work."""
+    """A module with hooks, and the caches for which it has them."""
 
     def __init__(self) -> None:
         self.caches: WeakSet[Any] = WeakSet()
@@ -164,11 +170,11 @@ def _unregister(module: nn.Module) -> None:
 
 
 def generate_batch(model: PreTrainedModel, *args: Any, **kwargs: Any) -> Any:
-    """transformers' continuous batching, which would leave a bounded cache unused, unsaid."""
+    """transformers' continuous batching, which would ignore a bounded cache without an error."""
     if _cache_in(model, kwargs) is not None:
         raise ValueError(
-            "generate_batch pages a cache of its own, without bound: call generate with a bounded "
-            "cache"
+            "generate_batch uses a paged cache that is not bounded: call generate with a bounded "
+            "cache instead"
         )
     return type(model).generate_batch(model, *args, **kwargs)  # type: ignore[attr-defined]
 
@@ -214,9 +220,11 @@ def _before_model(
     if named.get("attention_mask") is not None:
         padding = _padding_in(past, named)
         named["attention_mask"] = None
+    elif (outer := past.call) and not outer.in_decoder and outer.module is not model:
+        padding = outer.padding  # a wrapper's hook has taken the mask away
     if padding and has_images:
-        raise PaddingError("images are not streamed beside padding: feed prompts of equal length")
-    past.call = Call(has_images, padding)
+        raise PaddingError("images and padding cannot be combined: feed prompts of equal length")
+    past.call = Call(model, has_images, padding)
     return (), named
 
 
@@ -251,8 +259,8 @@ def _before(
     tokens: Tensor = kwargs[key]
     if tokens.shape[1] == 0:
         raise ValueError(
-            f"there is no token to feed: of what is passed the cache has seen {past.seen} tokens "
-            "(`generate` wants the whole conversation, and slices off what was seen)"
+            f"there are no tokens to feed: the cache has seen all {past.seen} tokens so far "
+            "(pass `generate` the whole conversation: it skips the tokens that were seen)"
         )
     _refuse_no_cache(kwargs)
     is_step = past.seen > 0 and tokens.shape[1] == 1
@@ -351,8 +359,8 @@ def _side_by_side(
     parts = past.begin_parts(call.padding) if call.padding else past.parts
     if n_rows != sum(part.n_rows for part in parts):
         raise ValueError(
-            f"the cache holds a batch of {sum(part.n_rows for part in parts)} streams and is given "
-            f"{n_rows}: reset() it to start anew"
+            f"the cache holds a batch of {sum(part.n_rows for part in parts)} streams and was "
+            f"given {n_rows}: call reset() before the batch size changes"
         )
     _refuse_positions_of(parts, kwargs.get("position_ids"), n_tokens)
     kwargs = _with_named_outputs(decoder, call, kwargs)
@@ -415,8 +423,8 @@ def _refuse_splitting(decoder: nn.Module, key: str, kwargs: dict[str, Any], n_to
         per_token.append("output_attentions")
     for name in per_token:
         raise ValueError(
-            f"{name} needs the input in one forward, and this one is cut (tokens are evicted "
-            "inside it, or its rows are of unequal length): feed it token by token"
+            f"{name} needs the input in one forward pass, and this input must be split (tokens "
+            "are evicted inside it, or its rows have unequal lengths): feed it token by token"
         )
 
 
@@ -440,7 +448,7 @@ def _has_images(kwargs: dict[str, Any]) -> bool:
 
 def _refuse_no_cache(kwargs: dict[str, Any]) -> None:
     if kwargs.get("use_cache") is False:
-        raise ValueError("use_cache=False contradicts the cache that is passed: leave one of them")
+        raise ValueError("use_cache=False contradicts past_key_values: remove one of them")
 
 
 def _padding_in(past: HookedCache, kwargs: dict[str, Any], has_images: bool = False) -> list[int]:
@@ -454,7 +462,7 @@ def _padding_in(past: HookedCache, kwargs: dict[str, Any], has_images: bool = Fa
         return []
     if has_images and not (isinstance(mask, Tensor) and mask.ndim == 2):
         raise PaddingError(
-            "images are not streamed with this model: it masks them in a way of its own"
+            "images cannot be streamed with this model: it has a special attention mask for them"
         )
     if isinstance(mask, Tensor) and _would_sync_device(mask, _is_step(past, kwargs)):
         return []
@@ -476,11 +484,11 @@ def _refuse_positions(position_ids: Tensor, seen: int, is_step: bool) -> None:
         return
     if position_ids.ndim == 3:
         raise ValueError(
-            "images and videos are not streamed with this model: it gives them positions in more "
-            "than one dimension, which a bounded cache does not keep"
+            "images and videos cannot be streamed with this model: their positions have more than "
+            "one dimension, and a bounded cache counts in one"
         )
     raise ValueError(
-        f"position_ids must count on from the {seen} tokens seen; pass none, the cache knows"
+        f"position_ids must continue after the {seen} tokens seen: pass none, the cache sets them"
     )
 
 

@@ -1,11 +1,11 @@
 """Many tokens of a stream in one causal pass, without decoding them one by one.
 
-Of a known input the policy alone tells what a cache holds after every token. So query t can be
-computed beside all the others: it attends to the sinks, as if they stood right before its window,
-and to its window, the tokens S + evicted(t) ... t. A stream of StreamingLLM (Xiao et al. 2023,
+For a known input, the policy alone determines what a cache holds after every token. So all queries
+can be computed at once: query t attends to the sinks, as if they stood right before its window, and
+to its window, the tokens S + evicted(t) ... t. A stream of StreamingLLM (Xiao et al. 2023,
 section 3.2) is then a prefill with an unusual mask.
 
-The model is told that every token is at position 0 and so hands out unrotated queries and keys.
+The model is given position 0 for every token, so its queries and keys are unrotated.
 They are rotated here, by angles taken in float64: as exact at token 10^7 as at the first.
 """
 

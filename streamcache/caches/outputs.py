@@ -34,8 +34,8 @@ def joined(pieces: Sequence[ModelOutput], n_rows: int) -> ModelOutput:
                 rows = [p.unflatten(0, (n_rows, n)) for p, n in zip(parts, lengths)]
                 return torch.cat(rows, dim=1).flatten(0, 1)
         raise ValueError(
-            f"the output {name!r} needs the input in one forward, and tokens are evicted inside it"
-            ": feed it in pieces"
+            f"the output {name!r} needs the input in one forward pass, and tokens are evicted "
+            "inside it: feed it in pieces"
         )
 
     return type(last)(**{name: join(name, [p[name] for p in pieces]) for name in last})
@@ -76,8 +76,8 @@ def beside(
                     rows[:, n_tokens - own.shape[1] :] = own
                 return whole if by_row else whole.flatten(0, 1)
         raise ValueError(
-            f"the output {name!r} needs the batch in one forward, and its rows are fed apart: "
-            "feed it token by token"
+            f"the output {name!r} needs the batch in one forward pass, and its rows are fed "
+            "separately: feed it token by token"
         )
 
     values = {name: [None if p is None else p[name] for p in parts] for name in like}

@@ -1,4 +1,4 @@
-"""Where the streams of a left-padded batch begin, as their attention mask tells."""
+"""Where the streams of a left-padded batch begin, read from their attention mask."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ class PaddingError(ValueError):
 
 
 def padding_of(attention_mask: Any, padded: list[int], seen: int, n_tokens: int) -> list[int]:
-    """Columns of padding before the first token of each row; none where no row is padded anew.
+    """Columns of padding before the first token of each row; none where no row has new padding.
 
     Args:
         attention_mask: [B, width], of the new columns, or of all.
@@ -31,15 +31,15 @@ def padding_of(attention_mask: Any, padded: list[int], seen: int, n_tokens: int)
     lead = (~is_token).sum(dim=1, keepdim=True)
     if not bool((is_token == (torch.arange(width, device=lead.device) >= lead)).all()):
         raise PaddingError(
-            "the attention_mask has zeros behind a stream's first token: pad on the left only "
-            "(where no mask is passed, `generate` takes pad_token_id in a prompt for padding)"
+            "the attention_mask has zeros after a stream's first token: pad on the left only "
+            "(without a mask, `generate` treats pad_token_id in a prompt as padding)"
         )
     found: list[int] = lead[:, 0].tolist()
     if width in found:
-        raise PaddingError("a row of the batch holds no token: leave it out")
+        raise PaddingError("a row of the batch has no tokens: remove it")
     if seen and (found != padded or width != seen + n_tokens):
         raise PaddingError(
-            "only the beginning of a stream can be padded, and these are under way: feed as many "
-            "tokens to each, or end a stream and let another join"
+            "only the beginning of a stream can be padded, and these streams have begun: feed the "
+            "same number of tokens to each, or end a stream and let another join"
         )
     return [] if seen else found

@@ -34,7 +34,7 @@ class LayerGeometry:
 
     Attributes:
         n_kv_heads, key_dim, value_dim: shape of the states: [batch, n_kv_heads, tokens, dim].
-        rotation: how its keys turn; None for a layer without RoPE (NoPE, ALiBi).
+        rotation: how its keys are rotated; None for a layer without RoPE (NoPE, ALiBi).
         device: where its keys and values are: the layers of a model may lie on several devices.
     """
 
@@ -232,7 +232,7 @@ def _distance(now: Tensor, then: Tensor) -> float:
 
 
 def _frequencies_of(table: Tensor) -> Tensor:
-    """Of a table [positions, 2 n] of sines and cosines, as its last row tells them."""
+    """Of a table [positions, 2 n] of sines and cosines, from its last row."""
     sine, cosine = table[1:].chunk(2, dim=-1)
     first, last = torch.atan2(sine[0], cosine[0]), torch.atan2(sine[-1], cosine[-1])
     turns = ((len(sine) * first - last) / (2 * torch.pi)).round()
@@ -277,6 +277,6 @@ def _frequencies(model: PreTrainedModel, head_dim: int) -> Iterator[Tensor]:
     config = model.config.get_text_config(decoder=True)
     theta = getattr(config, "rope_theta", None) or 10000.0
     rotary_dim = getattr(config, "rotary_dim", None) or head_dim
-    # In float32, as the models that keep no buffer compute it; the keys tell if it fits.
+    # In float32, as the models that keep no buffer compute it; the keys show whether it fits.
     exponents = torch.arange(0, rotary_dim, 2, device="cpu").float() / rotary_dim
     yield (1.0 / (theta**exponents)).double()

@@ -43,7 +43,7 @@ class RefreshCache(ReferenceCache):
     def __init__(self, model: PreTrainedModel, policy: Policy, budget: int, where: RefreshPolicy):
         if budget < 1 or where not in get_args(RefreshPolicy):
             raise PolicyError(
-                f"refresh needs a budget >= 1 and tail or middle, got {budget} and {where!r}"
+                f"refresh needs budget >= 1 and where=tail or middle, got {budget} and {where!r}"
             )
         self.budget, self.where = budget, where
         super().__init__(model, policy)  # whose keys and values are here of all tokens seen

@@ -31,7 +31,7 @@ class Tile(NamedTuple):
 
 
 class Band:
-    """Which keys of a run each of n queries sees: alike in all layers and streams.
+    """Which keys of a run each of n queries sees: the same in all layers and streams.
 
     A query before which nothing was evicted sees its sinks as a part of the run.
 
@@ -181,7 +181,7 @@ def _fused(
     learned: Tensor | None,
     scores: Scores,
 ) -> Tensor:
-    """The run by a kernel, whose log-sum-exp tells what share of the attention it has."""
+    """The run by a kernel, whose log-sum-exp gives its share of the attention."""
     out, total = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
         query, *run, attn_mask=mask, scale=scores.scaling
     )

@@ -37,8 +37,9 @@ class RingCache(BoundedCache):
     """`fast` in a fixed shape: a layer's keys are [B, H, C, D] and never move.
 
     As a drop-in (`past_key_values`) it copies what it holds at every forward and is slower than
-    `StreamingCache`. It is made to be read in place by an attention function that knows the steps
-    (`kernels.attention`). Positions start anew every few capacities, which rotates the window once.
+    `StreamingCache`. It is made for an attention function that knows the steps and reads it in
+    place (`kernels.attention`). Positions are re-based every few capacities, by one rotation of
+    the window.
 
     Attributes:
         keys, values: by layer, [B, H, C, D], once allocated.
@@ -82,9 +83,9 @@ class RingCache(BoundedCache):
         self.keys, self.values, self.rope_tables = keys, values, tables
 
     def plan(self, n_steps: int) -> list[Step]:
-        """The next steps of a stream decoded token by token; fewer where positions must start anew.
+        """The next steps of a stream decoded token by token; fewer if positions must be re-based.
 
-        Nothing changes: `advancing` goes on by what was planned.
+        Nothing changes: `advancing` executes the plan.
         """
         sinks, run = self.policy.n_sink, self._run
         seen, evicted = self.seen, self.evicted - self._ahead
@@ -99,7 +100,7 @@ class RingCache(BoundedCache):
 
     @property
     def n_steps_left(self) -> int:
-        """Steps until positions must start anew."""
+        """Steps until positions must be re-based."""
         return self.largest_position + 1 - (self.seen - self.base)
 
     @contextmanager
@@ -132,7 +133,7 @@ class RingCache(BoundedCache):
         return stream
 
     def align_rows(self) -> None:
-        """Let the rows go on side by side after one of them has begun anew."""
+        """Align the rows again after one of them has begun a new stream."""
         self._align(self.parts)
 
     def _part_all_rows(self) -> None:
@@ -155,8 +156,8 @@ class RingCache(BoundedCache):
         return copy.deepcopy(self, memo)
 
     def rebase(self) -> None:
-        """Start positions anew: the window's keys are rotated to where the cache has them."""
-        with self.changing("while positions started anew"):
+        """Re-base positions: the window's keys are rotated to their places in the cache."""
+        with self.changing("while positions were re-based"):
             self._rotate_window(self.base - self.evicted)
             self.base = self.evicted
 
@@ -206,7 +207,7 @@ class RingCache(BoundedCache):
         slots = self._slots_held(layer_idx, self.seen)[begin:end]
         keys = self.keys[layer_idx].index_select(2, slots)
         values = self.values[layer_idx].index_select(2, slots)
-        # Sinks keep the position that they came with, before any was started anew.
+        # Sinks keep the position that they came with, before any re-basing.
         position = torch.arange(self.size, device=keys.device)
         position[n_sink:] += self.evicted - self.base
         rotation = self.geometry.layers[layer_idx].rotation

@@ -30,8 +30,7 @@ class RollBack(Bookkeeping):
         if self.seen - seen > most:
             raise ValueError(
                 f"{self.seen - seen} of {self.seen} tokens cannot be taken back from a cache with "
-                f"max_rollback={self._recent.max_rollback}: {most} can, counted from the longest "
-                "that the stream has been"
+                f"max_rollback={self._recent.max_rollback}: {most} can be taken back now"
             )
         self.require_intact()
         with self.changing("while tokens were taken back"):
@@ -68,8 +67,8 @@ class RollBack(Bookkeeping):
         """
         if not self.is_croppable:
             raise ValueError(
-                "drafts are taken back where the model disagrees: build the cache with "
-                "max_rollback of at least the longest draft, and one more"
+                "rejected drafts must be taken back: build the cache with a max_rollback of at "
+                "least the length of the longest draft plus 1"
             )
 
 

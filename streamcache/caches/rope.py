@@ -50,7 +50,7 @@ class Rotation:
         return torch.polar(torch.ones_like(angle), angle)
 
     def to(self, device: torch.device) -> "Rotation":
-        if self.inv_freq.device == device:  # at every eviction, so not made anew
+        if self.inv_freq.device == device:  # as at every eviction: no copy
             return self
         return Rotation(self.layout, self.start, self.inv_freq.to(device))
 
@@ -63,7 +63,7 @@ def rotate(pairs: Tensor, phase: Tensor) -> Tensor:
 
 
 class RopeTable(NamedTuple):
-    """How to rotate states, whatever the layout: x * cos[position] + x[partner] * sin[position].
+    """How to rotate states of any layout: x * cos[position] + x[partner] * sin[position].
 
     Attributes:
         cos, sin: float32 [positions, D], from angles in float64; 1 and 0 where nothing rotates. The

@@ -1,7 +1,7 @@
 """A batch whose rows differ in length: begun by left padding, or by rows that join.
 
-As long as all rows are alike, a cache holds them itself. Otherwise it holds one cache for each part
-of like rows (see `side_by_side`), and no states of its own.
+As long as all rows have the same length, a cache holds them itself. Otherwise it holds one cache
+for each group of rows of one length (see `side_by_side`), and no states of its own.
 """
 
 import copy
@@ -24,7 +24,7 @@ class Rows(LongInputs, RollBack):
     """What is done to the rows of a batch.
 
     Attributes:
-        parts: of a batch of unequal rows; empty where all are alike.
+        parts: of a batch of unequal rows; empty if all are equal.
     """
 
     parts: list[Part]
@@ -58,7 +58,7 @@ class Rows(LongInputs, RollBack):
     def join(self: Self, other: Self) -> None:
         """Let the streams of another cache join this batch, as its last rows.
 
-        The other cache is left as it is; what goes on here is a fork.
+        The other cache is left as it is; what joins here is a fork.
 
         Raises:
             ValueError: it is of another model, kind or policy, or holds no stream.
@@ -78,7 +78,7 @@ class Rows(LongInputs, RollBack):
         self._become([*mine, *copy.deepcopy(other)._as_parts()])
 
     def row(self: Self, index: int) -> Self:
-        """A fork of the stream of one row, which goes on by itself.
+        """A fork of the stream of one row, which continues by itself.
 
         Raises:
             IndexError: there is no such row.
@@ -129,7 +129,7 @@ class Rows(LongInputs, RollBack):
             if part.lead + part.cache.seen != self.seen:
                 raise RuntimeError(
                     "an input to rows of unequal length was interrupted, and some have seen its "
-                    "tokens: reset() the cache to start anew"
+                    "tokens: call reset() and feed the streams again"
                 )
 
     def finish(self, more_to_come: bool = False) -> None:

@@ -28,7 +28,7 @@ FLOATS = ("F16", "BF16", "F32", "F64")  # as safetensors names them
 
 
 class StreamFileError(ValueError):
-    """A file holds no stream that the cache can go on with; the message says why."""
+    """A file holds no stream that the cache can continue; the message says why."""
 
 
 class Form(NamedTuple):
@@ -42,7 +42,7 @@ Layout = dict[str, Form]
 
 
 class Owner(NamedTuple):
-    """Whose stream it is: only a cache that agrees in all of this can go on with it.
+    """Whose stream it is: only a cache that agrees in all of this can continue it.
 
     Attributes:
         cache: its class.
@@ -155,7 +155,7 @@ def _require_layout(file: Any, layout: Layout) -> None:
 
 
 def digest_of_weights(model: nn.Module) -> str:
-    """Equal for equal weights, whatever the device.
+    """Equal for equal weights, on any device.
 
     Of every weight: its name, dtype and shape, some of its values, and the sum of all its bytes.
     The values are read each time. The sum is read again when PyTorch has counted a change of the

@@ -78,8 +78,8 @@ class ScoredPolicy(Policy, ABC):
 class ScoredCache(ReferenceCache):
     """A cache for a `ScoredPolicy`: each head of each layer evicts by itself.
 
-    Plain and slow: keys are rotated anew at every step, and attention is computed in full. It is
-    fed by `cache.model`, a copy that shares the weights of the model and tells its attention.
+    Plain and slow: keys are rotated at every step, and attention is computed in full. Feed it
+    through `cache.model`, a copy that shares the weights of the model and reports its attention.
 
     Raises:
         UnsupportedModelError, AttentionOverrideError: the model cannot be streamed so.
@@ -92,11 +92,11 @@ class ScoredCache(ReferenceCache):
 
     def __init__(self, model: nn.Module, policy: Policy):
         if not isinstance(policy, ScoredPolicy):
-            raise TypeError(f"{type(policy).__name__} gives no scores: use StreamingCache")
+            raise TypeError(f"{type(policy).__name__} is not a ScoredPolicy: use StreamingCache")
         if not 0 <= policy.n_sink < policy.total - policy.n_recent:
             raise PolicyError(
-                f"a total of {policy.total} entries has none to evict beside {policy.n_sink} sinks "
-                f"and the {policy.n_recent} newest"
+                f"total={policy.total} leaves no entry to evict besides {policy.n_sink} sinks and "
+                f"the {policy.n_recent} newest"
             )
         self.model: PreTrainedModel = shared_copy(model)  # type: ignore[assignment]
         set_attention(self.model, _NAME)
@@ -156,7 +156,7 @@ class ScoredCache(ReferenceCache):
 
 
 def _attention(module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-    """An attention function of transformers that tells what the last query has attended to."""
+    """An attention function of transformers that reports what the last query attended to."""
     output, weights = eager_attention(module, *args, **kwargs)
     n_kv_heads = args[1].shape[1]
     last = weights[:, :, -1, :-1]  # without a learned sink

@@ -36,8 +36,8 @@ class StreamingCache(BoundedCache):
 
     A drop-in for `model.generate(past_key_values=StreamingCache(model, policy))` and for plain
     forwards of one or several tokens. Takes the memory of twice the capacity. Once per capacity the
-    window moves to the front of its buffer, and is rotated back so that positions start anew: for a
-    moment that takes its keys in float32 as well.
+    window moves to the front of its buffer, and positions are re-based: for a moment its keys
+    are in memory in float32 as well.
     """
 
     takes_long_inputs = True
@@ -205,7 +205,7 @@ class StreamingCache(BoundedCache):
 
 
 class RerotatingCache(StreamingCache):
-    """`ours`, the paper's way: every eviction turns the whole window back to its new place.
+    """`ours`, the paper's way: every eviction re-rotates the whole window to its new positions.
 
     This is expensive, which is why Lazy Pruning pays there. The keys are rotated again and again in
     the model's dtype, as published: exact in float32, a rounding per eviction in float16. bfloat16

@@ -27,7 +27,7 @@ def commands() -> None:
 
 
 def main() -> None:
-    """Entry point: runs a command and turns what a user can cause into one line."""
+    """Entry point: runs a command and prints an error that a user can cause as one line."""
     print_in_any_encoding()
     if ranks.rank():  # of the processes that torchrun has started the first one prints
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
@@ -55,7 +55,7 @@ def main() -> None:
         _fail("out of memory: give smaller sizes, or a smaller model")
     except (click.Abort, KeyboardInterrupt):
         goes_on = any(command in _GO_ON for command in sys.argv[1:2])
-        more = "; the same command goes on from what it had finished" if goes_on else ""
+        more = "; the same command continues from there" if goes_on else ""
         err.print(f"interrupted{more}")
         sys.exit(130)
     except Exception as error:

@@ -34,7 +34,7 @@ out, err = _Console(), _Console(stderr=True, soft_wrap=True)
 
 
 def print_in_any_encoding() -> None:
-    """Where the output has no sign for one of ours, print its ASCII words: nothing is lost."""
+    """Where the output cannot encode one of these signs, print it in ASCII: nothing is lost."""
 
     def replaced(error: UnicodeError) -> tuple[str, int]:
         assert isinstance(error, UnicodeEncodeError)

@@ -32,7 +32,10 @@ MODES = ("mit", "ours", "fast", "captured", "reference", "rerotating", "streamin
 DEFAULT_TABLE = "baseline,mit,ours-standard,best,fast"
 
 _entries: Any = {"type": ENTRIES, "show_default": True}
-_runs: Any = {"type": click.IntRange(1, 10_000), "help": "timed blocks, in turns"}
+_runs: Any = {
+    "type": click.IntRange(1, 10_000),
+    "help": "timed blocks of configuration and baseline, alternating",
+}
 _tpot_tokens: Any = {"type": TimedTokens}
 runs_option = click.option("--runs", default=8, show_default=True, **_runs)
 tpot_tokens_option = click.option(
@@ -127,7 +130,7 @@ COMMANDS = (
         click.option("--passages", type=click.IntRange(2, 10_000), default=8, show_default=True),
         click.option("--cap-total", default=256, help="entries of the caches", **_entries),
         click.option(
-            "--plot/--no-plot", default=True, help="with matplotlib, an SVG beside the table"
+            "--plot/--no-plot", default=True, help="with matplotlib, an SVG next to the table"
         ),
     ),
     _command(
@@ -147,7 +150,7 @@ COMMANDS = (
         ),
         _count("--seed", 0, "of the shuffles", 0, 1 << 62),
         click.option(
-            "--plot/--no-plot", default=True, help="with matplotlib, an SVG beside the CSV"
+            "--plot/--no-plot", default=True, help="with matplotlib, an SVG next to the CSV"
         ),
     ),
     _command(
@@ -194,7 +197,7 @@ COMMANDS = (
     _command(
         "ladder",
         "ladder.ladder",
-        "Time the ways to decode a model, from eager to captured, beside the memory roofline.",
+        "Time the ways to decode a model, from eager to captured, and the memory roofline.",
         model_options,
         click.option("--n-sink", default=4, **_entries),
         click.option("--window-size", default=2044, **_entries),
@@ -214,7 +217,7 @@ COMMANDS = (
         "paper.paper",
         """Measure everything the paper did: baseline, methods and three ablations, on two texts.
 
-        A finished measurement is kept, so the same command goes on where an interrupted one
+        A finished measurement is kept, so the same command continues where an interrupted one
         stopped.
         """,
         model_options,
@@ -264,7 +267,7 @@ COMMANDS = (
         "stream.stream",
         """Stream all books of PG19 one after the other: PPL by position and by book.
 
-        What an interrupted run has finished is kept, so the same command goes on from there.
+        What an interrupted run has finished is kept, so the same command continues from there.
         """,
         model_options,
         click.option(

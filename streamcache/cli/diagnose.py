@@ -102,7 +102,7 @@ def _other(policy: EvictionPolicy, against: str | None) -> Configuration:
         other = per_token_eviction(policy)
         return Configuration(other, "streaming", label=settings(other))
     if against not in NAMED:
-        raise click.UsageError(f"no configuration {against!r}; there are {', '.join(NAMED)}")
+        raise click.UsageError(f"no configuration {against!r}: choose one of {', '.join(NAMED)}")
     if NAMED[against].recomputes:
         raise click.UsageError(f"{against} has no cache: give a configuration that evicts")
     if NAMED[against].policy == policy:

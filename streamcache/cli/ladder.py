@@ -1,4 +1,4 @@
-"""`streamcache ladder`: the ways to decode a model beside the memory roofline."""
+"""`streamcache ladder`: the ways to decode a model, compared with the memory roofline."""
 
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ def ladder(
     output_dir: Path,
     **model: Any,
 ) -> None:
-    """Time the ways to decode a model, from eager to captured, beside the memory roofline."""
+    """Time the ways to decode a model, from eager to captured, and the memory roofline."""
     policy, sizes = EvictionPolicy(n_sink, window_size), _batches(batches)
     loaded = load_one(**model)
     with bars() as progress, progress("ladder", 7 + len(sizes)) as advance:

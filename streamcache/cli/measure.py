@@ -130,7 +130,7 @@ def compare(
     """Measure named configurations side by side and print the table."""
     names = list(dict.fromkeys(name.strip() for name in configs.split(",")))
     if unknown := [name for name in names if name not in NAMED and ":" not in name]:
-        raise click.UsageError(f"no configuration {unknown[0]!r}; there are {', '.join(NAMED)}")
+        raise click.UsageError(f"no configuration {unknown[0]!r}: choose one of {', '.join(NAMED)}")
     workload = load(**where)
     late = positions_for(workload.loaded, positions)
     what = What(ppl_method, late, tpot_tokens, runs)

@@ -30,7 +30,7 @@ def stream(
     names = list(dict.fromkeys(name.strip() for name in configs.split(",")))
     known = [*(name for name, named in NAMED.items() if not named.recomputes), CAUSAL]
     if unknown := [name for name in names if name not in known and ":" not in name]:
-        raise click.UsageError(f"no configuration {unknown[0]!r}; there are {', '.join(known)}")
+        raise click.UsageError(f"no configuration {unknown[0]!r}: choose one of {', '.join(known)}")
     loaded = load_one(**model)
     books = load_books(
         tokenizer=loaded.tokenizer,

@@ -71,9 +71,9 @@ def _require_ids(ids: object, batch: int) -> None:
         ValueError: these are no prompts for a batch.
     """
     if not isinstance(ids, Tensor) or ids.ndim != 2 or _is_float(ids):
-        raise ValueError(f"a prompt is token ids [B, T], not {_described(ids)}")
+        raise ValueError(f"a prompt must be token ids [B, T], got {_described(ids)}")
     if ids.shape[0] != batch:
-        raise ValueError(f"a decoder of batch {batch} is given {ids.shape[0]}")
+        raise ValueError(f"this decoder has batch={batch} and was given {ids.shape[0]} prompts")
 
 
 def _described(ids: object) -> str:
@@ -86,9 +86,9 @@ class CapturedDecoder:
     """A model that decodes streams under a policy, one token a call.
 
     Args:
-        model: where it shall run, or a wrapper around it (`torch.compile`, PEFT). What is decoded
-            is a copy that shares its weights, is in evaluation mode and reads int8 weights
-            (`quantize`) by kernels.
+        model: on the device to run on, or a wrapper around it (`torch.compile`, PEFT). It is not
+            changed: a copy is run that shares its weights, is in evaluation mode, and reads int8
+            weights (`quantize`) by kernels.
         policy: what to evict and when.
         batch: streams decoded side by side.
         compile: fuse the operations of a step with torch.compile. 10 to 20 seconds, once per model,
@@ -133,7 +133,9 @@ class CapturedDecoder:
         self._plan = torch.zeros(_PLANNED, *numbers, dtype=torch.long, device=device)
         self._row = torch.zeros(1, dtype=torch.long, device=device)
         self._steps: Iterator[tuple[Step, ...]] = iter(())
-        self._planned_for: list[tuple[int, ...]] = []  # where the streams must be, to go on
+        self._planned_for: list[
+            tuple[int, ...]
+        ] = []  # where the streams must be when the plan is used
         self._graph: torch.cuda.CUDAGraph | None = None
         self._logits = torch.empty(0)
         self._copy: PreTrainedModel | None = None  # attends to the ring, if the model can
@@ -216,7 +218,7 @@ class CapturedDecoder:
         """
         if not isinstance(token, Tensor) or token.numel() != self.batch or _is_float(token):
             raise ValueError(
-                f"a step takes {self.batch} tokens, one a stream, not {_described(token)}"
+                f"a step takes {self.batch} tokens, one per stream, got {_described(token)}"
             )
         self.cache.require_intact()
         self._require_own_slots()
@@ -285,7 +287,7 @@ class CapturedDecoder:
             return self._forward(self._token)
 
     def _model(self, token: Tensor) -> Tensor:
-        """The model's forward with every token at position 0, where nothing is turned."""
+        """The model's forward with every token at position 0, where nothing is rotated."""
         assert self._copy is not None
         logits: Tensor = forward_unrotated(self._copy, token).logits
         return logits[:, -1]

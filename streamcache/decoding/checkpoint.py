@@ -1,4 +1,4 @@
-"""What a long pass over a text has finished, in one file from which it goes on."""
+"""What a long pass over a text has finished, in one file from which it continues."""
 
 import hashlib
 import time

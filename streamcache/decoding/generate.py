@@ -35,7 +35,7 @@ class CapturedGeneration:
         captured = CapturedGeneration(model, EvictionPolicy(4, 2044))
         model.generate(**inputs, custom_generate=captured, do_sample=True, top_p=0.9)
 
-    A call begins a new stream. To go on with one, pass the `past_key_values` of the output before
+    A call begins a new stream. To continue one, pass the `past_key_values` of the output before
     (`return_dict_in_generate`) and the whole text. That cache holds the last token as well if a
     criterion other than the length ended the generation.
 
@@ -199,7 +199,7 @@ def _is_given(cache: Any) -> bool:
 
 
 def _holds_the_whole_text(ids: Tensor, config: Any, model_kwargs: dict[str, Any]) -> bool:
-    """Whether the input includes the tokens that the cache has seen: the mask's length tells."""
+    """Whether the input includes the tokens that the cache has seen: the mask's length shows it."""
     mask = model_kwargs.get("attention_mask")
     length = getattr(config, "_mask_length", ids.shape[1]) if mask is None else mask.shape[1]
     return bool(length == ids.shape[1])
@@ -215,14 +215,14 @@ class _Mailbox:
         self._unfinished = torch.zeros(batch, dtype=torch.bool, pin_memory=pin)
 
     def send(self, token: Tensor, unfinished: Tensor) -> None:
-        """Copy a token [B] and who goes on [B], without waiting."""
+        """Copy a token [B] and which rows continue [B], without waiting."""
         self._token.copy_(token, non_blocking=True)
         self._unfinished.copy_(unfinished, non_blocking=True)
         if self._event is not None:
             self._event.record()
 
     def receive(self) -> tuple[Tensor, bool]:
-        """The token and whether any row goes on, as soon as they have arrived."""
+        """The token and whether any row continues, as soon as they have arrived."""
         if self._event is not None:
             self._event.synchronize()
         return self._token.clone(), bool(self._unfinished.any())

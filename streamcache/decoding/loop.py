@@ -110,8 +110,8 @@ def nll_between_evictions(
 class SteadyDecode:
     """A teacher-forced decode in the steady state; each call decodes one token of each stream.
 
-    The text [T] is gone through again when it ends: what a token costs does not depend on which
-    token it is.
+    When the text [T] ends, decoding starts again at its beginning: the cost of a token does not
+    depend on which token it is.
     """
 
     def __init__(

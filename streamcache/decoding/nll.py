@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-Advance = Callable[[int], None]  # told how many tokens were just finished
+Advance = Callable[[int], None]  # called with the number of tokens just finished
 
 
 def integers(name: str, values: object) -> Tensor:

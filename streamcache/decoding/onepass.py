@@ -44,7 +44,7 @@ def streaming_nll(
         input_ids: integers [T], T >= 2, on any device.
         policy: what to evict and when.
         advance: called with the number of tokens just finished.
-        checkpoint: where the pass goes on from, and what it has finished is kept now and then.
+        checkpoint: the pass continues from it, and saves its progress in it from time to time.
 
     Returns:
         float32 [T - 1], nats, on the model's device: entry t is -log p(token t + 1) after token t

@@ -95,7 +95,7 @@ def recompute_step(
     """
     floor = n_sink + window_size
     if input_ids.shape[0] < floor:
-        raise ValueError(f"a steady window of {floor} tokens needs a text as long")
+        raise ValueError(f"a steady window of {floor} tokens needs a text of at least that length")
     model = shared_copy(pretrained(model))
     ids = context_ids(input_ids, n_sink, window_size, input_ids.shape[0] - 1)[None]
 

@@ -26,7 +26,7 @@ _LEAST_TEMPERATURE = 0.01  # below it logits over temperature leave the range of
 
 
 class TextError(ValueError):
-    """A text or a conversation that this model cannot go on with; the message says why."""
+    """A text or a conversation that this model cannot continue; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Chooser:
 
 
 class TextStream:
-    """One stream of text, read and written in turns.
+    """One stream of text, read and written alternately.
 
     Args:
         model: in evaluation mode.
@@ -174,12 +174,14 @@ def continuation(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]
     whole = opening(tokenizer, [*_A_TURN, *messages])
     before = opening(tokenizer, _A_TURN[:1]) + _A_TURN[1]["content"]
     if not whole.startswith(before):
-        raise TextError("the chat template changes earlier replies: a stream cannot go on with it")
+        raise TextError(
+            "the chat template changes earlier replies: a stream cannot continue with it"
+        )
     return whole.removeprefix(before)
 
 
 def continues(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether a conversation can go on without its beginning: see `continuation`."""
+    """Whether a conversation can continue without its beginning: see `continuation`."""
     try:
         return bool(continuation(tokenizer, _A_TURN[:1]))
     except TextError:

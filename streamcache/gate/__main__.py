@@ -98,7 +98,7 @@ def _change(before: Entry, now: Entry) -> str:
     for key, metric in now.metrics.items():
         if key in before.metrics and before.metrics[key].limits != metric.limits:
             parts.append(f"the limits of {key}")
-    return "; ".join(part for part in parts if part) or "recorded anew"
+    return "; ".join(part for part in parts if part) or "recorded again"
 
 
 def _check(paths: Sequence[Path]) -> int:

@@ -35,7 +35,7 @@ from streamcache.measure.workload import Workload
 from streamcache.policy import EvictionPolicy, Policy, fields_that_are_set
 
 SMALL = EvictionPolicy(4, 124, cache_slack=5, max_drop=3, compress_every=8)
-# More sinks than any model needs, and so few entries that a ring starts positions anew.
+# More sinks than any model needs, and so few entries that a ring re-bases its positions.
 MANY_SINKS = EvictionPolicy(16, 40, cache_slack=5, max_drop=3, compress_every=8)
 N_SMALL = 400  # tokens decoded one by one, through every kind of cache
 _MAX_PPL_RATIO = 1.01  # PPL over that of the recompute baseline
@@ -109,7 +109,7 @@ def record_quality(
 def record_speed(
     bench: Bench, golden: Recorder, benchmark: BenchmarkFixture, configuration: Configuration
 ) -> Record:
-    """TPOT beside the recompute baseline's, in turns.
+    """TPOT and the recompute baseline's, measured alternately.
 
     On a GPU the gate judges the time that the device computes, and the number of kernels per
     token: the time that eager decoding waits for its host was seen to double from one process to

@@ -1,4 +1,4 @@
-"""Canaries: fixed pieces of work whose times tell the state and the speed of a machine."""
+"""Canaries: fixed pieces of work whose times show the state and the speed of a machine."""
 
 import math
 

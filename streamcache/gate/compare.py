@@ -2,7 +2,7 @@
 
 A round is a fresh process of each tree. Figures are those of the first round, judged as against a
 golden. Times are compared round by round: what differs from process to process, memory layout and
-whatever else the machine does, shows in the spread of the rounds.
+other work on the machine, shows in the spread of the rounds.
 """
 
 import math

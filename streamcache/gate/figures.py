@@ -32,7 +32,7 @@ def check_metrics(sample: Sample, entry: Entry) -> list[Verdict]:
     for key in sorted(keys):
         now, then = sample.metrics.get(key), entry.metrics.get(key)
         if now is None or then is None:
-            cause = f"{key} is {'gone' if now is None else 'new'}"
+            cause = f"{key} is {'missing' if now is None else 'new'}"
             verdicts.append(Verdict(sample.name, key, Status.MISSING, cause=cause))
         elif entry.published:  # today's limits are no part of it
             plain = msgspec.structs.replace(then, value=now.value)

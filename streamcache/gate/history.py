@@ -134,7 +134,7 @@ def series(found: Sequence[Line]) -> dict[tuple[str, str, str], list[Point]]:
 
 
 def trend(values: Sequence[float]) -> Trend:
-    """Steps or a drift, whichever describes a series better; neither where both are chance.
+    """Steps or a drift, the one that describes a series better; neither if both can be chance.
 
     Raises:
         HistoryError: apache-otava is not installed.

@@ -107,7 +107,7 @@ class Recorder:
         Args:
             peak: of the host (default), or two functions: one that resets a device's mark, and one
                 that reads it in bytes, such as those of `torch.cuda`.
-            rel_tol: the growth that is allowed, beside `MEMORY_NOISE` bytes.
+            rel_tol: the growth that is allowed, in addition to `MEMORY_NOISE` bytes.
         """
         reset, read = peak or (reset_peak_rss, peak_rss_bytes)
         before = reset() or 0
@@ -142,7 +142,7 @@ class Recorder:
         device_time: tuple[Seconds, Seconds] | None = None,
         busy: tuple[Seconds, Seconds] | None = None,
     ) -> None:
-        """Time a candidate beside a baseline, in turns that alternate: ABBA.
+        """Time a candidate and a baseline alternately: ABBA.
 
         Each call runs a block and returns seconds per unit of work.
 
@@ -181,7 +181,7 @@ class Recorder:
         the candidate's time per unit and `ops` its rate.
 
         Args:
-            pairs: seconds per unit of the candidate and of the baseline measured in turns with it.
+            pairs: seconds per unit of the candidate and of the baseline, measured alternately.
             device_pairs: the same in device time, judged in place of the pairs: see `time`.
             wait_share: share of the time that the thread waited for a core: see `Stopwatch`.
         """
@@ -190,7 +190,7 @@ class Recorder:
         self._pairs = [(float(a), float(b)) for a, b in pairs]
         self._device_pairs = [(float(a), float(b)) for a, b in device_pairs or []]
         self._wait_share = wait_share
-        # The clock goes on by times only: what is none is judged, and must not end the report.
+        # Anything that is not a time is judged later, and must not end the report.
         seconds = iter([a if 0 < a < math.inf else 0.0 for a, _ in self._pairs])
 
         def replay() -> None:

@@ -37,7 +37,7 @@ def headline(verdicts: Sequence[Verdict], n_failed: int = 0) -> str:
 def rows(verdicts: Sequence[Verdict]) -> list[tuple[str, ...]]:
     """Failures first: status, benchmark, check, now, golden, loss, tau, cause.
 
-    What passed and reads as the golden does is left out, but for times.
+    What passed and reads as the golden does is left out, except times.
     """
     kept = [v for v in verdicts if v.status is not Status.PASS or v.now != v.golden or v.tau]
     kept.sort(key=lambda v: (-v.status.severity, v.name, v.check))

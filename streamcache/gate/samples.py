@@ -30,7 +30,7 @@ class Metric(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fie
     Attributes:
         value: what was measured; NaN is legal here and fails in the gate.
         rel_tol: the largest relative difference from the golden.
-        max_value, min_value: bounds whatever the golden says; None for none.
+        max_value, min_value: bounds that hold for any golden; None: no bound.
         abs_tol: a difference of this size is allowed, however small the golden's value is.
         better: "lower" or "higher" where a change that way is no error; "" where any change is.
     """
@@ -67,7 +67,7 @@ class Sample(msgspec.Struct, frozen=True):
     Attributes:
         name: the node id of the test.
         identity: what was measured; compares only with the same. A default is left out.
-        pairs: seconds of the candidate and of the baseline measured in turns with it.
+        pairs: seconds of the candidate and of the baseline measured alternately with it.
         device_pairs: the same in device time, where the device waits for its host: judged in place
             of the pairs, which say more of the host than of the code, but against published ranges.
         host_bound: whether the host's speed, and not the device's alone, decides the candidate's.

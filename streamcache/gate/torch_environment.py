@@ -94,10 +94,10 @@ def throttled(reasons: str) -> list[str]:
 
 
 def foreign(device: torch.device) -> list[str]:
-    """Processes on the GPU beside this one and the one that waits for it.
+    """Processes on the GPU besides this one and the one that waits for it.
 
     In a container the numbers may be those of the host, and ours is not among them: then all that
-    can be told is that there are more than ours.
+    is known is that there are more processes than ours.
     """
     pids = {int(p) for p in _smi("--query-compute-apps=pid", _id(device)) if p.isdigit()}
     ours = {os.getpid(), *([os.getppid()] if PARENT in os.environ else [])}

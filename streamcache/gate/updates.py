@@ -26,13 +26,13 @@ def updated(
     """The golden after an update, and what changed, a line each.
 
     What moved by no more than a third of its threshold stays as it is, so that a golden does not
-    follow the last run. An anchor stays, too: with `reset_anchors` it starts anew where something
+    follow the last run. An anchor stays, too: with `reset_anchors` it is reset where something
     else is measured now, or where the losses since then exceed their budget. Published entries are
     replaced where they were measured, and stay where they were not.
 
     Raises:
         GoldenError: too few processes, unlike machines or versions, processes that measured unlike
-            things, a machine whose canaries are out of band, or anchors that would start anew
+            things, a machine whose canaries are out of band, or anchors that would be reset
             without `reset_anchors`.
     """
     here = _environment(processes)
@@ -50,7 +50,7 @@ def updated(
     renewed = _renewed_anchors(old.entries if old else {}, kept, by_name)
     if renewed and not (reset_anchors or new_only):
         raise GoldenError(
-            f"anchors would start anew, so that losses until now are forgotten: "
+            f"anchors would be reset, so that losses up to now are forgotten: "
             f"{'; '.join(renewed)}; if that is right, add {RESET}"
         )
     entries, changes = dict(kept), []
@@ -96,9 +96,9 @@ def _environment(processes: list[Process]) -> Environment:
     for process in processes:
         found = process.environment
         if (found.machine, found.host) != (first.machine, first.host):
-            raise GoldenError("the processes ran on unlike machines")
+            raise GoldenError("the processes ran on different machines")
         if found.context != first.context:
-            raise GoldenError("the processes ran with unlike versions")
+            raise GoldenError("the processes ran with different versions")
     return first
 
 
@@ -158,7 +158,7 @@ def _require_canaries_in_band(old: Golden, processes: list[Process]) -> None:
 def _renewed_anchors(
     old: dict[str, Entry], kept: dict[str, Entry], found: dict[str, list[Sample]]
 ) -> list[str]:
-    """The anchors that would not go on, a line each, with the reason."""
+    """The anchors that would be reset, a line each, with the reason."""
     lines = []
     for name, samples in sorted(found.items()):
         before, now = old.get(name), samples[0]
@@ -225,7 +225,7 @@ def _common(sample: Sample) -> tuple[object, ...]:
 
 
 def _moved(before: Entry, now: Entry, reset_anchors: bool) -> Entry:
-    """The entry now, but for what moved by no more than a third of its threshold."""
+    """The entry now, except what moved by no more than a third of its threshold."""
     if before.published or _what_differs(before, now.identity, now.host_bound):
         return now
     metrics = {k: _moved_metric(before.metrics.get(k), n) for k, n in now.metrics.items()}
@@ -271,7 +271,7 @@ def _change(name: str, before: Entry | None, now: Entry) -> str:
         limits.append(f"; tau of the test: {before.min_tau} becomes {now.min_tau}")
     anchor = ""
     if before.anchor is not None and now.anchor != before.anchor:
-        anchor = f"; its anchor starts anew, it was {math.exp(-before.anchor):.3f}"
+        anchor = f"; its anchor is reset, it was {math.exp(-before.anchor):.3f}"
     return f"~ {name}: {shown(before)} -> {shown(now)}{''.join(limits)}{anchor}"
 
 

@@ -68,7 +68,9 @@ def _times_error(entry: Entry) -> str:
     if entry.anchor is not None:
         distance = entry.anchor - statistics.fmean(entry.log_ratios)
         if not abs(distance) <= MAX_ANCHOR_DISTANCE:
-            return "its anchor is not a number, or too far away: delete the entry to start anew"
+            return (
+                "its anchor is not a number, or too far away: delete the entry to record it again"
+            )
     return ""
 
 

@@ -39,7 +39,7 @@ def bars_on_terminals_only() -> AbstractContextManager[object]:
 
 
 def has_tokenizer(path: Path, config: PreTrainedConfig) -> bool:
-    """Whether a file has a tokenizer beside its weights.
+    """Whether a file has a tokenizer besides its weights.
 
     Raises:
         GGUFError: it scales its rotary angles, and the config that transformers made of it does

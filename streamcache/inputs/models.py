@@ -41,7 +41,7 @@ PINNED = {
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
-# What beside the weights tells what a folder's model predicts of a text.
+# Files other than the weights that determine what a folder's model predicts.
 _DESCRIBE = (
     *("config.json", "model.safetensors.index.json", "adapter_*"),
     *("tokenizer*", "special_tokens*", "added_tokens*", "vocab*", "merges*"),
@@ -126,7 +126,7 @@ def _load(name: str, revision: str | None, dtype: str, device: str | torch.devic
     is_kept = kind == "random" or name in ("reference", smollm2.NAME)
     is_hub = not (is_kept or is_gguf(name) or path.is_dir())
     if revision is not None and not is_hub:
-        raise ModelError(f"a revision is for hub ids only, and {name!r} is none")
+        raise ModelError(f"a revision is for hub ids only, and {name!r} is not one")
 
     if kind == "random":
         return _random(shape, found_dtype, where)
@@ -168,7 +168,7 @@ def _commit(name: str, revision: str | None) -> str:
     commit = revision or PINNED.get(name, "")
     if not re.fullmatch(r"[0-9a-f]{40}", commit):  # branches and tags move
         raise ModelError(
-            f"{name} is no folder here, and as a hub id it needs an explicit revision, a commit "
+            f"{name} is not a folder here, and as a hub id it needs an explicit revision, a commit "
             f"of 40 hex digits, got {revision}: a result needs a pinned revision"
         )
     return commit
@@ -179,7 +179,7 @@ def _digest(folder: Path, describe: tuple[str, ...]) -> str:
     weights = sorted(path for path in folder.glob("model*.safetensors") if path.is_file())
     if not weights or not (folder / "config.json").is_file():
         raise ModelError(
-            f"{folder} is no model folder: it needs config.json and model.safetensors (or its "
+            f"{folder} is not a model folder: it needs config.json and model.safetensors (or its "
             "shards); weights in other formats are not loaded"
         )
     described = {path for pattern in describe for path in folder.glob(pattern) if path.is_file()}

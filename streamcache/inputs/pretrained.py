@@ -21,7 +21,7 @@ from streamcache.inputs.placement import Placement
 
 _auto: Any = AutoModelForCausalLM  # its types are those of no real model
 
-# Masks and angles that older checkpoints kept beside the weights.
+# Masks and angles that older checkpoints stored with the weights.
 _BUFFER = re.compile(r"\.(masked_bias|rotary_emb\.inv_freq|(attn|attention)\.bias)$")
 
 
@@ -82,7 +82,7 @@ def pretrained(
     if tokenizer is not None and len(tokenizer) > vocabulary:
         raise ModelError(
             f"{source}: its tokenizer has {len(tokenizer)} tokens and its embedding {vocabulary}; "
-            "they are not of one model"
+            "they belong to different models"
         )
     if file is not None:
         gguf.as_dense(model)

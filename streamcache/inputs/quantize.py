@@ -49,4 +49,4 @@ def quantize(model: PreTrainedModel, how: Quantization) -> None:
         ao.quantize_(model, config)
     except Exception as error:  # torchao has no class of errors
         reason = str(error).partition("\n")[0] or type(error).__name__
-        raise QuantizationError(f"torchao cannot make {how} of this model: {reason}") from error
+        raise QuantizationError(f"torchao cannot quantize this model to {how}: {reason}") from error

@@ -31,7 +31,7 @@ def baseline_ppl(
     progress: Progress,
     path: Path | None,
 ) -> tuple[Floats, Quality]:
-    """The recompute baseline; what is finished is kept, so an interrupted one goes on."""
+    """The recompute baseline; what is finished is kept, so an interrupted one continues."""
     policy, ids = configuration.policy, workload.ids(workload.loaded)
     window_size = policy.floor - policy.n_sink
     positions = qualities.baseline_positions(policy.floor, len(ids), late)

@@ -121,7 +121,7 @@ def read_json(path: Path) -> object:
 
 
 def is_record(path: Path) -> bool:
-    """Whether a file is a record of this package, of whatever kind, version and state."""
+    """Whether a file is a record of this package, of any kind, version and state."""
     try:
         content = read_json(path)
     except RecordError:

@@ -20,7 +20,7 @@ CACHES: dict[str, type[BoundedCache]] = {
     "streaming": StreamingCache,
     "ring": RingCache,
 }
-# As published and as of earlier releases: what `--streaming-mode` takes beside the names above.
+# As published and as of earlier releases: what `--streaming-mode` takes besides the names above.
 MODES: dict[str, tuple[str, "Engine"]] = {
     "mit": ("reference", "eager"),
     "ours": ("rerotating", "eager"),
@@ -85,7 +85,7 @@ class Configuration:
 
     @property
     def total(self) -> int:
-        """Entries of the budget: the policy's capacity and what is reserved beside it."""
+        """Entries of the budget: the policy's capacity and what is reserved besides it."""
         return self.policy.capacity + self.overlap + self.refresh
 
     @property
@@ -132,7 +132,7 @@ def with_budget(configuration: Configuration, total: int) -> Configuration:
     assert isinstance(p, EvictionPolicy)
     with warnings.catch_warnings():  # the ablations are there to show what these settings cost
         warnings.simplefilter("ignore", PolicyWarning)
-        policy = EvictionPolicy.from_budget(
+        window = EvictionPolicy.from_budget(
             total,
             p.n_sink,
             p.cache_slack,
@@ -140,7 +140,8 @@ def with_budget(configuration: Configuration, total: int) -> Configuration:
             p.compress_every,
             configuration.overlap,
             configuration.refresh,
-        )
+        ).window_size
+        policy = replace(p, window_size=window)  # all other fields stay, also those of a subclass
     if policy == p:
         return configuration
     label = configuration.label and f"{configuration.label}@{total}"

@@ -20,7 +20,7 @@ from streamcache.measure.store import Store
 from streamcache.measure.workload import Workload
 
 PASSAGE = 32  # tokens
-_CUE = 8  # of them, from which the model can tell that the passage comes again
+_CUE = 8  # of them, from which the model can see that the passage is repeated
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 The NLL of a text is heavy-tailed and its own ups and downs drown what an eviction adds. So the
 statistic is taken of a difference, token by token: the policy's NLL less that of a policy of the
 same capacity that evicts one entry per token. Around each eviction (the boundary) the mean of the
-first tokens after it is compared with that of the last ones before it. A permutation test tells
+first tokens after it is compared with that of the last ones before it. A permutation test shows
 whether the difference is large: the same for boundaries put elsewhere at random.
 """
 

@@ -126,7 +126,7 @@ def measure_ladder(
     batches: tuple[int, ...] = (8, 32),
     finished: Callable[[Row], None] = lambda row: None,
 ) -> Ladder:
-    """Measure every row; one that fails is warned of, and the others go on."""
+    """Measure every row; a row that fails gives a warning, and the others continue."""
     device = loaded.model.device
     rate, rows = copy_rate(device), []
     for name, measure in steps(loaded, policy, n_tokens, rate, batches):
@@ -219,7 +219,7 @@ def nll_row(loaded: LoadedModel, policy: EvictionPolicy, n_tokens: int) -> Row:
 
 
 def weight_bytes(model: PreTrainedModel) -> int:
-    """Bytes of the weights that a step reads: all, but for a token embedding that is looked up."""
+    """Bytes of the weights that a step reads: all except a token embedding that is looked up."""
     embedding: Any = model.get_input_embeddings().weight
     head: Any = model.get_output_embeddings()
     tied = head is not None and head.weight is embedding

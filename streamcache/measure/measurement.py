@@ -60,7 +60,7 @@ class WorkloadRecord(msgspec.Struct, frozen=True):
 
 
 class Sizes(msgspec.Struct, frozen=True):
-    """The sizes in force, entries: of the policy, and reserved beside it."""
+    """The sizes in force, entries: of the policy, and reserved besides it."""
 
     n_sink: int
     floor: int
@@ -94,14 +94,14 @@ class Quality(msgspec.Struct, frozen=True):
 
 
 class Speed(msgspec.Struct, frozen=True):
-    """Times of the steady state, evictions included, from blocks in turns with the baseline."""
+    """Times of the steady state, evictions included, from blocks alternating with the baseline."""
 
     tpot_mean_ms: float  # per token of each stream: host clock, device-synchronised at the ends
     tpot_p50_ms: float
     tpot_p99_ms: float
     tpot_device_ms: float | None  # mean of CUDA event times
     n_tokens: int
-    baseline_ms: float  # mean time of the baseline, per token, in the same turns
+    baseline_ms: float  # mean time of the baseline, per token, in the same pairs
     speedup: float  # median over the pairs of baseline / candidate
     speedup_error: float | None
     pairs: list[tuple[float, float]]  # seconds per token of the candidate and of the baseline
@@ -241,7 +241,7 @@ def read(path: Path) -> Measurement:
 
 
 def with_arrays(record: Record, path: Path, problems: list[str]) -> Measurement:
-    """The measurement of a record, with the arrays beside `path`; `problems` gets a line for each
+    """The measurement of a record, with the arrays next to `path`; `problems` gets a line for each
     that is missing or broken."""
     found: dict[ArrayKind, Floats] = {}
     lengths: dict[ArrayKind, int] = {}

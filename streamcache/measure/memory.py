@@ -5,7 +5,7 @@ from pathlib import Path
 
 
 def peak_memory_bytes() -> int | None:
-    """The largest resident set of this process so far; None where the system does not tell."""
+    """The largest resident set of this process so far; None where the system does not report it."""
     try:
         import resource  # of Unix only
     except ModuleNotFoundError:
@@ -15,7 +15,7 @@ def peak_memory_bytes() -> int | None:
 
 
 def reset_peak_rss() -> int:
-    """Start the high-water mark of the resident set anew; the bytes resident now.
+    """Reset the high-water mark of the resident set; the bytes resident now.
 
     Raises:
         OSError: the system has no such mark (it is Linux's).

@@ -1,4 +1,4 @@
-"""Times of a candidate beside a baseline, block by block in turns, and the speedup they show.
+"""Times of a candidate and a baseline in alternating blocks, and the speedup that they show.
 
 Only a ratio of times measured next to each other survives a machine whose speed changes. Needs
 nothing but the standard library.

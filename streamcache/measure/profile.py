@@ -35,7 +35,7 @@ class Operator(msgspec.Struct, frozen=True):
 
     name: str
     calls: float  # per token
-    host_ms: float  # per token, without what it calls in turn
+    host_ms: float  # per token, without the operators that it calls
     host_share: float  # of the profiled step
     device_ms: float  # per token, of the kernels it launches itself
 
@@ -219,7 +219,7 @@ def _of_runtime(event: Any) -> bool:
 def _write_trace(watched: Any, path: Path) -> None:
     """All or nothing."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{os.getpid()}.{path.name}")  # the suffix tells the format
+    unfinished = path.with_name(f".{os.getpid()}.{path.name}")  # the suffix determines the format
     try:
         watched.export_chrome_trace(str(unfinished))
         unfinished.replace(path)

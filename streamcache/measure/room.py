@@ -32,7 +32,7 @@ def require_room(configuration: Configuration, model: PreTrainedModel) -> None:
 
 
 def _total_bytes(device: torch.device) -> int | None:
-    """The memory of a device, None where the system does not tell."""
+    """The memory of a device, None where the system does not report it."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
     try:

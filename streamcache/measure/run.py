@@ -46,7 +46,7 @@ class What:
         ppl: how the NLLs are taken; None: not at all.
         positions: of the recompute baseline with a full window; None: all of the text.
         tpot_tokens: timed tokens, at least; 0: no times.
-        pairs: timed blocks, each beside one of the baseline.
+        pairs: timed blocks, each with one of the baseline.
         baseline_forwards: forwards of the baseline per block.
         device_time: on a GPU, also the time that it computed.
     """
@@ -79,7 +79,7 @@ def run(
         store: where measurements are kept and found; None: nothing is kept.
         progress: shows progress bars.
         baseline_file: keep the baseline's record here, and find it here.
-        force: measure again whatever is stored.
+        force: measure again, even if it is stored.
 
     Raises:
         ValueError: the weights of the configuration are not those of the workload's models.

@@ -1,4 +1,4 @@
-"""The time per token (TPOT) of a configuration, in turns with the recompute baseline."""
+"""The time per token (TPOT) of a configuration, alternately with the recompute baseline."""
 
 import math
 from collections.abc import Callable

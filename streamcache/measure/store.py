@@ -100,7 +100,7 @@ class Store:
         except filelock.Timeout:
             warnings.warn(
                 f"another run measures in {self.folder}: waiting, so that nothing is measured "
-                "twice and no times are taken beside each other",
+                "twice and no two runs are timed at once",
                 stacklevel=2,
             )
             self._lock.acquire()
@@ -113,13 +113,13 @@ class Store:
             self._lock.release()
 
     def _same(self, path: Path) -> Path:
-        """The file of the same digest, whatever label it was first measured under."""
+        """The file of the same digest, under any label."""
         digest = path.stem.rpartition("-")[2]
         return next(iter(sorted(path.parent.glob(f"*-{digest}.json"))), path)
 
 
 def folder_name(workload: WorkloadRecord) -> str:
-    """The folder of a workload: what people need to tell it from others, and a digest."""
+    """The folder of a workload: what distinguishes it for people, and a digest."""
     timed = "" if workload.timed == workload.model else f"-timed-{workload.timed}"
     name = f"{workload.model}-{workload.dtype}{timed}-{workload.text}-{workload.n_tokens}"
     return f"{file_stem(name)}-{_digest(workload)}"
@@ -133,12 +133,12 @@ class PartialBaseline(msgspec.Struct, frozen=True, tag="streamcache-partial", ta
 
 
 def partial_path(path: Path) -> Path:
-    """What an interrupted baseline has finished, beside its record."""
+    """What an interrupted baseline has finished, next to its record."""
     return path.with_name(f"{path.stem}.partial.json")
 
 
 def state_path(path: Path) -> Path:
-    """What an interrupted pass over a long text has finished, beside its record."""
+    """What an interrupted pass over a long text has finished, next to its record."""
     return path.with_name(f"{path.stem}.state")
 
 
@@ -156,7 +156,7 @@ def write_partial(path: Path, nll: list[float]) -> None:
         write_struct(partial_path(path), PartialBaseline(nll), path.parent)
     except OSError as error:
         reason = f"{error.strerror or error}: {error.filename}"
-        warnings.warn(f"the begun baseline is not kept: {reason}", stacklevel=2)
+        warnings.warn(f"the unfinished baseline is not kept: {reason}", stacklevel=2)
 
 
 def _digest(*parts: object) -> str:

@@ -73,7 +73,7 @@ def measure_stream(
     store: Store,
     progress: Progress = no_progress,
 ) -> Streamed:
-    """Measure configurations on a stream; what was interrupted goes on where it was."""
+    """Measure configurations on a stream; an interrupted run continues where it stopped."""
     found = {}
     for configuration in configurations:
         text, ids = books.text, books.text.input_ids
@@ -101,7 +101,7 @@ def by_position(nll: Floats, begin: int, end: int) -> float | None:
 
 
 def by_book(books: Books, nll: Floats) -> dict[str, Floats]:
-    """The NLLs of each book's tokens that were measured, over all its turns."""
+    """The NLLs of each book's tokens that were measured, over all times that it was read."""
     ends = [*books.starts[1:], len(books.text.input_ids)]
     found: dict[str, list[Floats]] = {}
     for name, start, end in zip(books.names, books.starts, ends):

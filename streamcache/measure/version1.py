@@ -1,6 +1,6 @@
 """Files of version 1, which the release before wrote, under the names of this version.
 
-They have no checksums, so a damaged one cannot be told from an intact one; each says so in its
+They have no checksums, so damage cannot be detected; each says so in its
 notes. A baseline of version 1 would enter every measurement that is compared with it, so baselines
 are not read but measured again.
 """
@@ -238,7 +238,7 @@ _BASELINE = "streamcache-baseline"
 
 
 def is_version_1(content: dict[str, Any]) -> bool:
-    """Whether an object of a JSON file is of version 1, in whatever state."""
+    """Whether an object of a JSON file is of version 1, intact or not."""
     schema = content.get("schema")
     return content.get("version") == 1 and (schema == _BASELINE or schema in [*_KINDS])
 

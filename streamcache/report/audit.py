@@ -1,7 +1,7 @@
-"""The published claims beside the measurements here, each with a verdict by a stated rule.
+"""The published claims and the measurements here, each with a verdict by a stated rule.
 
 A figure of pythia-2.8b's perplexity can be checked with its weights only, a time in milliseconds on
-an A800 only. A speedup needs the shape on a GPU, whatever its weights; a claim about what helps and
+an A800 only. A speedup needs the shape on a GPU, with any weights; a claim about what helps and
 what hurts can be tested on any model.
 """
 
@@ -279,7 +279,7 @@ def _faster(
 ) -> Callable[[RecordIndex], Finding | None]:
     """Whether one is faster than the other beyond noise; or, `negative`, whether it fails to be.
 
-    Speedups are compared, each over the baseline that was timed in turns with it: a machine that
+    Speedups are compared, each over the baseline that was timed alternately with it: a machine that
     is slower for a while is slower for both.
     """
 
@@ -353,7 +353,7 @@ def _undivided(group: Group, other: Record) -> float | None:
 
 
 def _besides_window(record: Record) -> Fields:
-    """What a policy has beside its window: S, R, the slack in force and max_drop."""
+    """What a policy has besides its window: S, R, the slack in force and max_drop."""
     given, sizes = record.configuration, record.sizes
     names = ("n_sink", "max_drop", "compress_every")
     found: Fields = {name: given[name] for name in names if name in given}

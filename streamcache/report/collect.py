@@ -114,7 +114,7 @@ class Group:
 
 
 def _plain(record: Record) -> Fields:
-    """The fields of a configuration but for its weights, which a group has in common."""
+    """The fields of a configuration except its weights, which a group has in common."""
     return {name: value for name, value in record.configuration.items() if name != "weights"}
 
 

@@ -12,7 +12,7 @@ from streamcache.measure.diagnose import CacheState, Diagnosis, EvictionEffect
 from streamcache.report.plots import around_evictions
 
 _POLICY, _EVICTION = "C0", "C3"
-_SHOWN = 400  # tokens in the first panels: more would not be told apart
+_SHOWN = 400  # tokens in the first panels: more could not be distinguished
 _BEFORE = 100  # of them before the first eviction
 
 

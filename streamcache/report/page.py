@@ -84,7 +84,7 @@ def page(found: Found, audit: Table) -> str:
 <body>
 <h1>streamcache: published and measured</h1>
 <p>Streaming a language model with a KV cache of fixed size: what the paper printed, what its
-configurations do here, and every number from a record beside this page.</p>
+configurations do here, and every number from a record in this folder.</p>
 <nav><ul>
 {links}
 </ul></nav>

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Of middling lightness, to be told apart on white and on black and by the colour-blind.
+# Of medium lightness: distinct on white and on black, and for the colour-blind.
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#3b82d6", "#e07b28", "#1f9e77", "#a66bd3", "#8a9099"
 COLOURS = {
     "baseline": GREY,

@@ -57,7 +57,7 @@ _NAMES = {name: NAMED[name] for name in PG19 if name in NAMED}
 def of_record(record: Record) -> Figures:
     """The figures of a record's configuration on its text, all None where none were printed.
 
-    A configuration counts as the published one whatever its window, if all else is the same.
+    A configuration counts as the published one with any window, if all else is the same.
     """
     corpus = next((c for name, c in _CORPORA.items() if is_of(record.workload, name)), {})
     own = _besides_window(record.configuration)

@@ -50,7 +50,7 @@ class Table:
 
 
 def of_records(records: Sequence[Record], columns: tuple[str, ...] = TERMINAL) -> Table:
-    """One row per record, of one workload: quality beside speed."""
+    """One row per record, of one workload: quality and speed."""
     first = records[0]
     workload = first.workload
     text = f"{workload.text} ({workload.text_source}), {workload.n_tokens} tokens"
@@ -271,10 +271,10 @@ def _run_notes(records: Sequence[Record]) -> list[str]:
         blocks = f"{n[0]}" if n[0] == n[1] else f"{n[0]} to {n[1]}"
         lines.append(
             "TPOT: mean per token, evictions included; speedup: median over "
-            f"{blocks} blocks of baseline / configuration, in turns"
+            f"{blocks} blocks of baseline / configuration, alternating"
         )
         base = [s.baseline_ms for s in speeds]
-        lines.append(f"baseline: {number(min(base))} to {number(max(base))} ms in these turns")
+        lines.append(f"baseline: {number(min(base))} to {number(max(base))} ms in these blocks")
     lines.append("evictions: scheduled+forced")
     if methods := sorted({q.method for q in qualities} - {"recompute"}):
         lines.append(
@@ -311,7 +311,7 @@ def _notes(group: Group) -> list[str]:
         f"{group.title}; torch {where.torch}, transformers {where.transformers}, "
         f"{where.threads} threads; text {group.text} ({first.workload.text_source})",
         "TPOT: mean ms per token, batch 1, steady state, evictions included; speedup: median of "
-        "the recompute baseline's time over the configuration's, in blocks timed in turns; "
+        "the recompute baseline's time over the configuration's, in blocks timed alternately; "
         "evictions: scheduled+forced",
     ]
     if group.common():

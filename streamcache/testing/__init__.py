@@ -40,7 +40,7 @@ def check_policy(policy: Policy, n_tokens: int = 2000) -> None:
     assert 0 <= n_sink < floor <= capacity, (
         f"0 <= n_sink < floor <= capacity does not hold: {n_sink}, {floor}, {capacity}"
     )
-    assert fields_that_are_set(policy), "a policy has fields that tell it from others"
+    assert fields_that_are_set(policy), "a policy has fields that distinguish it from others"
     if isinstance(policy, ScoredPolicy):
         _check_scores(policy)
     limit = getattr(policy, "max_drop", None)

@@ -199,7 +199,7 @@ DEFECTS = [
         patch(ARENA, PHASE, "phase = self.rotation.phase(-offset)"),
     ),
     fails(
-        "sinks turned twice",
+        "sinks rotated twice",
         TURNED,
         "ppl",
         patch(
@@ -231,7 +231,7 @@ DEFECTS = [
         ),
     ),
     fails(
-        "the window turned the wrong way when positions start anew",
+        "the window rotated the wrong way when positions are re-based",
         TURNED,
         "ppl",
         patch(CACHE, "self._end, self.base - base)", "self._end, base - self.base)"),
@@ -264,7 +264,7 @@ DEFECTS = [
         ),
     ),
     fails(
-        "the ring turned the wrong way when positions start anew",
+        "the ring rotated the wrong way when positions are re-based",
         LLAMA_CAPTURED,
         "ppl",
         patch(

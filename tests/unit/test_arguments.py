@@ -115,10 +115,12 @@ TOKENS: dict[str, tuple[Any, str]] = {
 @pytest.mark.parametrize("given, described", TOKENS.values(), ids=list(TOKENS))
 def test_a_step_takes_a_tensor_of_ids(model: PreTrainedModel, given: Any, described: str) -> None:
     decoder = CapturedDecoder(model, POLICY)
-    with pytest.raises(ValueError, match=f"a step takes 1 tokens, .* not {described}"):
+    with pytest.raises(ValueError, match=f"a step takes 1 tokens, .* got {described}"):
         decoder.step(given)
     if described != r"int64 \[2\]":
-        with pytest.raises(ValueError, match=rf"a prompt is token ids \[B, T\], not {described}"):
+        with pytest.raises(
+            ValueError, match=rf"a prompt must be token ids \[B, T\], got {described}"
+        ):
             decoder.prefill(given)
     assert decoder.cache.seen == 0
 
@@ -137,12 +139,14 @@ def test_a_policy_that_is_none(model: PreTrainedModel, given: Any) -> None:
         *(lambda kind=kind: kind(model, given) for kind in CACHES),
     ]
     for use in uses:
-        with pytest.raises(TypeError, match=r"is no policy, such as EvictionPolicy\(4, 2044\)"):
+        with pytest.raises(
+            TypeError, match=r"is not a policy \(such as EvictionPolicy\(4, 2044\)\)"
+        ):
             use()
 
 
 def test_arguments_in_the_wrong_order(model: PreTrainedModel) -> None:
-    with pytest.raises(TypeError, match="a EvictionPolicy is no model of transformers"):
+    with pytest.raises(TypeError, match="EvictionPolicy is not a transformers model"):
         StreamingCache(POLICY, model)  # type: ignore[arg-type]
 
 

@@ -137,7 +137,7 @@ def test_an_interrupted_comparison_goes_on(
     monkeypatch.setattr(measuring, "streaming_nll", interrupted_at_best)
     arguments = ["compare", *QUICK, "--tpot-tokens", "8", "--configs", "mit,best,fast"]
     ran = run(*arguments)
-    assert ran.status == 130 and "the same command goes on" in ran.err
+    assert ran.status == 130 and "the same command continues" in ran.err
     assert run(*arguments).status == 0
     assert measured == [4, 32, 32, 4], "what was finished is not repeated"
 

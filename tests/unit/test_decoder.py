@@ -16,7 +16,7 @@ from streamcache.policy import EvictionPolicy
 from tests.interrupt import Choice, Interrupted, Oom, RaiseAtLine, each_choice_of_lines
 from tests.tiny import error, expected, llama, stream, text, tiny
 
-POLICY = EvictionPolicy(2, 6, 2, 2, 3)  # capacity 10; positions start anew at 40
+POLICY = EvictionPolicy(2, 6, 2, 2, 3)  # capacity 10; positions are re-based at 40
 TIGHT = 1e-4
 
 
@@ -50,7 +50,7 @@ Call = Callable[[CapturedDecoder, Tensor], Tensor]
 CALLS: dict[str, tuple[int, Call, int]] = {
     "a first step": (0, steps, 1),
     "a step that evicts": (23, steps, 1),
-    "a step before which positions start anew": (40, steps, 1),
+    "a step before which positions are re-based": (40, steps, 1),
     "a first prompt": (0, CapturedDecoder.prefill, 5),
     "a long prompt": (24, CapturedDecoder.prefill, 15),
 }

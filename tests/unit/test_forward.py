@@ -138,7 +138,7 @@ def test_another_batch_takes_a_new_stream(
 ) -> None:
     cache = cache_type(model, POLICY)
     stream(model, cache, text(30, batch=2))
-    with pytest.raises(ValueError, match="holds a batch of 2 streams and is given 1: reset"):
+    with pytest.raises(ValueError, match="holds a batch of 2 streams and was given 1: call reset"):
         stream(model, cache, text(1))
     cache.reset()
     ids = text(30)

@@ -156,8 +156,8 @@ def test_a_command_builds_each_tree(figures: Path) -> None:
     ("arguments", "says"),
     [
         (["--golden=toy"], "compares with a commit, and with no golden"),
-        (["--golden-against=nothing"], "git knows no such commit"),
-        (["--golden-against=merge-base"], "git knows no such commit"),  # there is one commit
+        (["--golden-against=nothing"], "git finds no such commit"),
+        (["--golden-against=merge-base"], "git finds no such commit"),  # there is one commit
         (["--golden-rounds=2"], "must be at least 3"),
         (["--golden-build", "exit 3"], "--golden-build failed"),
         (["--golden-noise-from=none"], "No such file"),

@@ -484,7 +484,7 @@ def test_a_count_that_differs_fails(field: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("metrics", "cause"), [({}, "ppl is gone"), ({"nll": Metric(3.0, 1e-3)}, "nll is new")]
+    ("metrics", "cause"), [({}, "ppl is missing"), ({"nll": Metric(3.0, 1e-3)}, "nll is new")]
 )
 def test_a_figure_that_is_gone_or_new_is_missing(metrics: dict[str, Metric], cause: str) -> None:
     found = verdicts(sample(metrics=metrics))

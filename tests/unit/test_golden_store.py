@@ -302,7 +302,7 @@ def test_more_processes_than_before_replace_what_moved() -> None:
 
 
 def test_an_update_that_leaves_the_range_of_the_anchor_is_refused() -> None:
-    with pytest.raises(GoldenError, match=r"anchor .* delete the entry to start anew"):
+    with pytest.raises(GoldenError, match=r"anchor .* delete the entry to record it again"):
         update(GOLDEN, processes([r - 2.5 for r in RATIOS]))
 
 
@@ -343,14 +343,14 @@ def test_an_update_that_would_forget_an_anchor_names_it_and_needs_a_flag_of_its_
 ) -> None:
     """A slower benchmark of another identity would otherwise be accepted without its anchor."""
     slower = processes([r + 0.1 for r in RATIOS], **now)
-    with pytest.raises(GoldenError, match="anchors would start anew") as caught:
+    with pytest.raises(GoldenError, match="anchors would be reset") as caught:
         update(GOLDEN, slower)
     for part in (NAME, why, "--golden-reset-anchors"):
         assert part in str(caught.value)
     found, (change,) = update(GOLDEN, slower, reset_anchors=True)
     anchor = found.entries[NAME].anchor
     assert anchor == (None if "pairs" in now else pytest.approx(-0.9))
-    assert "its anchor starts anew, it was 2.718" in change
+    assert "its anchor is reset, it was 2.718" in change
     assert found.earlier == [PROVENANCE]
 
 
@@ -358,9 +358,9 @@ def test_a_loss_beyond_the_anchors_budget_is_accepted_with_the_same_flag_and_no_
     slower, faster = (processes([r + moved for r in RATIOS]) for moved in (0.1, -0.1))
     assert update(GOLDEN, slower)[0].entries[NAME].anchor == pytest.approx(-1.0)
     found, (change,) = update(GOLDEN, slower, reset_anchors=True)
-    assert found.entries[NAME].anchor == pytest.approx(-0.9) and "starts anew" in change
+    assert found.entries[NAME].anchor == pytest.approx(-0.9) and "is reset" in change
     found, (change,) = update(GOLDEN, faster, reset_anchors=True)
-    assert found.entries[NAME].anchor == pytest.approx(-1.0) and "starts anew" not in change
+    assert found.entries[NAME].anchor == pytest.approx(-1.0) and "is reset" not in change
 
 
 def test_an_update_shows_a_tolerance_that_it_loosens() -> None:
@@ -428,7 +428,7 @@ def test_a_machine_with_a_canary_out_of_band_is_not_recorded(
 
 def test_two_versions_do_not_mix() -> None:
     newer = msgspec.structs.replace(HERE, context={"python": "4"})
-    with pytest.raises(GoldenError, match="unlike versions"):
+    with pytest.raises(GoldenError, match="different versions"):
         update(None, [*processes()[:4], *processes(where=newer)[:1]])
 
 
@@ -445,7 +445,7 @@ def test_a_benchmark_that_only_some_measured_is_refused() -> None:
 
 
 def test_two_machines_do_not_mix_in_one_golden() -> None:
-    with pytest.raises(GoldenError, match="unlike machines"):
+    with pytest.raises(GoldenError, match="different machines"):
         update(None, [*processes()[:4], *processes(where=ELSEWHERE)[:1]])
     with pytest.raises(GoldenError, match=r"of another machine .*: use another name"):
         update(GOLDEN, processes(where=ELSEWHERE))

@@ -39,7 +39,7 @@ Call = Callable[[Any, StreamingCache, Tensor], Any]
 REFUSED: dict[str, tuple[type[Exception], str, Call]] = {
     "padding on the right": (
         PaddingError,
-        "behind a stream's first token: pad on the left only",
+        "after a stream's first token: pad on the left only",
         lambda model, cache, ids: model.generate(
             ids,
             attention_mask=left_padded(*ids.shape).flip(1),
@@ -49,12 +49,12 @@ REFUSED: dict[str, tuple[type[Exception], str, Call]] = {
     ),
     "padding on the right, by place": (
         PaddingError,
-        "behind a stream's first token: pad on the left only",
+        "after a stream's first token: pad on the left only",
         lambda model, cache, ids: model(ids, left_padded(*ids.shape).flip(1), None, cache),
     ),
     "a row without a token": (
         PaddingError,
-        "holds no token: leave it out",
+        "has no tokens: remove it",
         lambda model, cache, ids: model(
             input_ids=ids[:, :1], attention_mask=left_padded(2, 1), past_key_values=cache
         ),
@@ -66,28 +66,28 @@ REFUSED: dict[str, tuple[type[Exception], str, Call]] = {
             input_ids=ids, attention_mask=torch.ones(2, 1, 40, 40), past_key_values=cache
         ),
     ),
-    "positions that do not count on": (
+    "positions that do not continue": (
         ValueError,
-        "count on from the 0 tokens seen",
+        "continue after the 0 tokens seen",
         lambda model, cache, ids: model(
             input_ids=ids, position_ids=torch.arange(1, 41)[None], past_key_values=cache
         ),
     ),
     "no use of the cache": (
         ValueError,
-        "use_cache=False contradicts the cache",
+        "use_cache=False contradicts past_key_values",
         lambda model, cache, ids: model.generate(
             ids[:, :9], past_key_values=cache, use_cache=False, max_new_tokens=4
         ),
     ),
     "continuous batching": (
         ValueError,
-        "generate_batch pages a cache of its own",
+        "generate_batch uses a paged cache",
         lambda model, cache, ids: model.generate_batch([[1, 2]], past_key_values=cache),
     ),
     "no token": (
         ValueError,
-        "no token to feed: .* seen 0",
+        "no tokens to feed: .* seen all 0",
         lambda model, cache, ids: model(input_ids=ids[:, :0], past_key_values=cache),
     ),
 }
@@ -136,7 +136,7 @@ def test_positions_that_count_on_are_accepted(model: PreTrainedModel) -> None:
     last = model(input_ids=ids[:, 50:], position_ids=right, past_key_values=cache).logits
     reference = expected(model, POLICY, ids)
     assert error(torch.cat([logits, last], dim=1), reference) < TIGHT
-    with pytest.raises(ValueError, match="count on from the 60 tokens seen"):
+    with pytest.raises(ValueError, match="continue after the 60 tokens seen"):
         model(input_ids=ids[:, :10], position_ids=right, past_key_values=cache)
 
 
@@ -176,7 +176,7 @@ def test_a_deep_copy_of_a_model(cache_type: type[BoundedCache]) -> None:
 
 
 def test_the_decoder_called_by_itself(model: PreTrainedModel) -> None:
-    """Before and after positions started anew, in inputs of any length, and in turns."""
+    """Before and after positions were re-based, in inputs of any length, alternating."""
     ids, cache = text(160), StreamingCache(model, POLICY)
     head = stream(model, cache, ids[:, :60])
     decoder, output_embeddings = model.get_decoder(), model.get_output_embeddings()
@@ -206,7 +206,7 @@ def test_a_long_input_that_is_interrupted_is_fed_once(monkeypatch: pytest.Monkey
         if call < 6:
             assert cache.seen == 0
         else:
-            with pytest.raises(RuntimeError, match=r"a long input was .* among the 29 seen"):
+            with pytest.raises(RuntimeError, match=r"a long input was .* 29 tokens seen"):
                 stream(model, cache, ids, [30])
             cache.reset()
         assert error(stream(model, cache, ids, [30]), reference) < TIGHT
@@ -275,7 +275,7 @@ def test_a_cache_of_another_model_is_refused() -> None:
     cache = StreamingCache(llama(), POLICY)
     for other in (llama(), llama(num_hidden_layers=1), neox()):
         own = StreamingCache(other, POLICY)  # so that there are hooks
-        with pytest.raises(RuntimeError, match="another model than it was built for"):
+        with pytest.raises(RuntimeError, match="was built for another model"):
             stream(other, cache, text(3))
         assert own.seen == cache.seen == 0
 
@@ -301,7 +301,7 @@ def test_gradient_checkpointing_which_uses_no_cache_is_noticed() -> None:
     model.gradient_checkpointing_enable()
     model.train()
     cache = StreamingCache(model, POLICY)
-    with pytest.raises(RuntimeError, match="0 of 2 layers have appended"):
+    with pytest.raises(RuntimeError, match="only 0 of 2 layers have appended"):
         model(input_ids=text(5), past_key_values=cache)
 
 

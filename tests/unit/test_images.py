@@ -84,7 +84,7 @@ def test_images_with_positions_of_their_own_are_refused_by_name(
         "mm_token_type_ids": (ids == IMAGE).int(),
     }
     cache = StreamingCache(qwen, POLICY)
-    with pytest.raises(ValueError, match="images and videos are not streamed with this model"):
+    with pytest.raises(ValueError, match="images and videos cannot be streamed with this model"):
         CALLS[call](qwen, cache, inputs)
     assert cache.seen == 0
 

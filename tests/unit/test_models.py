@@ -232,7 +232,7 @@ def test_mistakes_are_named(arguments: dict[str, Any], message: str) -> None:
 @pytest.mark.parametrize("missing", ["config.json", "model.safetensors"])
 def test_an_incomplete_folder_is_refused(folder: Path, missing: str) -> None:
     (folder / missing).rename(folder / "pytorch_model.bin")
-    with pytest.raises(ModelError, match="tiny is no model folder: it needs config"):
+    with pytest.raises(ModelError, match="tiny is not a model folder: it needs config"):
         load_model(str(folder))
 
 

@@ -91,7 +91,7 @@ def test_a_text_that_fits_the_window_has_no_eviction_to_go_to() -> None:
 
 @pytest.mark.parametrize("budget, where", [(0, "middle"), (4, "front")])
 def test_misuse_is_named(budget: int, where: Any) -> None:
-    with pytest.raises(PolicyError, match="tail or middle"):
+    with pytest.raises(PolicyError, match="where=tail or middle"):
         RefreshCache(neox(), POLICY, budget, where)
 
 

@@ -39,7 +39,7 @@ def test_a_config_is_refused() -> None:
 
 
 def test_a_module_that_is_no_model_of_transformers_is_refused() -> None:
-    with pytest.raises(TypeError, match="Linear holds no model of transformers"):
+    with pytest.raises(TypeError, match="Linear contains no transformers model"):
         StreamingCache(nn.Linear(2, 2), POLICY)
 
 
@@ -58,7 +58,7 @@ def test_a_switching_table_is_kept_within(family: str, cache_type: type[BoundedC
 @each_switching
 def test_a_switching_table_that_is_too_short_is_refused(family: str) -> None:
     model = tiny(family, **SWITCHING[family])
-    with pytest.raises(UnsupportedModelError, match=r"holds for 64 positions .* holds 65"):
+    with pytest.raises(UnsupportedModelError, match=r"angles for 64 positions .* can hold 65"):
         StreamingCache(model, EvictionPolicy(4, 61))
 
 
@@ -155,7 +155,9 @@ def test_a_model_without_weights_is_refused() -> None:
 
 def test_a_table_of_biases_that_is_too_short_is_refused() -> None:
     model, ids = tiny("mpt", **{**ADMITTED["mpt"], "max_seq_len": 32}), text(100)
-    with pytest.raises(UnsupportedModelError, match="at most 32 tokens and this cache holds 33"):
+    with pytest.raises(
+        UnsupportedModelError, match="at most 32 tokens, and this cache can hold 33"
+    ):
         StreamingCache(model, EvictionPolicy(4, 29))
     policy = EvictionPolicy(4, 28)
     logits = stream(model, StreamingCache(model, policy), ids)

@@ -40,9 +40,9 @@ def decode(decoder: CapturedDecoder, ids: Tensor, n_prefill: int = 0) -> Tensor:
 
 def test_a_decoder_takes_its_batch_only() -> None:
     decoder = CapturedDecoder(llama(), EvictionPolicy(4, 12), batch=2)
-    with pytest.raises(ValueError, match="a decoder of batch 2 is given 1"):
+    with pytest.raises(ValueError, match="this decoder has batch=2 and was given 1 prompts"):
         decoder.prefill(text(5))
-    with pytest.raises(ValueError, match=r"2 tokens, one a stream, not int64 \[1\]"):
+    with pytest.raises(ValueError, match=r"2 tokens, one per stream, got int64 \[1\]"):
         decoder.step(text(1)[0])
 
 
@@ -72,7 +72,7 @@ def test_a_ring_is_a_cache(make: Any, name: str) -> None:
     model, policy, ids = make(), POLICIES[name], text(300)
     cache = RingCache(model, policy)
     assert error(stream(model, cache, ids), expected(model, policy, ids)) < TIGHT
-    assert cache.base > 0, "positions must start anew in this stream"
+    assert cache.base > 0, "positions must be re-based in this stream"
 
 
 @pytest.mark.parametrize("make", [neox, llama])
@@ -90,7 +90,7 @@ def test_a_decoder_reads_it_in_place(make: Any, name: str) -> None:
     decoder = CapturedDecoder(model, policy)
     assert "CUDA" in str(decoder.eager_because)
     assert error(decode(decoder, ids), expected(model, policy, ids)) < TIGHT
-    assert decoder.cache.base > 0, "positions must start anew in this stream"
+    assert decoder.cache.base > 0, "positions must be re-based in this stream"
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -131,7 +131,7 @@ def test_a_prefill_may_come_in_the_middle() -> None:
 
 
 def test_positions_start_anew_far_from_any_plan() -> None:
-    """Plans are of 1024 steps; here positions start anew every 60 or so."""
+    """Plans are of 1024 steps; here positions are re-based every 60 or so."""
     model, policy, ids = neox(num_hidden_layers=1), EvictionPolicy(4, 16, 4, 3, 5), text(1300)
     decoder = CapturedDecoder(model, policy)
     logits = decode(decoder, ids)

@@ -114,7 +114,7 @@ def test_an_assistant_gives_what_greedy_decoding_gives(
 
 
 def test_a_cache_without_reserve_says_what_drafts_need(model: Any) -> None:
-    with pytest.raises(ValueError, match="build the cache with max_rollback"):
+    with pytest.raises(ValueError, match="build the cache with a max_rollback"):
         model.generate(
             text(5),
             past_key_values=StreamingCache(model, POLICY),

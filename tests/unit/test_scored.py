@@ -161,13 +161,13 @@ def test_the_kit_finds_what_is_wrong_with_scores(scores: Any, said: str) -> None
 
 def test_where_counts_decide_content_is_refused_and_the_reverse() -> None:
     model, rule = llama(), KeyDiff(n_sink=1, total=10)
-    with pytest.raises(PolicyError, match="KeyDiff looks at content"):
+    with pytest.raises(PolicyError, match="KeyDiff decides by content"):
         StreamingCache(model, rule)
     with pytest.raises(PolicyError, match="has no one pass"):
         streaming_nll(model, text(20)[0], rule)
-    with pytest.raises(TypeError, match="gives no scores"):
+    with pytest.raises(TypeError, match="is not a ScoredPolicy"):
         ScoredCache(model, EvictionPolicy(1, 9))
-    with pytest.raises(PolicyError, match="has none to evict"):
+    with pytest.raises(PolicyError, match="leaves no entry to evict"):
         ScoredCache(model, KeyDiff(n_sink=9, total=10))
     with pytest.raises(ValueError, match="rules that look at content"):
         Configuration(rule, "streaming")
@@ -222,7 +222,7 @@ def test_a_rule_is_found_in_a_module_of_the_working_folder(
         (["--policy", "KeyDiff"], "module:Class or file.py:Class"),
         (["--policy", "no_such_module:X"], "cannot import"),
         (["--policy", f"{RULES}:Nothing"], "cannot import"),
-        (["--policy", "collections:Counter"], "is no policy"),
+        (["--policy", "collections:Counter"], "is not a policy"),
         (["--policy", "pathlib:Path"], "called with n_sink and total"),
         (["--policy", f"{RULES}:KeyDiff", "--window-size", "9"], "leave out --window-size"),
         (["--policy", f"{RULES}:KeyDiff", "--streaming-mode", "mit"], "its own cache"),

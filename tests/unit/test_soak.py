@@ -58,7 +58,7 @@ def test_two_hundred_thousand_tokens() -> None:
                 tail.append(logits)
             if t + 1 in (20_000, n_tokens):
                 memory[t + 1] = resident_bytes()
-    assert cache.next_position <= POLICY.capacity, "positions start anew"
+    assert cache.next_position <= POLICY.capacity, "positions are re-based"
     assert memory[n_tokens] - memory[20_000] < 2**20, "memory is flat after warm-up"
     assert tiny.error(torch.cat(tail), last_logits(model, ids)) < 1e-3
 

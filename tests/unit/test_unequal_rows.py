@@ -237,9 +237,9 @@ def test_padding_of_streams_under_way_is_refused(model: PreTrainedModel) -> None
     padded(model, cache, text(60, batch=3), PADDING)
     for padding, width in (([1, 0, 0], 4), ([5, 0, 30], 64), (PADDING, 63)):
         mask = mask_of(padding, width)
-        with pytest.raises(PaddingError, match="these are under way"), torch.no_grad():
+        with pytest.raises(PaddingError, match="these streams have begun"), torch.no_grad():
             model(input_ids=ids[:, :4], attention_mask=mask, past_key_values=cache)
-    with pytest.raises(ValueError, match="a batch of 3 streams and is given 2"):
+    with pytest.raises(ValueError, match="a batch of 3 streams and was given 2"):
         stream(model, cache, ids[:2, :1])
     assert cache.seen == 60
 
@@ -325,7 +325,7 @@ def test_rows_of_an_equal_decoder_begin_anew(model: PreTrainedModel) -> None:
         assert error(own[None], whole[:, -40:]) < TIGHT
     with pytest.raises(IndexError):
         decoder.replace(3, ids[:1])
-    with pytest.raises(ValueError, match="a decoder of batch 1 is given 3"):
+    with pytest.raises(ValueError, match="this decoder has batch=1 and was given 3"):
         decoder.replace(0, ids)
 
 

@@ -51,7 +51,7 @@ WRAPPERS: dict[str, Any] = {
 @pytest.mark.parametrize("name", WRAPPERS)
 @torch.no_grad()
 def test_a_wrapped_model_is_streamed_like_the_model(name: str) -> None:
-    """Positions start anew, an input longer than the window is split, padding is refused."""
+    """Positions are re-based, an input longer than the window is split, padding is refused."""
     model, ids = llama(), text(120)
     reference = expected(model, POLICY, ids)
     wrapped = WRAPPERS[name](model)

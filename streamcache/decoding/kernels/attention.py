@@ -23,12 +23,12 @@ def attend(
     """Store the token's key and value in the ring and attend to all that it holds.
 
     Args:
-        query: [B, H, 1, D], not turned; H is a multiple of Hkv.
-        key, value: the token's own, [B, Hkv, 1, D] (not turned) and [B, Hkv, 1, Dv].
+        query: [B, H, 1, D], not rotated; H is a multiple of Hkv.
+        key, value: the token's own, [B, Hkv, 1, D] (not rotated) and [B, Hkv, 1, Dv].
         keys, values: the ring, [B, Hkv, C, D] and [B, Hkv, C, Dv], contiguous; written to.
         step: int64 [4] or [B, 4], the fields of a `ring.Step`, on the device: nothing is read by
             the host.
-        turn: how query and key are turned; None: not at all.
+        turn: how query and key are rotated; None: not at all.
         n_sink: S, slots.
         scores: how the attention weights are made.
 

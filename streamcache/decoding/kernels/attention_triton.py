@@ -1,4 +1,4 @@
-"""The Triton kernel of `attention`: one launch that turns, writes the ring, attends and combines.
+"""The Triton kernel of `attention`: one launch that rotates, writes the ring, attends and combines.
 
 A program serves all query heads of a key head, so that a key is read once. The window of a key
 head is split into runs of slots, one program each (Flash-Decoding, Dao et al. 2023), and one more
@@ -36,7 +36,7 @@ def _tile(ptr, rows, mask, D: tl.constexpr, D_PAD: tl.constexpr):
 
 @triton.jit
 def _turning(cos_ptr, sin_ptr, partner_ptr, position, D: tl.constexpr, D_PAD: tl.constexpr):
-    """What turns states [D] to a position: see `rope.RopeTable`."""
+    """What rotates states [D] to a position: see `rope.RopeTable`."""
     d = tl.arange(0, D_PAD)
     cos, sin, partner = 1.0, 0.0, d
     if cos_ptr is not None:
@@ -52,7 +52,7 @@ def _heads(
     ptr, stride, gain_ptr, eps, offset, turning, turns: tl.constexpr,
     N: tl.constexpr, N_PAD: tl.constexpr, D: tl.constexpr, D_PAD: tl.constexpr,
 ):  # fmt: skip
-    """[N, D] states of some heads, normed where there is a gain, and turned."""
+    """[N, D] states of some heads, normed where there is a gain, and rotated."""
     cos, sin, partner = turning
     h, d = tl.arange(0, N_PAD)[:, None], tl.arange(0, D_PAD)
     mask = (h < N) & (d < D)[None, :]

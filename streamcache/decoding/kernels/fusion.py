@@ -111,7 +111,7 @@ def _is_part_of_a_sum(node: Node) -> bool:
 
 
 def _fuse_sum(graph: Graph, root: Node) -> None:
-    """a W^T + b V^T + ... + residual, whatever the order of the additions."""
+    """a W^T + b V^T + ... + residual, in any order of the additions."""
     terms: list[Node] = []
     rest: list[Node] = []
 
@@ -293,7 +293,7 @@ def _is_last(shape: Any, x: Any) -> bool:
 
 
 def _rms_norm(node: Any) -> _Norm | None:
-    """x / sqrt(mean(x^2) + eps) * gain, or * (1 + gain), between whatever dtypes."""
+    """x / sqrt(mean(x^2) + eps) * gain, or * (1 + gain), between any dtypes."""
     if not isinstance(node, Node):
         return None
     if node.target is F.rms_norm:

@@ -114,7 +114,7 @@ def _grouped(
     T1: tl.constexpr = (N1 + ROWS - 1) // ROWS
     T2: tl.constexpr = (N2 + ROWS - 1) // ROWS
     tile = tl.program_id(0)
-    # One loop for whichever layer it is: a loop each would need shared memory each.
+    # One loop for all layers: a loop for each would need shared memory for each.
     x, w, first, n = x0, w0, 0, N0
     if N1 > 0:  # noqa: SIM102 (known to the compiler, unlike what follows)
         if tile >= T0:

@@ -86,7 +86,7 @@ def golden_recorder(
     recorder.explains = order.explain
     item.stash[RECORDER] = recorder
     yield recorder
-    del item.stash[RECORDER]  # a test that is run again measures anew
+    del item.stash[RECORDER]  # a test that is run again measures again
 
 
 if find_spec("pytest_golden") is None:  # which has a fixture of this name

@@ -39,7 +39,7 @@ def run(config: pytest.Config) -> int:
     top = git(config, "rev-parse", "--show-toplevel")
     commit = _merge_base(config) if revision == MERGE_BASE else _commit(config, revision)
     if top is None or commit is None:
-        raise Usage(f"--golden-against {revision}: git knows no such commit here")
+        raise Usage(f"--golden-against {revision}: git finds no such commit here")
     with _worktree(config, commit) as base:
         here = Path(top).resolve()
         build = config.getoption("golden_build")

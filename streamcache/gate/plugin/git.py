@@ -7,7 +7,7 @@ import pytest
 
 
 def require_clean_worktree(config: pytest.Config, goldens: Path) -> None:
-    """Refuse changes, but for golden files. Where there is no repository there are none.
+    """Refuse changes, except of golden files. Where there is no repository there are none.
 
     Raises:
         pytest.UsageError: something was changed, or git does not say.

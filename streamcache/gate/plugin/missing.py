@@ -1,4 +1,4 @@
-"""Goldens whose benchmark is gone: each becomes a test that fails."""
+"""Goldens whose benchmark no longer exists: each becomes a test that fails."""
 
 from collections.abc import Generator
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 
 
 class CollectedTests:
-    """The tests that there are, whatever of them is asked for."""
+    """All tests that exist, selected or not."""
 
     def __init__(self, config: pytest.Config):
         self._root, self._last_failed = config.rootpath, config.getoption("lf", False)
@@ -26,7 +26,7 @@ class CollectedTests:
         return report
 
     def is_missing(self, name: str) -> bool:
-        """Whether a test is gone: its file is, or what it was in was opened and has it not."""
+        """Whether a test no longer exists, though its file, if it exists, was collected."""
         if name in self._seen:
             return False
         parent = name.partition("[")[0].rpartition("::")[0]

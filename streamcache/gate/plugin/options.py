@@ -18,7 +18,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--golden-against",
         metavar="REV",
-        help="compare this tree with a commit, both measured in turns on this machine; "
+        help="compare this tree with a commit, both measured alternately on this machine; "
         f"{MERGE_BASE}: with where this branch began, or on the main branch the commit before",
     )
     group.addoption(
@@ -44,14 +44,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         type=Path,
         help="of --golden-history: the noise of a benchmark is at least what its runs show",
     )
-    group.addoption("--golden-update", action="store_true", help="measure anew and record")
+    group.addoption("--golden-update", action="store_true", help="measure again and record")
     group.addoption(
         "--golden-update-new-only", action="store_true", help="record only what has no golden"
     )
     group.addoption(
         "--golden-reset-anchors",
         action="store_true",
-        help="an update may start anchors anew: of another identity or host, or of a loss accepted",
+        help="an update may reset anchors: after a change of identity or host, or to accept a loss",
     )
     group.addoption(
         "--golden-from", metavar="JSON", nargs="+", type=Path, help="record from these results"

@@ -25,7 +25,7 @@ def markdown(config: pytest.Config) -> Path | None:
 
 
 def _asked(config: pytest.Config, option: str) -> Path | None:
-    """Where pytest was called, wherever tests have gone since."""
+    """The folder in which pytest was started, even if a test has changed it since."""
     path = config.getoption(option)
     return config.invocation_params.dir / path if path else None
 

@@ -1,7 +1,7 @@
 """Benchmarks measured in fresh processes: to record, to confirm a failure, to compare trees.
 
 A fresh process is called as this one was, so that its root, settings and plugins are the same. What
-it does otherwise it is told by an order in its environment, and follows when options are parsed.
+it does otherwise it reads from its environment when options are parsed.
 """
 
 import os

@@ -82,9 +82,11 @@ def _record(config: pytest.Config) -> int:
             print(f"golden: not recorded, the environment is invalid: {problem}")
             return _INVALID
         if any((p.date, p.samples) == (process.date, process.samples) for p in processes):
-            raise Usage("--golden-from has a process twice: each file must be of another one")
+            raise Usage(
+                "--golden-from has one process twice: each file must come from a different process"
+            )
         processes.append(process)
-    with _alone(golden_path(config)):  # read anew: another update may have written meanwhile
+    with _alone(golden_path(config)):  # read again: another update may have written meanwhile
         return _write(config, _old(config), processes)
 
 

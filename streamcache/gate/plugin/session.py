@@ -58,7 +58,7 @@ class Session:
     def pytest_collection_modifyitems(
         self, session: pytest.Session, items: list[pytest.Item]
     ) -> None:
-        """A golden whose benchmark is gone becomes a test; who names tests asks for no others."""
+        """A golden without its benchmark becomes a test, unless tests were selected by name."""
         self._leave_out(items)
         uses = (item for item in items if FIXTURES & set(getattr(item, "fixturenames", ())))
         self.benchmarks = [item.nodeid for item in uses]
@@ -100,7 +100,7 @@ class Session:
     def _judge(self, item: pytest.Item) -> None:
         """Fails where a verdict is red."""
         if isinstance(item, MissingBenchmarkItem):
-            cause = "it has a golden, and its benchmark is gone"
+            cause = "it has a golden, and its benchmark no longer exists"
             verdicts = [Verdict(item.nodeid, "benchmark", Status.MISSING, cause=cause)]
         elif recorder := item.stash.get(RECORDER, None):
             verdicts = self._taken(item, recorder)
