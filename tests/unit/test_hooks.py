@@ -206,7 +206,7 @@ def test_a_long_input_that_is_interrupted_is_fed_once(monkeypatch: pytest.Monkey
         if call < 6:
             assert cache.seen == 0
         else:
-            with pytest.raises(RuntimeError, match=r"a long input was .* 29 tokens seen"):
+            with pytest.raises(RuntimeError, match=r"a long input was .*29 tokens seen"):
                 stream(model, cache, ids, [30])
             cache.reset()
         assert error(stream(model, cache, ids, [30]), reference) < TIGHT
