@@ -1,5 +1,6 @@
-"""Golden files: read as a whole or refused, written all or nothing."""
+"""Golden files: read as a whole or refused, written all or nothing, with a checksum."""
 
+import hashlib
 import json
 from collections import Counter
 from pathlib import Path
@@ -10,6 +11,14 @@ import msgspec
 from streamcache.files import write_bytes
 from streamcache.gate.goldens import SCHEMA, VERSION, Golden, GoldenError
 from streamcache.gate.validation import golden_error
+
+_CHECKSUM = "checksum"
+
+
+def checksum(golden: Golden) -> str:
+    """The sha256 of its canonical JSON."""
+    same = msgspec.convert(msgspec.to_builtins(golden), Golden)  # a float given as 3 is 3.0
+    return hashlib.sha256(msgspec.json.encode(same, order="sorted")).hexdigest()
 
 
 def read(path: Path) -> Golden:
@@ -52,17 +61,25 @@ def decoded(path: Path) -> dict[str, Any]:
 
 
 def validated(found: dict[str, Any], path: Path) -> Golden:
-    """A golden from its JSON.
+    """A golden from its JSON. A file without a checksum was written by hand, or by a release
+    that wrote none.
 
     Raises:
-        GoldenError: a field is unknown or of another type, or it could hold nothing.
+        GoldenError: a field is unknown or of another type, it could hold nothing, or it was
+            changed after it was written.
     """
+    fields = {name: value for name, value in found.items() if name != _CHECKSUM}
     try:
-        golden = msgspec.convert(found, Golden)
+        golden = msgspec.convert(fields, Golden)
     except msgspec.ValidationError as error:
         raise GoldenError(f"{path} is not a valid golden file: {error}") from error
     if wrong := golden_error(golden):
         raise GoldenError(f"{path}: {wrong}")
+    if _CHECKSUM in found and found[_CHECKSUM] != checksum(golden):
+        raise GoldenError(
+            f"{path} was damaged or edited: its checksum is another one; after an edit that is "
+            'meant, remove the line "checksum"'
+        )
     return golden
 
 
@@ -82,5 +99,6 @@ def write(path: Path, golden: Golden) -> None:
     """Write a golden file, keys in order, all or nothing."""
     entries = dict(sorted(golden.entries.items()))
     golden = msgspec.structs.replace(golden, entries=entries)
-    plain = msgspec.json.encode(golden, order="sorted")
+    fields = {**msgspec.to_builtins(golden), _CHECKSUM: checksum(golden)}
+    plain = msgspec.json.encode(fields, order="sorted")
     write_bytes(path, msgspec.json.format(plain, indent=1) + b"\n")

@@ -57,6 +57,39 @@ def test_a_golden_file_that_is_written_is_read_back(tmp_path: Path) -> None:
     assert storage.read(tmp_path / "toy.json") == GOLDEN
 
 
+@pytest.mark.parametrize("every", [13, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_golden_with_a_flipped_bit_is_refused_or_says_the_same(
+    tmp_path: Path, every: int
+) -> None:
+    """A digit of a time, a tolerance, a name."""
+    path = tmp_path / "toy.json"
+    storage.write(path, GOLDEN)
+    data, n_refused = path.read_bytes(), 0
+    bits = range(0, 8 * len(data), every)
+    for bit in bits:
+        other = bytearray(data)
+        other[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(other)
+        try:
+            assert storage.read(path) == GOLDEN, bit
+        except GoldenError as error:
+            assert str(path) in str(error) and "\n" not in str(error)
+            n_refused += 1
+    assert n_refused > 0.75 * len(bits), "the others are of white space"
+
+
+def test_a_golden_that_was_edited_says_how_to_keep_the_edit(tmp_path: Path) -> None:
+    path = tmp_path / "toy.json"
+    storage.write(path, GOLDEN)
+    edited = path.read_text().replace("20.5", "30.5")
+    path.write_text(edited)
+    with pytest.raises(GoldenError, match=r'edited: .* remove the line "checksum"'):
+        storage.read(path)
+    lines = [line for line in edited.splitlines() if '"checksum"' not in line]
+    path.write_text("\n".join(lines))
+    assert storage.read(path).entries[NAME].metrics["ppl"].max_value == 30.5
+
+
 @given(st.permutations(["b::x", "a::y", "c::z", NAME]))
 def test_writing_is_in_one_order_and_again_the_same_bytes(
     tmp_path_factory: pytest.TempPathFactory, names: list[str]

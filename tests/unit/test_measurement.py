@@ -186,7 +186,7 @@ def test_an_array_with_a_flipped_bit_is_refused(tmp_path: Path, disk: Disk) -> N
     measurement.write(path, Measurement(RECORD, *ARRAYS))
     array = measurement.array_path(path, "nll")
     data = array.read_bytes()
-    bits = random.Random(0).sample(range(8 * len(data)), 1_000)
+    bits = random.Random(0).sample(range(8 * len(data)), 2_000)
     for other in flipped(data, [*range(1024), *bits]):
         disk.content[array] = other
         with pytest.raises(RecordError, match=r"best\.nll\.npy cannot be read: damaged"):
