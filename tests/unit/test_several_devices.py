@@ -73,14 +73,13 @@ def test_long_inputs_roll_back_files_and_rows_on_two_devices(name: str, tmp_path
 
 def test_generate_on_two_devices() -> None:
     options: dict[str, Any] = {"max_new_tokens": 40, "do_sample": False}
-    ids, whole = text(30), llama()
-    expected: Any = whole.generate(
-        ids, past_key_values=CACHES["streaming"](whole, POLICY), **options
-    )
+    ids = text(30)
+    whole: Any = llama()
+    expected = whole.generate(ids, past_key_values=CACHES["streaming"](whole, POLICY), **options)
     with two_devices():
-        model = laid_over_two(llama())
+        model: Any = laid_over_two(llama())
         cache = CACHES["streaming"](model, POLICY)
-        found: Any = model.generate(ids.to(FIRST), past_key_values=cache, **options)
+        found = model.generate(ids.to(FIRST), past_key_values=cache, **options)
     assert found.tolist() == expected.tolist()
 
 
