@@ -138,8 +138,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "llama4_text": ({**HEADS, "intermediate_size_mlp": 32, "num_local_experts": 2}, "chunked"),
     "beam": (HEADS, "what two tokens see of each other depends on where they stand"),
     "ministral3": (HEADS, "scales its queries by absolute position"),
-    "mamba": ({"state_size": 4}, "keep a state other"),
-    "lfm2": ({**GQA, "layer_types": ["conv", "full_attention"]}, ""),
+    "mamba": ({"state_size": 4}, "none of its layers keeps keys and values"),
     "falcon": ({"alibi": True}, ""),
 }
 

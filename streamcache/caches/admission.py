@@ -5,6 +5,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from streamcache.caches.layer_states import without_attention
 from streamcache.caches.signatures import takes_cache
 
 
@@ -58,12 +59,9 @@ def require_admissible(model: PreTrainedModel) -> None:
     text = config.get_text_config(decoder=True)
     rope = getattr(text, "rope_parameters", None) or {}
     tables = [rope, *(v for v in rope.values() if isinstance(v, dict))]
-    kinds = getattr(text, "layer_types", None) or []
-    stateful = ("conv", "linear", "mamba", "recurrent", "hybrid")
     reasons = {
-        "some of its layers keep a state other than keys and values": any(
-            word in kind for kind in kinds for word in stateful
-        ),
+        "none of its layers keeps keys and values": len(without_attention(config))
+        == getattr(text, "num_hidden_layers", None),
         "it is an encoder-decoder": getattr(config, "is_encoder_decoder", False),
         "chunked attention masks by absolute position": getattr(text, "attention_chunk_size", None),
         "it scales its queries by absolute position": getattr(text, "attn_temperature_tuning", None)

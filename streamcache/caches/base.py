@@ -66,14 +66,15 @@ class BoundedCache(Rows):
         if not self.looks_at_content:
             require_counts(policy)
         config = decoder.config.get_text_config(decoder=True)
-        most_taken_back = policy.floor - policy.n_sink if self.takes_long_inputs else 0
+        self.geometry = probe_rope(model)
+        can_take_back = self.takes_long_inputs and not self.geometry.has_states
+        most_taken_back = policy.floor - policy.n_sink if can_take_back else 0
         if not 0 <= max_rollback <= most_taken_back:
             raise PolicyError(
                 f"max_rollback must be from 0 to {most_taken_back} here, got {max_rollback}"
             )
         self.policy = policy
         self._recent = RecentEvictions(max_rollback)
-        self.geometry = probe_rope(model)
         limit = self.geometry.max_position
         if limit is not None and policy.capacity > limit:
             raise UnsupportedModelError(
@@ -98,11 +99,16 @@ class BoundedCache(Rows):
         Raises:
             OSError: it cannot be written.
             RuntimeError: the cache must be reset.
-            ValueError: the rows of the batch are of unequal length.
+            ValueError: the rows of the batch are of unequal length, or layers keep a state.
         """
         self.require_intact()
         if self.parts:
             raise ValueError("rows of unequal length are saved one by one: cache.row(i).save(path)")
+        if self.geometry.has_states:
+            raise ValueError(
+                "a stream of a model whose layers keep a state cannot be saved: keep its text, and "
+                "feed that again"
+            )
         numbers, states = self._state()
         numbers |= {name: getattr(self, name) for name in BoundedCache._counts}
         write_stream(Path(path), Owner.of(self, self.policy, self._model), numbers, states)

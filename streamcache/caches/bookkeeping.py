@@ -12,11 +12,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from streamcache.caches.admission import UnsupportedModelError
+from streamcache.caches.admission import UnsupportedModelError, decoder_of
 from streamcache.caches.fingerprint import Fingerprint
 from streamcache.caches.hooks import Call, uncompiled
+from streamcache.caches.layer_states import cut_gradients, select, state_layers
 from streamcache.caches.recent_evictions import Eviction, RecentEvictions
 from streamcache.caches.retained_attention import States
 from streamcache.caches.storage import Storage
@@ -54,6 +56,8 @@ class Bookkeeping(Storage):
         self.seen = self.evicted = self.base = 0
         self._ahead = 0  # entries evicted for a forward that was then interrupted
         self._half_fed = False  # with a long input
+        self._states_moved = False  # of layers, in a forward that has not ended
+        self.layers = self._new_states()
 
     @property
     def next_position(self) -> int:
@@ -76,6 +80,11 @@ class Bookkeeping(Storage):
             raise RuntimeError(
                 "a long input was interrupted after some of its tokens had been fed "
                 f"({self.seen} tokens seen): call reset() and feed the stream again"
+            )
+        if self._states_moved:
+            raise RuntimeError(
+                "a forward was interrupted after some layers had changed their state, which is not "
+                "kept: reset() the cache to start anew"
             )
         if self._damage:
             raise RuntimeError(
@@ -145,6 +154,7 @@ class Bookkeeping(Storage):
             ValueError: a batch of another size than the cache holds.
         """
         forward = self._prepared()
+        layer_idx = self.geometry.places[layer_idx]
         if key_states.shape[-2] != forward.n_tokens or layer_idx in forward.updated:
             raise RuntimeError(
                 f"layer {layer_idx} appends {key_states.shape[-2]} tokens in a forward pass of "
@@ -185,7 +195,40 @@ class Bookkeeping(Storage):
         self._forward = None
         self._recent.forget_before(self.seen)
         self._half_fed = more_to_come
+        if self.layers:
+            cut_gradients(self.layers)
+        self._states_moved = False
         self._damage = None
+
+    def _new_states(self) -> list[Any]:
+        config = decoder_of(self._model).config
+        return state_layers(config) if self.geometry.has_states else []
+
+    def get_conv_state(self, layer_idx: int, state_idx: int = 0) -> Tensor | None:
+        self._states_moved = True  # models write to what they get
+        return super().get_conv_state(layer_idx, state_idx)
+
+    def get_recurrent_state(self, layer_idx: int, state_idx: int = 0) -> Tensor | None:
+        self._states_moved = True
+        return super().get_recurrent_state(layer_idx, state_idx)
+
+    def update_conv_state(
+        self, conv_states: Tensor, layer_idx: int, state_idx: int = 0, **kwargs: Any
+    ) -> Tensor:
+        self._prepared()
+        self._states_moved = True
+        with torch.inference_mode(False):  # so that the stream may leave inference mode later
+            return super().update_conv_state(conv_states.detach(), layer_idx, state_idx, **kwargs)
+
+    def update_recurrent_state(
+        self, recurrent_states: Tensor, layer_idx: int, state_idx: int = 0, **kwargs: Any
+    ) -> Tensor:
+        self._prepared()
+        self._states_moved = True
+        with torch.inference_mode(False):
+            return super().update_recurrent_state(
+                recurrent_states.detach(), layer_idx, state_idx, **kwargs
+            )
 
     def _prepared(self) -> Forward:
         if self._forward is None:
@@ -234,3 +277,4 @@ class Bookkeeping(Storage):
         with self.changing("while rows of its batch were chosen"):
             self._recent.select(indices)
             self._select(indices)
+            select(self.layers, indices)

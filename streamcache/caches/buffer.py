@@ -149,6 +149,7 @@ class Arena:
         if self._sink_keys.numel():
             self._sink_keys = self._sink_keys.index_select(1, rows)
             self._sink_values = self._sink_values.index_select(1, rows)
+        if self._sink_pairs.numel():  # none of keys that are not rotated
             self._sink_pairs = self._sink_pairs.index_select(1, rows)
 
     def clear(self) -> None:

@@ -390,7 +390,7 @@ def _feed_in_passes(
 
     Tokens that can be taken back go in a pass of their own, from what the cache holds by then.
     """
-    if not isinstance(decoder, PreTrainedModel):
+    if not isinstance(decoder, PreTrainedModel) or past.geometry.has_states:
         return None
     outputs: list[Any] = []
     n_first = past.beyond_rollback(tokens.shape[1])

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.cache_utils import Cache
+from transformers.cache_utils import Cache, DynamicCache
 
+from streamcache.caches.layer_states import state_layers
 from streamcache.caches.sharded import is_sharded
 from streamcache.caches.shared_copy import shared_copy
 from streamcache.caches.signatures import cache_name, parameters_of
@@ -68,25 +69,8 @@ class IsolatedLayers:
     @torch.no_grad()
     def at(self, position: int) -> States:
         """The same tokens, the first at `position`; layers are given what the first call gave."""
-        copy = self._decoder
-        embedding: Any = copy.get_input_embeddings()
-        device: torch.device = embedding.weight.device
-        vocabulary = int(copy.config.get_text_config(decoder=True).vocab_size)
-        probe = _ProbeCache(position)
-        inputs: dict[str, Any] = {
-            "input_ids": torch.arange(N_TOKENS, device=device)[None] * (vocabulary // N_TOKENS),
-            "use_cache": True,
-            cache_name(type(copy).forward): probe,
-        }
-        if "position_ids" in parameters_of(type(copy).forward):
-            positions = torch.arange(position, position + N_TOKENS, device=device)
-            inputs["position_ids"] = positions[None]
-        with torch.autocast(device.type, enabled=False):
-            if self.in_float32:
-                named = dict(copy.named_parameters())
-                functional_call(copy, {n: named[n].float() for n in self._others}, (), inputs)
-            else:
-                copy(**inputs)
+        probe = _ProbeCache(position, state_layers(self._decoder.config))
+        self._run(probe, slice(0, N_TOKENS), position)
         return States(
             self._layers[0].given if self._layers else torch.empty(0),
             {i: k for i, (k, _) in probe.states.items()},
@@ -94,6 +78,48 @@ class IsolatedLayers:
             [layer.output for layer in self._layers],
             [layer.input for layer in self._layers],
         )
+
+    @torch.no_grad()
+    def in_two_pieces(self) -> list[Tensor]:
+        """What layers add to their input, by layer [1, n, hidden], where a cache of transformers is
+        fed the same tokens in two calls."""
+        cache, half = DynamicCache(config=self._decoder.config), N_TOKENS // 2
+        outputs: list[list[Tensor]] = []
+        for part in (slice(0, half), slice(half, N_TOKENS)):
+            self._run(cache, part, part.start)
+            outputs.append([layer.output for layer in self._layers])
+        return [torch.cat(pieces, dim=1) for pieces in zip(*outputs)]
+
+    @torch.no_grad()
+    def second_half(self) -> dict[int, tuple[Tensor, Tensor]]:
+        """By layer, keys and values of the last tokens where those before were never fed."""
+        probe = _ProbeCache(N_TOKENS // 2, state_layers(self._decoder.config))
+        self._run(probe, slice(N_TOKENS // 2, N_TOKENS), N_TOKENS // 2)
+        return probe.states
+
+    def _run(self, cache: Cache, part: slice, position: int) -> None:
+        """Some of the tokens through all layers, the first at a position."""
+        copy = self._decoder
+        embedding: Any = copy.get_input_embeddings()
+        device: torch.device = embedding.weight.device
+        vocabulary = int(copy.config.get_text_config(decoder=True).vocab_size)
+        tokens = torch.arange(N_TOKENS, device=device)[None] * (vocabulary // N_TOKENS)
+        inputs: dict[str, Any] = {
+            "input_ids": tokens[:, part],
+            "use_cache": True,
+            cache_name(type(copy).forward): cache,
+        }
+        if "position_ids" in parameters_of(type(copy).forward):
+            positions = torch.arange(N_TOKENS, device=device)[None, : part.stop - part.start]
+            inputs["position_ids"] = positions + position
+        for layer in self._layers:
+            layer.part = part
+        with torch.autocast(device.type, enabled=False):
+            if self.in_float32:
+                named = dict(copy.named_parameters())
+                functional_call(copy, {n: named[n].float() for n in self._others}, (), inputs)
+            else:
+                copy(**inputs)
 
 
 class _Layer(nn.Module):
@@ -103,6 +129,7 @@ class _Layer(nn.Module):
         super().__init__()
         self.inner, self.in_float32 = inner, in_float32
         self.first: Tensor | None = None
+        self.part = slice(0, N_TOKENS)
         self.given = self.input = self.output = torch.empty(0)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -111,7 +138,7 @@ class _Layer(nn.Module):
         if self.first is None:
             here = next(self.inner.parameters()).device  # that of the layer before may be another
             self.first = (self.given.float() if self.in_float32 else self.given).to(here)
-        self.input = hidden = self.first
+        self.input = hidden = self.first[:, self.part]
         if named:
             kwargs["hidden_states"] = hidden
         else:
@@ -152,8 +179,8 @@ class _Wide(nn.Module):
 class _ProbeCache(Cache):
     """Claims to have seen `position` tokens, holds none, and notes the states it is given."""
 
-    def __init__(self, position: int):
-        super().__init__(layers=[])
+    def __init__(self, position: int, states: list[Any]):
+        super().__init__(layers=states)
         self.position = position
         self.states: dict[int, tuple[Tensor, Tensor]] = {}
 

@@ -15,11 +15,22 @@ class LongInputs(Bookkeeping):
 
     def evicts_inside(self, n_tokens: int) -> bool:
         """Whether the next `n_tokens` do not all see what the first one sees, and each other."""
+        if self._goes_token_by_token and n_tokens > 1:
+            return True
         return evicts_inside(self.policy, self.seen, self._size_before, n_tokens)
 
     def pieces(self, n_tokens: int) -> list[int]:
         """Lengths of the pieces of the next `n_tokens` in which only the first token evicts."""
-        return between_evictions(self.policy, self.seen, self._size_before, n_tokens)
+        if self._goes_token_by_token:
+            return [1] * n_tokens
+        pieces = between_evictions(self.policy, self.seen, self._size_before, n_tokens)
+        if self.geometry.continues_states:
+            return pieces
+        return [pieces[0], *[1] * (n_tokens - pieces[0])]
+
+    @property
+    def _goes_token_by_token(self) -> bool:
+        return self.seen > 0 and not self.geometry.continues_states
 
     def begin_pass(self, copy: PreTrainedModel) -> OnePass | None:
         """A causal pass over the tokens to come, from what is held; None: not for this cache.
@@ -27,7 +38,7 @@ class LongInputs(Bookkeeping):
         Args:
             copy: of the model, made by `with_override`.
         """
-        if not self.takes_long_inputs:
+        if not self.takes_long_inputs or self.geometry.has_states:
             return None
         held = [self._held(layer) for layer in range(len(self))] if self.seen else []
         counts = self.seen, self.evicted, self._ahead

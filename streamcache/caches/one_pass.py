@@ -66,6 +66,7 @@ class OnePass:
         held: Sequence[States] = (),
     ):
         self.model, self.layers, self.policy = model, geometry.layers, policy
+        self._places = geometry.places
         self.seen, self.evicted, self._ahead = seen, evicted, ahead
         self._first_key = oldest_in_run(evicted, policy.n_sink)  # of the runs
         self._runs: dict[int, States] = {}  # by layer; keys rotated to the number of their token
@@ -139,6 +140,7 @@ class OnePass:
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scores: Scores
     ) -> Tensor:
         """Unrotated states [B, H, n, D] to [B, n, H, Dv]: see `attention_override.Attention`."""
+        layer = self._places[layer]
         rotation, band = self.layers[layer].rotation, self._band_on(query.device)
         query, key = query.to(value.dtype), key.to(value.dtype)  # autocast mixes them
         if _TRITON and query.is_cuda and query.element_size() == 2 and query.shape[-1] <= 256:

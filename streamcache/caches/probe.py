@@ -6,8 +6,9 @@ model and without a list of names. A model for which this does not hold, whose v
 position, or whose layers do more with it, is refused (see `isolated_layers`).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from weakref import WeakKeyDictionary
 
 import torch
@@ -23,6 +24,7 @@ from streamcache.caches.admission import (
 )
 from streamcache.caches.fingerprint import holds_angles
 from streamcache.caches.isolated_layers import N_TOKENS, IsolatedLayers, States
+from streamcache.caches.layer_states import state_layers, without_attention
 from streamcache.caches.rope import Rotation
 
 __all__ = ["LayerGeometry", "ModelGeometry", "UnsupportedModelError", "probe_rope"]
@@ -50,15 +52,26 @@ class ModelGeometry:
     """The geometry of all layers.
 
     Attributes:
-        layers: one entry per attention layer, in order.
+        layers: one entry per layer that keeps keys and values, in order.
+        indices: which layers of the model these are.
         max_position: positions beyond it break the rotation (a table ends or switches); None if
             the rotation holds at any position.
+        has_states: whether a layer has a state beside keys and values, or in place of them.
+        continues_states: whether several tokens at once go on from such a state.
         max_entries: a layer attends to no more (the table of MPT's biases ends); None: to any.
     """
 
     layers: tuple[LayerGeometry, ...]
+    indices: tuple[int, ...]
     max_position: int | None
     max_entries: int | None = None
+    has_states: bool = False
+    continues_states: bool = True
+
+    @cached_property
+    def places(self) -> dict[int, int]:
+        """Of a layer of the model, its place in `layers`."""
+        return {index: place for place, index in enumerate(self.indices)}
 
 
 _probed: WeakKeyDictionary[PreTrainedModel, tuple[object, ModelGeometry]] = WeakKeyDictionary()
@@ -118,24 +131,33 @@ class _Probe:
     def geometry(self) -> ModelGeometry:
         n_layers = self.config.get_text_config(decoder=True).num_hidden_layers
         origin = self.origin
-        if sorted(origin.keys) != list(range(n_layers)) or len(origin.outputs) != n_layers:
+        indices = tuple(sorted(origin.keys))
+        if not indices:
+            raise refusal(self.config, "none of its layers keeps keys and values")
+        others = set(range(n_layers)) - without_attention(self.config)
+        if not others <= set(indices) or len(origin.outputs) != n_layers:
             raise refusal(self.config, "some of its layers keep no keys and values of their own")
         last = max(1, min([510, *self.contexts]) - N_TOKENS)
         near = {position: self._at(position) for position in (1, min(17, last), last)}
         for position, states in near.items():
             self._require_no_other_trace(states, position)
         found: list[Rotation | None] = []
-        for layer in range(n_layers):
+        for layer in indices:
             found.append(self._rotation_of(layer, near, found[-1] if found else None))
         layers = tuple(
             LayerGeometry(
-                keys.shape[1], keys.shape[-1], origin.values[i].shape[-1], found[i], keys.device
+                keys.shape[1], keys.shape[-1], origin.values[i].shape[-1], rotation, keys.device
             )
-            for i, keys in sorted(origin.keys.items())
+            for rotation, (i, keys) in zip(found, sorted(origin.keys.items()))
         )
         text = self.config.get_text_config(decoder=True)
         longest = None if any(found) else getattr(text, "max_seq_len", None)
-        return ModelGeometry(layers, self._position_limit(found), longest)
+        limit = self._position_limit(indices, found)
+        has_states = bool(state_layers(self.config))
+        continues_states = not has_states or self._continues_states()
+        if has_states:
+            self._require_keys_of_tokens()
+        return ModelGeometry(layers, indices, limit, longest, has_states, continues_states)
 
     def _require_no_other_trace(self, states: States, position: int) -> None:
         """Positions may show in the keys alone: not in embeddings, values or what layers add."""
@@ -165,6 +187,26 @@ class _Probe:
                         "to float32 changes its attention from position to position"
                     )
                 raise refusal(self.config, reason)
+
+    def _require_keys_of_tokens(self) -> None:
+        """What a state goes into is of many tokens: there is no oracle for such keys and values."""
+        for layer, alone in self.layers.second_half().items():
+            within = self.origin.keys[layer], self.origin.values[layer]
+            for now, then in zip(alone, within):
+                if _distance(now, then[:, :, -now.shape[2] :]) > 32 * self.rounding:
+                    raise refusal(
+                        self.config, "a state of earlier tokens enters its keys or values"
+                    )
+
+    def _continues_states(self) -> bool:
+        """Whether layers give in two pieces what they give at once: some forget their state."""
+        few = 32 * self.rounding
+        for now, then, hidden in zip(
+            self.layers.in_two_pieces(), self.origin.outputs, self.origin.hidden
+        ):
+            if (now - then).norm() > few * (then.norm() + hidden.norm()):
+                return False
+        return True
 
     def _rotation_of(
         self, layer: int, near: dict[int, States], before: Rotation | None
@@ -205,7 +247,7 @@ class _Probe:
             return torch.inf
         return float((error.norm() / after.norm()).nan_to_num(nan=0.0))
 
-    def _position_limit(self, found: list[Rotation | None]) -> int | None:
+    def _position_limit(self, indices: Sequence[int], found: list[Rotation | None]) -> int | None:
         """None if the rotations hold far past the trained context, else the positions they do."""
         if not self.contexts or not any(found):
             return None
@@ -215,7 +257,7 @@ class _Probe:
             return least
         for position in {context + context // 2 for context in self.contexts}:
             states = self._at(position)
-            for layer, rotation in enumerate(found):
+            for layer, rotation in zip(indices, found):
                 if self._error(rotation, layer, position, states) == torch.inf:
                     return least
         return None

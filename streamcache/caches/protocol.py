@@ -12,6 +12,7 @@ class EndlessCache(Cache):
     """A cache that has no `layers` in the sense of transformers, and no greatest length."""
 
     geometry: ModelGeometry
+    layers: list[Any]  # of layers with a state, that state (see `layer_states`)
 
     def __len__(self) -> int:
         return len(self.geometry.layers)
@@ -37,9 +38,17 @@ class EndlessCache(Cache):
     def has_previous_state(
         self, layer_idx: int | None = None, state_idx: int | None = None
     ) -> bool:
-        return False  # of layers with another state than keys and values there are none
+        layers = self.layers if layer_idx is None else self.layers[layer_idx : layer_idx + 1]
+        states = [layer.has_previous_state for layer in layers if layer is not None]
+        return bool(states) and all(
+            all(each.values()) if state_idx is None else each[state_idx] for each in states
+        )
 
     def is_recording_past(self, layer_idx: int) -> bool:
+        return False
+
+    @property
+    def is_compileable(self) -> bool:
         return False
 
     def early_initialization(self, *args: Any, **kwargs: Any) -> None:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from streamcache.caches.base import BoundedCache
+from streamcache.caches.layer_states import rows_of
 from streamcache.caches.one_pass import rotated, widened
 from streamcache.caches.retained_attention import States
 from streamcache.caches.rope import RopeTable, Rotation
@@ -139,10 +140,11 @@ class RingCache(BoundedCache):
     def _part_all_rows(self) -> None:
         parts: list[Part] = []
         for whole in self.parts or [Part(self, self.batch_size, 0)]:
-            for _ in range(whole.n_rows):
+            for n in range(whole.n_rows):
                 row = self._empty_part(len(parts), 1)
                 for count in ("seen", "evicted", "base", "_ahead"):
                     setattr(row, count, getattr(whole.cache, count))
+                row.layers = rows_of(whole.cache.layers, torch.tensor([n]))
                 parts.append(Part(row, 1, whole.lead))
         self._hold_parts(parts)
 

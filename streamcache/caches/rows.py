@@ -13,6 +13,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from streamcache.caches.layer_states import beside, take_apart
 from streamcache.caches.long_inputs import LongInputs
 from streamcache.caches.rollback import RollBack
 from streamcache.caches.side_by_side import Part
@@ -132,12 +133,21 @@ class Rows(LongInputs, RollBack):
                     "tokens: call reset() and feed the streams again"
                 )
 
+    def put_states_beside(self) -> None:
+        """Have the states of all rows in `layers`, for a forward of the whole batch."""
+        layers = [part.cache.layers for part in self.parts]
+        n_rows = [part.n_rows for part in self.parts]
+        self.layers = beside(layers, n_rows, self._new_states())
+
     def finish(self, more_to_come: bool = False) -> None:
         if not self.parts:
             return super().finish(more_to_come)
-        for part in self.parts:
-            part.cache.finish()
-        self._count_parts()
+        with self.changing("while it counted tokens"):
+            layers = [part.cache.layers for part in self.parts]
+            take_apart(self.layers, layers, [part.n_rows for part in self.parts])
+            for part in self.parts:
+                part.cache.finish()
+            self._count_parts()
 
     def crop(self, tokens_to_remove: int) -> None:
         if not self.parts:

@@ -6,14 +6,13 @@ is before the beginning of a shorter one.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from transformers.utils.generic import ModelOutput
 
 from streamcache.caches.outputs import beside
-from streamcache.caches.probe import ModelGeometry
 from streamcache.caches.protocol import EndlessCache
 
 
@@ -31,18 +30,12 @@ class Part(NamedTuple):
     lead: int
 
 
-class Owner(Protocol):
-    """The cache of the whole batch."""
-
-    geometry: ModelGeometry
-    parts: list[Part]
-
-
 class SideBySide(EndlessCache):
     """The parts of a cache during one forward of one token a row."""
 
     def __init__(self, owner: Any, has_positions: bool):
-        super().__init__(layers=[])
+        owner.put_states_beside()
+        super().__init__(layers=owner.layers)
         self.owner, self.geometry = owner, owner.geometry
         self._parts: list[Part] = owner.parts
         self._rows = [part.n_rows for part in self._parts]

@@ -301,6 +301,7 @@ class CapturedDecoder:
     ) -> Tensor:
         """Of one layer, over what the cache holds of it: see `kernels.attention.attend`."""
         cache = self.cache
+        layer = cache.geometry.places[layer]
         held = cache.keys[layer], cache.values[layer]
         if key.shape[1] != held[0].shape[1]:
             raise AttentionOverrideError("a layer attends to other keys than it gives to a cache")

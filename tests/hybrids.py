@@ -1,0 +1,114 @@
+"""Hybrids, tiny, and the oracle for them: layers with a state see the whole stream."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from streamcache.caches.layer_states import state_layers
+from streamcache.policy import EvictionPolicy
+from tests.cases import FEW, HEADS
+from tests.oracle import Oracle, kept_after_each
+from tests.tiny import copy_of, rule
+
+MAMBA = {
+    "mamba_d_state": 8,
+    "mamba_d_conv": 4,
+    "mamba_expand": 2,
+    "mamba_n_heads": 4,
+    "mamba_d_head": 16,
+    "mamba_n_groups": 1,
+    "mamba_chunk_size": 8,
+}
+DELTA = {
+    "linear_num_value_heads": 4,
+    "linear_num_key_heads": 2,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+}
+FOUR = {**HEADS, "num_hidden_layers": 4}
+HYBRIDS: dict[str, dict[str, Any]] = {
+    "qwen3_next": {**FOUR, **FEW, **DELTA, "shared_expert_intermediate_size": 16},
+    "jamba": {
+        **FOUR,
+        "attn_layer_period": 2,
+        "attn_layer_offset": 1,
+        "mamba_d_state": 8,
+        "mamba_dt_rank": 4,
+        "num_experts": 4,
+    },
+    "lfm2": {**FOUR, "layer_types": ["conv", "full_attention"] * 2},
+    "falcon_h1": {**HEADS, **MAMBA, "mamba_d_ssm": 64},  # both in every layer
+    "bamba": {**FOUR, **MAMBA, "attn_layer_indices": [1, 3]},
+    "granitemoehybrid": {
+        **FOUR,
+        **MAMBA,
+        "layer_types": ["mamba", "attention"] * 2,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "shared_intermediate_size": 16,
+    },
+}
+
+
+class HybridOracle(Oracle):
+    """What comes out of a layer with a state is known from a forward over all tokens so far."""
+
+    def __init__(self, model: PreTrainedModel):
+        super().__init__(model)
+        states = state_layers(model.config) or [None] * len(self.layers)
+        self.has_state = [state is not None for state in states]
+
+    def _last(
+        self,
+        input_ids: Tensor,
+        kept: Sequence[Sequence[int]],
+        known: Sequence[Tensor],
+        layer: nn.Module | None,
+    ) -> Tensor:
+        if not known or not self.has_state[len(known) - 1]:
+            return super()._last(input_ids, kept, known, layer)
+        whole = [range(t + 1) for t in range(len(kept))]
+        parts = self.layers[len(known) - 1].named_modules()
+        attention = next((part for name, part in parts if name.endswith("self_attn")), None)
+        if attention is None:
+            return super()._last(input_ids, whole, known, layer)
+        # beside the state: what the attention to the kept tokens gives is put in its place
+        outputs = self._attended(attention, input_ids, kept, known)
+        hook = attention.register_forward_hook(lambda *_: (outputs[None], None))
+        try:
+            return super()._last(input_ids, whole, known, layer)
+        finally:
+            hook.remove()
+
+    def _attended(
+        self,
+        attention: nn.Module,
+        input_ids: Tensor,
+        kept: Sequence[Sequence[int]],
+        known: Sequence[Tensor],
+    ) -> Tensor:
+        """The output of an attention for every query [T, hidden]."""
+        rows: list[Tensor] = []
+        hook = attention.register_forward_hook(lambda _, __, out: rows.append(out[0]))
+        try:
+            for t, tokens in enumerate(kept):
+                super()._last(input_ids, [tokens], known, None)
+                rows[t] = rows[t][0, -1]
+        finally:
+            hook.remove()
+        return torch.stack(rows)
+
+
+def expected_of_hybrid(
+    model: PreTrainedModel,
+    policy: EvictionPolicy,
+    ids: Tensor,
+    dtype: torch.dtype = torch.float64,
+) -> Tensor:
+    """The oracle's logits [B, T, V] of a stream of a hybrid, or of any other model."""
+    oracle = HybridOracle(copy_of(model, dtype))
+    kept = kept_after_each(ids.shape[1], *rule(policy))
+    return torch.stack([oracle.logits(row, kept) for row in ids])
