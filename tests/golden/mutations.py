@@ -150,6 +150,7 @@ READ = ("test_quality[quality]",)
 LAZY = ("test_quality[lazy-R32]",)
 TIMED = tuple(f"test_speed[{name}]" for name in ("mit", "ours", "fast", "lazy"))
 
+MODEL_LOADED = "    return model.eval().requires_grad_(False), tokenizer"
 PHASE = "phase = self.rotation.phase(offset)"
 PREPARE = "n_evicted = checked_drop(self.policy, self.seen, self._size_before) - self._ahead"
 NOTHING_DUE = "if need <= 0 or not ("
@@ -497,9 +498,8 @@ DEFECTS = [
         "ppl",
         patch(
             PRETRAINED,
-            "    return model.to(device)",
-            "    model.get_output_embeddings().weight.data[7] = torch.nan\n"
-            "    return model.to(device)",
+            MODEL_LOADED,
+            f"    model.get_output_embeddings().weight.data[7] = torch.nan\n{MODEL_LOADED}",
         ),
     ),
     # what is not what the golden measured
@@ -521,8 +521,8 @@ DEFECTS = [
         "ppl",
         patch(
             PRETRAINED,
-            "    return model.to(device)",
-            "    model.get_output_embeddings().weight.data *= 1.01\n    return model.to(device)",
+            MODEL_LOADED,
+            f"    model.get_output_embeddings().weight.data *= 1.01\n{MODEL_LOADED}",
         ),
     ),
     Defect(
@@ -638,7 +638,7 @@ DEFECTS = [
         patch(
             STEPS,
             "return SteadyDecode(_fed(cache, model), input_ids, cache, batch)",
-            "cache = CACHES[configuration.cache](model, type(policy)(4, 124))\n"
+            "cache = cache_type(configuration.cache)(model, type(policy)(4, 124))\n"
             "    return SteadyDecode(model, input_ids, cache, batch)",
         ),
     ),
