@@ -1,6 +1,6 @@
 """What is tested everywhere: the caches, policies of every kind, and the shapes of model families.
 
-A new cache is here as soon as it is registered with the configurations; a new rule is one line.
+A new cache is here as soon as it has a line in `KINDS`; a new rule is one line.
 """
 
 from typing import Any
@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from streamcache.caches.base import BoundedCache
-from streamcache.measure.configurations import CACHES as REGISTRY
+from streamcache.caches.kinds import KINDS, cache_type
 from streamcache.policy import EvictionPolicy
 
-CACHES: list[type[BoundedCache]] = [*REGISTRY.values()]
+CACHES: list[type[BoundedCache]] = [cache_type(kind) for kind in KINDS]
 each_cache = pytest.mark.parametrize("cache_type", CACHES)
 
 #                                 S   W  sigma delta R

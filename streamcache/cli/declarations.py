@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from streamcache.caches.kinds import MODES
 from streamcache.cli.console import err
 from streamcache.cli.options import (
     File,
@@ -28,7 +29,6 @@ from streamcache.interrupt import stop_at_once
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
-MODES = ("mit", "ours", "fast", "captured", "reference", "rerotating", "streaming", "ring")
 DEFAULT_TABLE = "baseline,mit,ours-standard,best,fast"
 
 _entries: Any = {"type": ENTRIES, "show_default": True}
@@ -52,7 +52,7 @@ ppl_method_option = click.option(
     show_default=True,
 )
 streaming_mode_option = click.option(
-    "--streaming-mode", type=click.Choice(MODES), default="fast", show_default=True
+    "--streaming-mode", type=click.Choice(list(MODES)), default="fast", show_default=True
 )
 
 

@@ -8,13 +8,13 @@ import click
 import msgspec
 from click.core import ParameterSource
 
+from streamcache.caches.kinds import MODES
 from streamcache.caches.refresh import RefreshPolicy
 from streamcache.caches.scored import ScoredPolicy
 from streamcache.cli.common import bars, load, positions_for, say_where
 from streamcache.cli.console import show
 from streamcache.cli.options import OutputRecord
 from streamcache.measure.configurations import (
-    MODES,
     NAMED,
     RECOMPUTE,
     SCORED,

@@ -6,11 +6,12 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
+from streamcache.caches.kinds import MODES
 from streamcache.cli.common import bars, load
 from streamcache.cli.console import err, out, show
 from streamcache.decoding.loop import SteadyDecode
 from streamcache.measure.checked import write_struct
-from streamcache.measure.configurations import MODES, Configuration, identity, label_of
+from streamcache.measure.configurations import Configuration, identity, label_of
 from streamcache.measure.measurement import environment
 from streamcache.measure.profile import Profile, profile_steps
 from streamcache.measure.steps import steady_step

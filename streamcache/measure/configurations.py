@@ -2,34 +2,14 @@
 
 import warnings
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
-from streamcache.caches.base import BoundedCache
-from streamcache.caches.reference import ReferenceCache
+from streamcache.caches.kinds import KINDS, Engine
 from streamcache.caches.refresh import RefreshPolicy
-from streamcache.caches.ring import RingCache
 from streamcache.caches.scored import ScoredPolicy
-from streamcache.caches.streaming import RerotatingCache, StreamingCache
 from streamcache.policy import EvictionPolicy, Policy, PolicyWarning, fields_that_are_set
 
 SCORED = "scored"  # the cache of a rule that looks at content
 RECOMPUTE = "recompute"  # in place of a cache: the context is encoded again for every token
-CACHES: dict[str, type[BoundedCache]] = {
-    "reference": ReferenceCache,
-    "rerotating": RerotatingCache,
-    "streaming": StreamingCache,
-    "ring": RingCache,
-}
-# As published and as of earlier releases: what `--streaming-mode` takes besides the names above.
-MODES: dict[str, tuple[str, "Engine"]] = {
-    "mit": ("reference", "eager"),
-    "ours": ("rerotating", "eager"),
-    "fast": ("streaming", "eager"),
-    "captured": ("ring", "captured"),
-    **{name: (name, "eager") for name in CACHES},
-}
-
-Engine = Literal["eager", "captured"]
 
 
 @dataclass(frozen=True)
@@ -38,7 +18,7 @@ class Configuration:
 
     Attributes:
         policy: what to evict and when; of `recompute`, S and W of the window that is encoded.
-        cache: a name in `CACHES`, `recompute`, or `scored` for a rule that looks at content.
+        cache: a name in `KINDS`, `recompute`, or `scored` for a rule that looks at content.
         engine: "eager", or "captured": one CUDA graph per token (cache "ring").
         overlap: entries of the budget that stay empty.
         refresh: entries of the budget for evicted tokens that are put back at evictions.
@@ -64,9 +44,9 @@ class Configuration:
     def __post_init__(self) -> None:
         if self.by_content != (self.cache == SCORED):
             raise ValueError(f"the cache {SCORED!r} is that of rules that look at content")
-        if self.cache not in (RECOMPUTE, SCORED, *CACHES):
+        if self.cache not in (RECOMPUTE, SCORED, *KINDS):
             raise ValueError(
-                f"no cache {self.cache!r}: give one of {RECOMPUTE}, {', '.join(CACHES)}"
+                f"no cache {self.cache!r}: give one of {RECOMPUTE}, {', '.join(KINDS)}"
             )
         if (self.engine == "captured") > (self.cache == "ring"):
             raise ValueError(f"captured decoding needs the cache 'ring', not {self.cache!r}")

@@ -6,6 +6,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from streamcache.caches.base import BoundedCache
+from streamcache.caches.kinds import cache_type
 from streamcache.caches.refresh import RefreshCache
 from streamcache.caches.scored import ScoredCache
 from streamcache.decoding.captured import CapturedDecoder
@@ -18,7 +19,7 @@ from streamcache.decoding.loop import (
 )
 from streamcache.decoding.nll import Advance
 from streamcache.decoding.recompute import recompute_step
-from streamcache.measure.configurations import CACHES, Configuration
+from streamcache.measure.configurations import Configuration
 
 
 def cache_of(configuration: Configuration, model: PreTrainedModel) -> BoundedCache:
@@ -35,7 +36,7 @@ def cache_of(configuration: Configuration, model: PreTrainedModel) -> BoundedCac
         return RefreshCache(
             model, configuration.policy, configuration.refresh, configuration.refresh_at
         )
-    return CACHES[configuration.cache](model, configuration.policy)
+    return cache_type(configuration.cache)(model, configuration.policy)
 
 
 def steady_step(

@@ -10,8 +10,8 @@ from typing import Any
 
 import msgspec
 
+from streamcache.caches.kinds import MODES
 from streamcache.measure.checked import RecordError
-from streamcache.measure.configurations import MODES
 from streamcache.measure.diagnose import Diagnosis, Difference, EvictionEffect
 from streamcache.measure.measurement import (
     Environment,

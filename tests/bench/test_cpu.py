@@ -8,6 +8,7 @@ import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
+from streamcache.caches.kinds import MODES
 from streamcache.gate.bench import (
     MANY_SINKS,
     SMALL,
@@ -23,7 +24,7 @@ from streamcache.gate.recorder import Recorder
 from streamcache.gate.torch_environment import TorchEnvironmentProbe
 from streamcache.inputs.models import LoadedModel
 from streamcache.measure.checked import with_checksum
-from streamcache.measure.configurations import MODES, NAMED, Configuration
+from streamcache.measure.configurations import NAMED, Configuration
 from streamcache.policy import EvictionPolicy
 
 READ = [

@@ -7,6 +7,7 @@ import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
+from streamcache.caches.kinds import MODES
 from streamcache.gate.bench import (
     SMALL,
     Bench,
@@ -17,7 +18,7 @@ from streamcache.gate.bench import (
 )
 from streamcache.gate.recorder import Recorder
 from streamcache.gate.torch_environment import TorchEnvironmentProbe
-from streamcache.measure.configurations import MODES, NAMED, Configuration
+from streamcache.measure.configurations import NAMED, Configuration
 
 pytestmark = pytest.mark.gpu
 

@@ -25,7 +25,7 @@ from streamcache.inputs.models import load_model
 from streamcache.inputs.quantize import Quantization
 from streamcache.measure import checked, measurement
 from streamcache.measure import run as measuring
-from streamcache.measure.configurations import MODES, NAMED
+from streamcache.measure.configurations import NAMED
 from streamcache.measure.pairs import speedup
 from streamcache.measure.paper import PUBLISHED_TOTAL, TEXTS
 from streamcache.measure.run import Method
@@ -435,7 +435,6 @@ def test_help_completion_and_typing_errors_import_no_torch() -> None:
 def test_the_choices_of_options_are_those_of_what_is_called() -> None:
     """They stand there a second time, for what is called imports torch."""
     expected = {
-        "streaming_mode": MODES,
         "ppl_method": get_args(Method),
         "refresh_policy": get_args(RefreshPolicy),
         "quantization": get_args(Quantization),

@@ -11,8 +11,9 @@ import pytest
 from torch.autograd import DeviceType  # type: ignore[attr-defined]
 
 from streamcache.caches.base import BoundedCache
+from streamcache.caches.kinds import MODES
 from streamcache.decoding.loop import SteadyDecode
-from streamcache.measure.configurations import MODES, Configuration
+from streamcache.measure.configurations import Configuration
 from streamcache.measure.profile import (
     _EVICTION,
     _STEP,

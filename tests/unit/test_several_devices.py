@@ -8,16 +8,19 @@ import torch
 from streamcache import CapturedDecoder, recompute_nll, streaming_nll
 from streamcache.caches.admission import UnsupportedModelError
 from streamcache.caches.base import BoundedCache
+from streamcache.caches.kinds import KINDS, cache_type
 from streamcache.caches.refresh import RefreshCache
 from streamcache.decoding.loop import captured_nll, sequential_nll
 from streamcache.inputs.corpora import TokenizedText
 from streamcache.inputs.models import LoadedModel, load_model
-from streamcache.measure.configurations import CACHES, Configuration
+from streamcache.measure.configurations import Configuration
 from streamcache.measure.run import What, run
 from streamcache.measure.workload import Workload
 from streamcache.policy import EvictionPolicy
 from tests.devices import FIRST, SECOND, held, laid_over_two, two_devices
 from tests.tiny import copy_of, llama, neox, text, tiny
+
+CACHES = {kind: cache_type(kind) for kind in KINDS}
 
 POLICY = EvictionPolicy(4, 16, 4, 3, 5)  # capacity 24
 TIGHT = 1e-5
