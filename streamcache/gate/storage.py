@@ -8,11 +8,12 @@ from typing import Any
 
 import msgspec
 
-from streamcache.files import write_bytes
+from streamcache.files import read_bytes, write_bytes
 from streamcache.gate.goldens import SCHEMA, VERSION, Golden, GoldenError
 from streamcache.gate.validation import golden_error
 
 _CHECKSUM = "checksum"
+_MAX_BYTES = 1 << 25
 
 
 def checksum(golden: Golden) -> str:
@@ -44,7 +45,7 @@ def decoded(path: Path) -> dict[str, Any]:
         GoldenError: it is missing, cut off, or no golden.
     """
     try:
-        data = path.read_bytes()
+        data = read_bytes(path, _MAX_BYTES)
         found: Any = msgspec.json.decode(data)
         duplicates = duplicate_keys(data)
     except OSError as error:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import statistics
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,17 @@ def test_writing_is_in_one_order_and_again_the_same_bytes(
 def test_a_golden_that_is_not_there_says_how_to_record_one(tmp_path: Path) -> None:
     with pytest.raises(GoldenError, match="record one with --golden-update"):
         storage.read(tmp_path / "none.json")
+
+
+def test_what_is_no_file_is_not_read(tmp_path: Path) -> None:
+    """It may have no end."""
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe.json")
+        with pytest.raises(GoldenError, match=r"pipe\.json: not a regular file"):
+            storage.read(tmp_path / "pipe.json")
+    (tmp_path / "long.json").write_bytes(b" " * ((1 << 25) + 1))
+    with pytest.raises(GoldenError, match=r"long\.json: longer than 32 MiB"):
+        storage.read(tmp_path / "long.json")
 
 
 def encoded(**fields: Any) -> bytes:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -280,6 +281,27 @@ def test_broken_weights_are_refused_in_one_line(folder: Path) -> None:
     (folder / "model.safetensors").write_bytes(b"no weights")
     with pytest.raises(ModelError, match=r"^cannot load \S+tiny \(.*$"):
         load_model(str(folder))
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
+@pytest.mark.parametrize("what", ["pipe", "folder", "/dev/zero", "link to itself", "nested", "{}"])
+def test_a_folder_in_which_a_file_is_something_else_is_one_line(
+    folder: Path, name: str, what: str
+) -> None:
+    """And nothing waits for a pipe, or reads a device without end."""
+    path = folder / name
+    path.unlink()
+    if what == "pipe":
+        os.mkfifo(path)
+    elif what == "folder":
+        path.mkdir()
+    elif what.startswith(("/", "link")):
+        path.symlink_to(name if what.startswith("link") else what)
+    else:
+        path.write_text("[" * 100_000 if what == "nested" else what)
+    with pytest.raises(ModelError) as refused:
+        load_model(str(folder))
+    assert "\n" not in str(refused.value) and folder.name in str(refused.value)
 
 
 def test_pickled_weights_are_never_loaded(tmp_path: Path) -> None:
