@@ -10,7 +10,7 @@ where neither holds the cache refuses every call until `reset()`.
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,8 @@ from streamcache.caches.recent_evictions import Eviction, RecentEvictions
 from streamcache.caches.retained_attention import States
 from streamcache.caches.storage import Storage
 from streamcache.policy import checked_drop
+
+Self = TypeVar("Self", bound="Bookkeeping")
 
 
 @dataclass
@@ -55,6 +57,7 @@ class Bookkeeping(Storage):
         self._recent.clear()
         self.seen = self.evicted = self.base = 0
         self._ahead = 0  # entries evicted for a forward that was then interrupted
+        self._before_turn = 0  # tokens that `generate` is not told of
         self._half_fed = False  # with a long input
         self._states_moved = False  # of layers, in a forward that has not ended
         self.layers = self._new_states()
@@ -259,8 +262,20 @@ class Bookkeeping(Storage):
         self._recent.forget_before(self.seen + n_tokens)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """All tokens seen: what `generate` slices its inputs by."""
-        return self.seen
+        """All tokens seen, or outside of a forward those of the turn: `generate` slices its inputs
+        by them."""
+        return self.seen if self._forward else self.seen - self._before_turn
+
+    def turn(self: Self) -> Self:
+        """This cache, for a `generate` that is given the tokens of a new turn alone.
+
+            reply = model.generate(turn, past_key_values=cache.turn())
+
+        From then on the text before is not to be passed again, and every turn begins with a call of
+        this. The last token that `generate` returns has not been fed: the next turn begins with it.
+        """
+        self._forward, self._before_turn = None, self.seen
+        return self
 
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
         kept = self.size

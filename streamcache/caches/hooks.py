@@ -57,6 +57,7 @@ class HookedCache(Protocol):
     def evicts_inside(self, n_tokens: int) -> bool: ...
     def pieces(self, n_tokens: int) -> list[int]: ...
     def begin_pass(self, copy: PreTrainedModel) -> OnePass | None: ...
+    def get_seq_length(self, layer_idx: int = 0) -> int: ...
     def beyond_rollback(self, n_tokens: int) -> int: ...
     def take(self, one_pass: OnePass) -> None: ...
     def finish(self, more_to_come: bool = False) -> None: ...
@@ -270,7 +271,7 @@ def _before(
     if call.padding or past.parts:
         return (), _side_by_side(decoder, past, call, key, kwargs)
     if (position_ids := kwargs.get("position_ids")) is not None:
-        _refuse_positions(position_ids, past.seen, is_step)
+        _refuse_positions(position_ids, past.get_seq_length(), is_step)
     if tokens.shape[1] > 1 and past.evicts_inside(tokens.shape[1]):
         kwargs = _feed_all_but_last(decoder, past, call, key, kwargs)
     return (), _placed(decoder, past, key, kwargs)
@@ -362,7 +363,7 @@ def _side_by_side(
             f"the cache holds a batch of {sum(part.n_rows for part in parts)} streams and was "
             f"given {n_rows}: call reset() before the batch size changes"
         )
-    _refuse_positions_of(parts, kwargs.get("position_ids"), n_tokens)
+    _refuse_positions_of(past, parts, kwargs.get("position_ids"), n_tokens)
     kwargs = _with_named_outputs(decoder, call, kwargs)
     if n_tokens > 1:
         _refuse_splitting(decoder, key, kwargs, n_tokens)
@@ -492,12 +493,15 @@ def _refuse_positions(position_ids: Tensor, seen: int, is_step: bool) -> None:
     )
 
 
-def _refuse_positions_of(parts: Sequence[Part], position_ids: Tensor | None, n_tokens: int) -> None:
+def _refuse_positions_of(
+    past: HookedCache, parts: Sequence[Part], position_ids: Tensor | None, n_tokens: int
+) -> None:
     """Of rows of unequal length: each row's own must count on from the tokens that it has seen."""
     if position_ids is None:
         return
     rows = position_ids.expand(sum(part.n_rows for part in parts), -1)
+    of_turn = past.get_seq_length()
     for part, own in zip(parts, rows.split([part.n_rows for part in parts])):
-        seen = part.cache.seen
-        own = own if seen else own[:, part.lead :]
+        seen = part.cache.seen if of_turn == past.seen else of_turn
+        own = own if part.cache.seen else own[:, part.lead :]
         _refuse_positions(own, seen, seen > 0 and n_tokens == 1)

@@ -15,7 +15,8 @@ class RollBack(Bookkeeping):
         """Take back the newest tokens: the stream is what it was before them.
 
         Args:
-            tokens_to_remove: minus their number; or, above 0, how many tokens stay seen.
+            tokens_to_remove: minus their number; or, above 0, how many tokens stay seen, as
+                `get_seq_length` counts them.
 
         Raises:
             ValueError: more than were seen, or to more than `max_rollback` tokens before the most
@@ -23,7 +24,7 @@ class RollBack(Bookkeeping):
             RuntimeError: the cache must be reset.
         """
         n = int(tokens_to_remove)
-        seen = min(n, self.seen) if n > 0 else self.seen + n
+        seen = min(self._before_turn + n, self.seen) if n > 0 else self.seen + n
         if seen == self.seen:
             return
         most = min(self._recent.max_rollback, self.seen - self._recent.known_from)

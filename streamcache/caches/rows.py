@@ -153,7 +153,7 @@ class Rows(LongInputs, RollBack):
         if not self.parts:
             return super().crop(tokens_to_remove)
         n = int(tokens_to_remove)
-        n_taken_back = max(0, self.seen - n) if n > 0 else -n
+        n_taken_back = max(0, self.seen - self._before_turn - n) if n > 0 else -n
         self.require_intact()
         for part in self.parts:
             part.cache.crop(-n_taken_back)

@@ -102,7 +102,7 @@ class CapturedGeneration:
         if _cache_in(model_kwargs) is not decoder.cache:
             decoder.reset()
         elif _holds_the_whole_text(input_ids, generation_config, model_kwargs):
-            new = input_ids[:, decoder.cache.seen :]
+            new = input_ids[:, decoder.cache.get_seq_length() :]
         if token_streamer is not None:
             token_streamer.put(input_ids.cpu())
         options = {k: v for k, v in model_kwargs.items() if k == "logits_to_keep"}

@@ -58,6 +58,14 @@ def test_each_user_of_a_batch_has_a_stream(example: Example) -> None:
     assert last == "3 streams of [77, 73, 72] tokens, at most 48 held of each"
 
 
+def test_drafts_of_a_bounded_cache_are_accepted_and_change_no_text(example: Example) -> None:
+    sizes = ("--prompt", "600", "--tokens", "60", "--total", "128", "--draft", "4")
+    out, _ = example("self_drafting.py", *sizes)
+    accepted, _, same = out.splitlines()
+    assert int(accepted.partition("%")[0]) > 40
+    assert same == "the same text as without drafts"
+
+
 def test_an_own_rule_is_measured_beside_the_usual_one(example: Example) -> None:
     out, _ = example("own_rule.py", "--tokens", "300", "--total", "64")
     halving, usual = re.findall(r"PPL ([\d.]+), (\d+) entries in (\d+) evictions", out)
