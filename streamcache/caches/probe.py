@@ -137,6 +137,7 @@ class _Probe:
         others = set(range(n_layers)) - without_attention(self.config)
         if not others <= set(indices) or len(origin.outputs) != n_layers:
             raise refusal(self.config, "some of its layers keep no keys and values of their own")
+        self._require_finite()
         last = max(1, min([510, *self.contexts]) - N_TOKENS)
         near = {position: self._at(position) for position in (1, min(17, last), last)}
         for position, states in near.items():
@@ -158,6 +159,21 @@ class _Probe:
         if has_states:
             self._require_keys_of_tokens()
         return ModelGeometry(layers, indices, limit, longest, has_states, continues_states)
+
+    def _require_finite(self) -> None:
+        """Else nothing that is measured below means anything."""
+        origin = self.origin
+        places = [("its embedding", origin.embedding)]
+        places += [(f"layer {i}", output) for i, output in enumerate(origin.outputs)]
+        places += [(f"layer {i}", keys) for i, keys in sorted(origin.keys.items())]
+        places += [(f"layer {i}", values) for i, values in sorted(origin.values.items())]
+        for name, states in places:
+            if not bool(states.isfinite().all()):
+                raise refusal(
+                    self.config,
+                    f"{name} gives NaN or infinity: its weights are damaged, or "
+                    f"{self.decoder.dtype} is too narrow for them",
+                )
 
     def _require_no_other_trace(self, states: States, position: int) -> None:
         """Positions may show in the keys alone: not in embeddings, values or what layers add."""

@@ -162,3 +162,21 @@ def test_a_table_of_biases_that_is_too_short_is_refused() -> None:
     policy = EvictionPolicy(4, 28)
     logits = stream(model, StreamingCache(model, policy), ids)
     assert error(logits, expected(model, policy, ids)) < 1e-4
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize(
+    ("module", "place"),
+    [
+        ("layers.0.mlp.down_proj", "layer 0"),
+        ("layers.1.self_attn.k_proj", "layer 1"),
+        ("embed_tokens", "its embedding"),
+    ],
+)
+def test_damaged_weights_are_named(module: str, place: str, value: float) -> None:
+    """And not taken for a model whose positions cannot be handled."""
+    model = tiny("llama", num_hidden_layers=2)
+    with torch.no_grad():
+        model.get_decoder().get_submodule(module).weight[:] = value
+    with pytest.raises(UnsupportedModelError, match=f"{place} gives NaN or infinity: its weights"):
+        StreamingCache(model, POLICY)
