@@ -1,5 +1,6 @@
 """Processes that run one model together (torchrun): one of them prints, writes and decides."""
 
+import gc
 import os
 import sys
 from collections.abc import Callable
@@ -65,7 +66,11 @@ def own_path(path: Path) -> Path:
 
 
 def leave() -> None:
-    """End what connects the processes; without it some never end."""
+    """End what connects the processes; without it some never end.
+
+    A CUDA graph with sums in it must be gone before: NCCL waits for it.
+    """
+    gc.collect()
     if _state["together"] and _distributed().is_initialized():
         _distributed().destroy_process_group()
     _state["together"] = False

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,10 @@ from streamcache.inputs.models import LoadedModel, load_model
 from streamcache.inputs.quantize import Quantization
 from streamcache.measure.measurement import Measurement
 from streamcache.measure.progress import Progress as Bars
+from streamcache.measure.sweep import Load
 from streamcache.measure.workload import Workload, default_window
 
+MODEL_OPTIONS = ("model_name", "revision", "dtype", "quantization", "device")
 _POSITIONS_ON_CPU = 64  # of the baseline with a full window; each is a forward over the window
 
 
@@ -37,13 +40,41 @@ def load_one(
     device: str | None,
 ) -> LoadedModel:
     """The model that the options name."""
-    transformers.utils.logging.disable_progress_bar()  # loading takes no time worth a bar
     if model_name == smollm2.NAME and not smollm2.is_made():
         err.print(f"dequantising {model_name} into {smollm2.folder()}: once, a minute or two")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return loader(model_name, revision, dtype, quantization)(device)
+
+
+def loader(
+    model_name: str,
+    revision: str | None,
+    dtype: str,
+    quantization: Quantization | None,
+    device: str | None = None,
+) -> Load:
+    """What loads the model that the options name, on a device, also in another process."""
+    return partial(_load_on, model_name, revision, dtype, quantization)
+
+
+def _load_on(
+    name: str, revision: str | None, dtype: str, quantization: Quantization | None, device: str
+) -> LoadedModel:
+    transformers.utils.logging.disable_progress_bar()  # loading takes no time worth a bar
     return load_model(
-        model_name, revision=revision, dtype=dtype, device=device, quantization=quantization
+        name, revision=revision, dtype=dtype, device=device, quantization=quantization
     )
+
+
+def other_cards(loaded: LoadedModel, device: str | None) -> list[str]:
+    """The cards beside the model's that measure, too: all, unless a device is asked for."""
+    if device is not None or not on_gpu(loaded) or loaded.n_devices > 1:
+        return []
+    return [
+        f"cuda:{index}"
+        for index in range(torch.cuda.device_count())
+        if index != loaded.model.device.index
+    ]
 
 
 def load(

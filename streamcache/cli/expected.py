@@ -12,6 +12,7 @@ from streamcache.inputs.quantize import QuantizationError
 from streamcache.measure.baseline import BaselineMismatch
 from streamcache.measure.checked import RecordError
 from streamcache.measure.diagnose import DiagnosisError
+from streamcache.measure.sweep import WorkerError
 from streamcache.policy import PolicyError
 
 EXPECTED = (
@@ -28,4 +29,5 @@ EXPECTED = (
     RecordError,
     TextError,
     UnsupportedModelError,
+    WorkerError,
 )

@@ -11,7 +11,15 @@ from click.core import ParameterSource
 from streamcache.caches.kinds import MODES
 from streamcache.caches.refresh import RefreshPolicy
 from streamcache.caches.scored import ScoredPolicy
-from streamcache.cli.common import bars, load, positions_for, say_where
+from streamcache.cli.common import (
+    MODEL_OPTIONS,
+    bars,
+    load,
+    loader,
+    other_cards,
+    positions_for,
+    say_where,
+)
 from streamcache.cli.console import show
 from streamcache.cli.options import OutputRecord
 from streamcache.measure.configurations import (
@@ -25,6 +33,7 @@ from streamcache.measure.imported import imported_configuration
 from streamcache.measure.measurement import Measurement, write
 from streamcache.measure.run import Method, What, run
 from streamcache.measure.store import Store
+from streamcache.measure.sweep import Job, sweep
 from streamcache.policy import EvictionPolicy, Policy
 from streamcache.report import terminal
 
@@ -134,19 +143,31 @@ def compare(
     workload = load(**where)
     late = positions_for(workload.loaded, positions)
     what = What(ppl_method, late, tpot_tokens, runs)
-    rows = []
+    store, chosen = Store(output_dir), []
+    for name in names:
+        named = NAMED[name] if name in NAMED else imported_configuration(name, 4, 2048)
+        configuration = replace(named, weights=workload.loaded.quantization)
+        if configuration.recomputes and workload.window is not None:
+            configuration = replace(configuration, policy=workload.window)
+        chosen.append(configuration)
     with bars() as progress, progress("configurations", len(names)) as advance:
-        for name in names:
-            named = NAMED[name] if name in NAMED else imported_configuration(name, 4, 2048)
-            configuration = replace(named, weights=workload.loaded.quantization)
-            if configuration.recomputes and workload.window is not None:
-                configuration = replace(configuration, policy=workload.window)
-            measured = run(
-                configuration, workload, what, Store(output_dir), progress=progress, force=force
-            )
-            say_where(measured)
-            rows.append(msgspec.structs.replace(measured.record, label=name))
-            advance(1)
+        sweep(
+            [Job(configuration, 0) for configuration in chosen],
+            [workload],
+            what,
+            store,
+            lambda job, error: advance(1),
+            others=other_cards(workload.loaded, where["device"]),
+            load=loader(**{name: where[name] for name in MODEL_OPTIONS}),
+            stop_at=(Exception,),
+            force=force,
+            progress=progress,
+        )
+    rows = []
+    for name, configuration in zip(names, chosen):
+        measured = run(configuration, workload, what, store)
+        say_where(measured)
+        rows.append(msgspec.structs.replace(measured.record, label=name))
     show(terminal.table(rows))
 
 

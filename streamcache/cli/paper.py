@@ -2,7 +2,6 @@
 
 import dataclasses
 import time
-import traceback
 import warnings
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from rich import box
 from rich.table import Table
 
 from streamcache.caches.admission import UnsupportedModelError
-from streamcache.cli.common import bars, load_one, on_gpu, positions_for
+from streamcache.cli.common import bars, load_one, loader, on_gpu, other_cards, positions_for
 from streamcache.cli.console import err, out, show
 from streamcache.files import write_bytes
 from streamcache.inputs.corpora import load_tokens
@@ -25,15 +24,14 @@ from streamcache.measure.paper import (
     configurations,
     estimated_seconds,
 )
-from streamcache.measure.run import What, is_finished, run
+from streamcache.measure.run import What, is_finished
 from streamcache.measure.steps import steady_step
 from streamcache.measure.store import Store, folder_name
+from streamcache.measure.sweep import Job, sweep, trace_of
 from streamcache.measure.timing import time_tokens
 from streamcache.measure.workload import Workload
 from streamcache.policy import EvictionPolicy, PolicyWarning
 from streamcache.report import terminal
-
-Job = tuple[Workload, Configuration]
 
 
 def paper(
@@ -76,13 +74,40 @@ def paper(
         pairs=runs or (4 if quick else 8),
     )
     store = Store(output_dir)
-    jobs = [(workload, configuration) for workload in workloads for configuration in chosen]
-    due = [job for job in jobs if force or not is_finished(job[1], job[0], what, store)]
+    jobs = [Job(c, index) for index in range(len(workloads)) for c in chosen]
+    due = [
+        job
+        for job in jobs
+        if force or not is_finished(job.configuration, workloads[job.workload], what, store)
+    ]
     if dry_run:
         _print_plan(workloads, chosen, due, what)
         return 0
     err.print(f"{len(jobs) - len(due)} of {len(jobs)} measurements are finished")
-    started, failed = time.monotonic(), _run(due, what, store, force)
+    started, failures = time.monotonic(), _Failures(store)
+    others = other_cards(loaded, model["device"])
+    if others:
+        err.print(f"{1 + len(others)} cards measure")
+    with bars() as progress, progress("paper", len(due)) as advance, warnings.catch_warnings():
+        warnings.simplefilter("ignore", PolicyWarning)  # it warns of what is measured here
+
+        def finished(job: Job, error: Exception | None) -> None:
+            failures.note(job.configuration, workloads[job.workload], error)
+            advance(1)
+
+        sweep(
+            due,
+            workloads,
+            what,
+            store,
+            finished,
+            others=others,
+            load=loader(**model),
+            stop_at=(UnsupportedModelError,),  # nothing of this model can be measured
+            force=force,
+            progress=progress,
+        )
+    failed = failures.n
     for workload in workloads:
         rows = _finished(workload, chosen, what, store)
         if rows:
@@ -94,39 +119,32 @@ def paper(
     return 1 if failed else 0
 
 
-def _run(due: list[Job], what: What, store: Store, force: bool) -> int:
-    """Measure; the number that failed."""
-    failed = 0
-    forced: set[Job] = set()  # of two labels of one configuration the first is measured
-    with bars() as progress, progress("paper", len(due)) as advance, warnings.catch_warnings():
-        warnings.simplefilter("ignore", PolicyWarning)  # it warns of what is measured here
-        for workload, configuration in due:
-            name = f"{configuration.name} on {workload.text.name}"
-            folder = store.folder / folder_name(workload.record)
-            trace = folder / f"{configuration.name}.failed.txt"
-            try:
-                job = (workload, configuration)
-                run(
-                    configuration,
-                    workload,
-                    what,
-                    store,
-                    progress=progress,
-                    force=force and job not in forced,
-                )
-                forced.add(job)
-                if not err.is_terminal:  # there is no bar
-                    err.print(f"measured {name}")
-                trace.unlink(missing_ok=True)
-            except UnsupportedModelError:  # nothing of this model can be measured
-                raise
-            except Exception as error:  # does not keep the others from being measured
-                failed += 1
-                write_bytes(trace, traceback.format_exc().encode(), store.folder)
-                reason = str(error).partition("\n")[0] or type(error).__name__
-                err.print(f"{name} failed: {reason} ({trace})")
-            advance(1)
-    return failed
+class _Failures:
+    """What could not be measured, each in a line and its traceback in a file.
+
+    Attributes:
+        n: their number.
+    """
+
+    def __init__(self, store: Store):
+        self.n, self._store = 0, store
+
+    def note(
+        self, configuration: Configuration, workload: Workload, error: Exception | None
+    ) -> None:
+        """A configuration was measured, or failed."""
+        name = f"{configuration.name} on {workload.text.name}"
+        folder = self._store.folder / folder_name(workload.record)
+        trace = folder / f"{configuration.name}.failed.txt"
+        if error is None:
+            if not err.is_terminal:  # there is no bar
+                err.print(f"measured {name}")
+            trace.unlink(missing_ok=True)
+            return
+        self.n += 1
+        write_bytes(trace, trace_of(error).encode(), self._store.folder)
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        err.print(f"{name} failed: {reason} ({trace})")
 
 
 def _finished(
@@ -152,7 +170,7 @@ def _print_plan(
         sizes = (p.n_sink, p.floor - p.n_sink, configuration.total)
         cells = ["finished"] * len(workloads)
         for i, workload in enumerate(workloads):
-            if (workload, configuration) in due:
+            if Job(configuration, i) in due:
                 takes = estimated_seconds(configuration, workload, what, *pace)
                 total_s += takes
                 cells[i] = f"{takes:.1f} s"

@@ -10,7 +10,7 @@ neither a capture nor a word from the host.
 import operator
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from threading import RLock
 from typing import Any
 
@@ -27,6 +27,7 @@ from streamcache.caches.attention_override import (
     with_override,
 )
 from streamcache.caches.ring import RingCache, Step
+from streamcache.caches.sharded import is_sharded
 from streamcache.caches.shared_copy import shared_copy
 from streamcache.decoding.kernels.attention import attend
 from streamcache.decoding.kernels.fusion import fused
@@ -53,6 +54,17 @@ def _in_the_dtype_of_the_model(device: torch.device) -> Iterator[None]:
     """Without autocast around: a captured graph would not follow it."""
     with torch.autocast(device.type, enabled=False):
         yield
+
+
+def _compiling_alone(model: PreTrainedModel) -> AbstractContextManager[None]:
+    """In tensor parallel, without inductor's pool of processes: each of the processes that run the
+    model would start one, and the fused graph leaves inductor a few kernels."""
+    if not any(is_sharded(weight) for weight in model.parameters()):
+        return nullcontext()
+    from torch._inductor import config
+
+    alone: AbstractContextManager[None] = config.patch(compile_threads=1)
+    return alone
 
 
 def _checked_batch(batch: int) -> int:
@@ -328,7 +340,7 @@ class CapturedDecoder:
             self._forward = torch.compile(self._model, backend=fused, fullgraph=True, dynamic=False)
         try:
             # All decoders of a process share what is compiled, by default up to eight shapes.
-            with torch._dynamo.config.patch(recompile_limit=256):
+            with torch._dynamo.config.patch(recompile_limit=256), _compiling_alone(self.model):
                 self._capture()
         except Exception as error:
             self._graph, self._forward = None, self._model

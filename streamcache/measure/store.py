@@ -41,10 +41,13 @@ class Store:
 
     A measurement is found by the fields of its configuration, by its workload and by where it was
     taken, never by its name, which is in the file name for people only.
+
+    Args:
+        is_locked: whether another process holds the lock for this one.
     """
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    def __init__(self, folder: Path, is_locked: bool = False):
+        self.folder, self._is_locked = folder, is_locked
         self._lock = filelock.FileLock(folder / ".lock")
 
     def path(
@@ -91,7 +94,7 @@ class Store:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Measure alone: another run in the same folder waits, and then finds what was measured."""
-        if not is_first():  # the first of the processes that measure together has it
+        if self._is_locked or not is_first():  # another of these processes has it
             yield
             return
         self.folder.mkdir(parents=True, exist_ok=True)
