@@ -1,10 +1,10 @@
-"""Two rules of eviction that look at content, as they are published in spirit.
+"""Two rules of eviction that decide by content, close to how they were published.
 
     streamcache eval --policy examples/content_rules.py:KeyDiff --cap-total 256
 
 `KeyDiff` looks at keys (Park et al. 2025, arXiv 2504.15364): an entry whose key resembles the mean
 of all keys says little that others do not. `Tova` looks at attention (Oren et al. 2024, arXiv
-2401.06104): the entry that the last query has used least goes, in all heads of a layer alike.
+2401.06104): the entry that the last query has used least is evicted, in all heads of a layer.
 """
 
 from dataclasses import dataclass

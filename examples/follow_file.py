@@ -2,7 +2,8 @@
 
     python examples/follow_file.py /var/log/syslog
 
-A line's figure is the mean NLL of its tokens in nats: lines unlike those before have a high one.
+The figure of a line is the mean NLL of its tokens, in nats. It is high for a line that differs from
+those before.
 Memory stays the same for as long as the file grows. Ctrl-C ends it, or a pause of --idle seconds.
 """
 

@@ -33,5 +33,5 @@ def test_sort(benchmark, golden):
     found = sort()
     golden.identity(runs=8, length=500)  # what is measured: figures of other sizes do not compare
     golden.equal(numbers=len(found))  # must be equal
-    golden.metric("average", statistics.fmean(found), rel_tol=1e-9)  # equal but for rounding
+    golden.metric("average", statistics.fmean(found), rel_tol=1e-9)  # equal except for rounding
     golden.time(benchmark, lambda: seconds(sort), lambda: seconds(merge))
