@@ -19,11 +19,13 @@ from streamcache.caches.attention_override import Scores
 from streamcache.caches.rope import RopeTable
 from streamcache.decoding.kernels.launch import launch, wait
 
-# Keys a step, warps, and how many programs fill an H200: for query heads with keys of their own;
-# for groups of them; and for so many groups that each program takes several steps.
-SINGLE = {"BLOCK": 16, "num_warps": 1, "programs": 1056}
-GROUPED = {"BLOCK": 128, "num_warps": 4, "programs": 136}
-MANY = {"BLOCK": 64, "num_warps": 4, "programs": 264}
+# Keys a step, warps, and how many programs fill an H200: for query heads with keys of their own,
+# and for groups of them, with few dimensions and with more.
+SINGLE = {"BLOCK": 32, "num_warps": 1, "programs": 1056}
+NARROW = {"BLOCK": 128, "num_warps": 4, "programs": 136}
+GROUPED = {"BLOCK": 64, "num_warps": 4, "programs": 264}
+STAGES = 3  # steps on their way, where a program takes several
+SHARED = 96 << 10  # bytes of them, of a program
 
 
 @triton.jit
@@ -99,6 +101,27 @@ def _mixed(weights, values, MATRIX: tl.constexpr):
 
 
 @triton.jit
+def _take(
+    q, keys, values, slots, end, first, size, top, mass, mixed, scaling, softcap,
+    SLOTS: tl.constexpr, SINKS: tl.constexpr, WINDOW: tl.constexpr, MATRIX: tl.constexpr,
+):  # fmt: skip
+    """The running softmax after some slots more: their highest score, mass and mixed values."""
+    place = slots - first
+    place = SINKS + tl.where(place < 0, place + (SLOTS - SINKS), place)
+    place = tl.where(slots < SINKS, slots, place)
+    seen = (place < size - 1) & (slots < end)  # all but the new token, which is not there yet
+    if WINDOW > 0:
+        seen = seen & (place >= size - WINDOW)
+    scores = _cap(_scores(q, keys, MATRIX) * scaling, softcap)
+    scores = tl.where(seen[None, :], scores, -float("inf"))
+    higher = tl.maximum(top, tl.max(scores, 1))
+    keep, weights = tl.exp2(top - higher), tl.exp2(scores - higher[:, None])
+    mass = mass * keep + tl.sum(weights, 1)
+    mixed = mixed * keep[:, None] + _mixed(weights, values, MATRIX)
+    return higher, mass, mixed
+
+
+@triton.jit
 def _attend(
     q_ptr, new_k_ptr, new_v_ptr, k_ptr, v_ptr, step_ptr, cos_ptr, sin_ptr, partner_ptr,
     q_gain_ptr, k_gain_ptr, eps, offset, learned_ptr, part_ptr, sum_ptr, count_ptr, out_ptr,
@@ -107,10 +130,9 @@ def _attend(
     SINKS: tl.constexpr, WINDOW: tl.constexpr, D: tl.constexpr, DV: tl.constexpr,
     D_PAD: tl.constexpr, DV_PAD: tl.constexpr, KEYS: tl.constexpr, PARTS: tl.constexpr,
     PARTS_PAD: tl.constexpr, TOGETHER: tl.constexpr, BLOCK: tl.constexpr,
-    PDL: tl.constexpr,
+    STAGES: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     MATRIX: tl.constexpr = GROUPS_PAD >= 16
-    LOOP: tl.constexpr = KEYS > BLOCK or SINKS > BLOCK
     part, pair = tl.program_id(0), tl.program_id(1)
     batch, kv_head = pair // KV_HEADS, pair % KV_HEADS
     k_ptr += pair.to(tl.int64) * SLOTS * D
@@ -123,8 +145,9 @@ def _attend(
     # All that was there before the kernel in front is asked for before that kernel has ended. A
     # slot is read whether or not it is still seen, so that no read waits for the step's numbers.
     slots = begin + tl.arange(0, BLOCK)
-    keys = _tile(k_ptr, slots, slots < end, D, D_PAD)
-    values = _tile(v_ptr, slots, slots < end, DV, DV_PAD)
+    if STAGES == 0:  # one step does
+        keys = _tile(k_ptr, slots, slots < end, D, D_PAD)
+        values = _tile(v_ptr, slots, slots < end, DV, DV_PAD)
     step_ptr += batch * step_batch
     position, new_slot = tl.load(step_ptr), tl.load(step_ptr + 1)
     first, size = tl.load(step_ptr + 2).to(tl.int32), tl.load(step_ptr + 3).to(tl.int32)
@@ -144,27 +167,20 @@ def _attend(
     top = tl.full([GROUPS_PAD], -1e30, tl.float32)
     mass = tl.zeros([GROUPS_PAD], tl.float32)
     mixed = tl.zeros([GROUPS_PAD, DV_PAD], tl.float32)
-    for start in tl.range(begin, end, BLOCK):
-        slots = start + tl.arange(0, BLOCK)
-        if LOOP:
-            ahead = slots + BLOCK
-            next_keys = _tile(k_ptr, ahead, ahead < end, D, D_PAD)
-            next_values = _tile(v_ptr, ahead, ahead < end, DV, DV_PAD)
-        place = slots - first
-        place = SINKS + tl.where(place < 0, place + (SLOTS - SINKS), place)
-        place = tl.where(slots < SINKS, slots, place)
-        seen = (place < size - 1) & (slots < end)  # all but the new token, which is not there yet
-        if WINDOW > 0:
-            seen = seen & (place >= size - WINDOW)
-        scores = _cap(_scores(q, keys, MATRIX) * scaling, softcap)
-        scores = tl.where(seen[None, :], scores, -float("inf"))
-        higher = tl.maximum(top, tl.max(scores, 1))
-        keep, weights = tl.exp2(top - higher), tl.exp2(scores - higher[:, None])
-        mass = mass * keep + tl.sum(weights, 1)
-        mixed = mixed * keep[:, None] + _mixed(weights, values, MATRIX)
-        top = higher
-        if LOOP:
-            keys, values = next_keys, next_values
+    if STAGES > 0:  # loads of some steps ahead are on their way
+        for start in tl.range(begin, end, BLOCK, num_stages=STAGES):
+            slots = start + tl.arange(0, BLOCK)
+            keys = _tile(k_ptr, slots, slots < end, D, D_PAD)
+            values = _tile(v_ptr, slots, slots < end, DV, DV_PAD)
+            top, mass, mixed = _take(
+                q, keys, values, slots, end, first, size, top, mass, mixed, scaling, softcap,
+                SLOTS, SINKS, WINDOW, MATRIX,
+            )  # fmt: skip
+    else:
+        top, mass, mixed = _take(
+            q, keys, values, slots, end, first, size, top, mass, mixed, scaling, softcap,
+            SLOTS, SINKS, WINDOW, MATRIX,
+        )  # fmt: skip
 
     if part == PARTS - 1:  # and the new token
         tl.store(k_ptr + new_slot * D + d[None, :], new_k, (d < D)[None, :])
@@ -241,7 +257,7 @@ def attend(
     value_width = values.shape[-1]
     groups = n_heads // n_kv_heads
     run, pairs = n_slots - n_sink, batch * n_kv_heads
-    best = SINGLE if groups == 1 else GROUPED if pairs <= 32 and width <= 128 else MANY
+    best = SINGLE if groups == 1 else NARROW if pairs <= 32 and width <= 64 else GROUPED
     tuned = {**best, **launch(query), **tuned}
     most = triton.cdiv(run, tuned["BLOCK"])
     splits = max(1, min(round(tuned.pop("programs") / pairs), most))
@@ -249,6 +265,11 @@ def attend(
     parts = triton.cdiv(run, keys_each) + 1
     padded = triton.next_power_of_2(value_width)
     results, sums, counts = _scratch_for(query.device, pairs, parts * groups, padded)
+    if max(keys_each, n_sink) <= tuned["BLOCK"]:
+        tuned["STAGES"] = 0
+    else:
+        one = tuned["BLOCK"] * (triton.next_power_of_2(width) + padded) * keys.itemsize
+        tuned.setdefault("STAGES", max(1, min(STAGES, SHARED // one)))
     query, key, value = (x if x.stride(-1) == 1 else x.contiguous() for x in (query, key, value))
     out = query.new_empty(batch, 1, n_heads, value_width)
     _attend[(parts, pairs)](

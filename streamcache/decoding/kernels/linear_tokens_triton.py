@@ -51,9 +51,9 @@ def _product(
             x = tl.load(x_ptr + m[:, None] * K + columns[None, :], (m < M)[:, None], other=0)
         else:
             inside = (columns < end)[None, :]
-            w = tl.load(row_at + columns[None, :], inside, other=0)
+            w = tl.load(row_at + columns[None, :], inside, other=0.0)
             x_at = x_ptr + m[:, None] * K + columns[None, :]
-            x = tl.load(x_at, (m < M)[:, None] & inside, other=0)
+            x = tl.load(x_at, (m < M)[:, None] & inside, other=0.0)
         acc = tl.dot(w.to(x.dtype), tl.trans(x), acc)
     return acc
 
@@ -221,10 +221,10 @@ def _gated(
             y = tl.load(x + m[:, None] * K + columns[None, :], (m < M)[:, None], other=0)
         else:
             inside = (columns < end)[None, :]
-            w = tl.load(w0 + row_at + columns[None, :], inside, other=0)
-            v = tl.load(w1 + row_at + columns[None, :], inside, other=0)
+            w = tl.load(w0 + row_at + columns[None, :], inside, other=0.0)
+            v = tl.load(w1 + row_at + columns[None, :], inside, other=0.0)
             y_at = x + m[:, None] * K + columns[None, :]
-            y = tl.load(y_at, (m < M)[:, None] & inside, other=0)
+            y = tl.load(y_at, (m < M)[:, None] & inside, other=0.0)
         gate = tl.dot(w.to(y.dtype), tl.trans(y), gate)
         up = tl.dot(v.to(y.dtype), tl.trans(y), up)
     last = True

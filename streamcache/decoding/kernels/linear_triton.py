@@ -10,7 +10,6 @@ any time, so a program asks for its first weights before it waits for the kernel
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -20,19 +19,33 @@ from streamcache.decoding.kernels.epilogue_triton import activate, plus, scaled
 from streamcache.decoding.kernels.launch import launch, wait
 from streamcache.decoding.kernels.norm_triton import norms
 
-# Rows a program, columns a step and warps, as measured on an H200. A loop over columns is unrolled,
-# so long rows take long steps.
-GROUPED = {"ROWS": 4, "BLOCK": 256, "num_warps": 1}
-GATED = {"ROWS": 1, "BLOCK": 256, "num_warps": 1}
-GATED_SHORT = {"ROWS": 2, "BLOCK": 256, "num_warps": 1}
-SUMMED = {"ROWS": 1, "BLOCK": 1024, "num_warps": 2}
-SUMMED_SHORT = {"ROWS": 2, "BLOCK": 1024, "num_warps": 4}
-SUMMED_LONG = {"ROWS": 2, "BLOCK": 1024, "num_warps": 4}
-SHORT, LONG = 2048, 4096  # columns: up to, and beyond
+# Rows a program, columns a step and warps, as measured on an H200 in chains of whole layers. A loop
+# over columns is unrolled, so long rows take long steps.
+GROUPED = {"ROWS": 4, "BLOCK": 512, "num_warps": 1}
+GATED = {  # by the columns up to which it is best
+    2048: {"ROWS": 2, "BLOCK": 256, "num_warps": 1},
+    2816: {"ROWS": 1, "BLOCK": 256, "num_warps": 1},
+    3584: {"ROWS": 4, "BLOCK": 1024, "num_warps": 4},
+    4096: {"ROWS": 2, "BLOCK": 4096, "num_warps": 4},
+}
+SUMMED = {
+    2048: {"ROWS": 4, "BLOCK": 1024, "num_warps": 2},
+    4096: {"ROWS": 1, "BLOCK": 1024, "num_warps": 2},
+}
+SUMMED_LONG = {  # by the rows up to which it is best, of more columns
+    3072: {"ROWS": 4, "BLOCK": 512, "num_warps": 2},
+    1 << 30: {"ROWS": 2, "BLOCK": 2048, "num_warps": 4},
+}
+LONGEST = 4096  # columns beyond which other layers are
+LONG = {"ROWS": 2, "BLOCK": 1024, "num_warps": 4}
 OWN_NORM = 4096  # columns from which on an RMS norm is a launch of its own
-GROUPED_INT8 = {"ROWS": 4, "BLOCK": 512, "num_warps": 1}
-GATED_INT8 = {"ROWS": 2, "BLOCK": 512, "num_warps": 1}
-SUMMED_INT8 = {"ROWS": 1, "BLOCK": 512, "num_warps": 1}
+GATED_BYTES = {"ROWS": 1, "BLOCK": 256, "num_warps": 1}  # of weights of a byte
+SUMMED_BYTES = {"ROWS": 4, "BLOCK": 1024, "num_warps": 2}
+
+
+def _at(options: dict[int, dict[str, int]], size: int) -> dict[str, int]:
+    """The options for a size, out of those that are given up to a size."""
+    return next(chosen for most, chosen in options.items() if size <= most)
 
 
 @triton.jit
@@ -67,7 +80,7 @@ def _weights(w_ptr, rows, column, N: tl.constexpr, K: tl.constexpr, BLOCK: tl.co
     columns = column + tl.arange(0, BLOCK)
     mask = (rows < N)[:, None] & (columns < K)[None, :]
     at = w_ptr + rows.to(tl.int64)[:, None] * K + columns[None, :]
-    return tl.load(at, mask, other=0, eviction_policy="evict_first")
+    return tl.load(at, mask, other=0.0, eviction_policy="evict_first")
 
 
 @triton.jit
@@ -185,8 +198,7 @@ def grouped_linear(
         return linear_tokens_triton.grouped_linear(
             inputs, weights, scales, biases, activations, **tuned
         )
-    best = GROUPED if x.shape[-1] <= LONG else SUMMED_LONG
-    best = GROUPED_INT8 if weights[0].dtype == torch.int8 else best
+    best = GROUPED if x.shape[-1] <= LONGEST or weights[0].itemsize == 1 else LONG
     tuned = {**best, **launch(x), **tuned}
     outs = [x.new_empty(*x.shape[:-1], weight.shape[0]) for weight in weights]
     absent = 3 - len(weights)
@@ -250,8 +262,8 @@ def gated_linear(
         (x,) = norms(x, [gain], [shift], eps, norm)
         return linear_tokens_triton.gated_linear(x, halves, activation, **tuned)
     n_rows, width = weights[0].shape[0] * len(weights) // 2, x.shape[-1]
-    best = GATED_SHORT if width <= SHORT else GATED if width <= LONG else SUMMED_LONG
-    best = GATED_INT8 if weights[0].dtype == torch.int8 else best
+    best = _at(GATED, width) if width <= LONGEST else LONG
+    best = GATED_BYTES if weights[0].itemsize == 1 else best
     tuned = {**best, **launch(x), **tuned}
     (x,), (gain,) = _before(x, [gain], [shift], eps, norm)
     out = x.new_empty(*x.shape[:-1], n_rows)
@@ -312,11 +324,11 @@ def summed_linear(
     layers: list[tuple[Any, ...]] = list(zip(xs, weights, scales, biases))
     if xs[0].numel() > xs[0].shape[-1]:
         return linear_tokens_triton.summed_linear(layers, residual, **tuned)
-    width = xs[0].shape[-1]
-    best = SUMMED_SHORT if width <= SHORT else SUMMED if width <= LONG else SUMMED_LONG
-    best = SUMMED_INT8 if weights[0].dtype == torch.int8 else best
+    width, n_rows = max(x.shape[-1] for x in xs), weights[0].shape[0]
+    best = _at(SUMMED, width) if width <= LONGEST else _at(SUMMED_LONG, n_rows)
+    best = SUMMED_BYTES if weights[0].itemsize == 1 else best
     tuned = {**best, **launch(xs[0]), **tuned}
-    n_rows, absent = weights[0].shape[0], 3 - len(xs)
+    absent = 3 - len(xs)
     out = xs[0].new_empty(*xs[0].shape[:-1], n_rows)
     layers += [(None,) * 4] * absent
     widths = [x.shape[-1] for x in xs] + [0] * absent
