@@ -13,6 +13,7 @@ from streamcache.files import require_writable
 from streamcache.measure.checked import is_record
 
 Command = Callable[..., Any]
+QUANTIZATIONS = "int8", "int4", "fp8"
 File = click.Path(dir_okay=False, path_type=Path)
 
 
@@ -74,7 +75,7 @@ _MODEL: list[Command] = [
     ),
     click.option("--revision", help="hub commit; Pythia from 160m on has its pinned"),
     click.option("--dtype", default="auto", help="auto, float32, float16 or bfloat16"),
-    click.option("--quantization", type=click.Choice(["int8", "int4"]), help="of the weights"),
+    click.option("--quantization", type=click.Choice(QUANTIZATIONS), help="of the weights"),
     click.option("--device", default=None, help="cpu or cuda; default: cuda where there is one"),
 ]
 force_option = click.option("--force", is_flag=True, help="measure again what is finished")

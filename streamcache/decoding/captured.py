@@ -31,8 +31,8 @@ from streamcache.caches.sharded import is_sharded
 from streamcache.caches.shared_copy import shared_copy
 from streamcache.decoding.kernels.attention import attend
 from streamcache.decoding.kernels.fusion import fused
-from streamcache.decoding.kernels.int8 import with_int8_kernels
 from streamcache.decoding.kernels.linear import KernelLinearMode
+from streamcache.decoding.kernels.quantized import with_quantized_kernels
 from streamcache.decoding.nll import require_causal_lm
 from streamcache.decoding.parts import UnknownPartsError, with_plain_parts
 from streamcache.policy import Policy
@@ -100,7 +100,7 @@ class CapturedDecoder:
     Args:
         model: on the device to run on, or a wrapper around it (`torch.compile`, PEFT). It is not
             changed: a copy is run that shares its weights, is in evaluation mode, and reads int8
-            weights (`quantize`) by kernels.
+            and fp8 weights (`quantize`) by kernels.
         policy: what to evict and when.
         batch: streams decoded side by side.
         compile: fuse the operations of a step with torch.compile. 10 to 20 seconds, once per model,
@@ -121,7 +121,7 @@ class CapturedDecoder:
         model, batch = pretrained(model), _checked_batch(batch)
         require_in_memory(model)
         require_causal_lm(model)
-        self.model, self.batch = shared_copy(with_int8_kernels(model)), batch
+        self.model, self.batch = shared_copy(with_quantized_kernels(model)), batch
         device = model.device
         with _in_the_dtype_of_the_model(device):
             self._allocate(policy)

@@ -95,7 +95,7 @@ def load_model(
         dtype: "float32", "float16", "bfloat16" or "auto": float32 on a CPU, float16 on a GPU.
         device: "cpu", "cuda", "cuda:<index>", or "auto": layer by layer over all cards. Where
             torchrun has started several processes, each has a part of every layer.
-        quantization: of the weights, "int8" or "int4": see `quantize`.
+        quantization: of the weights, "int8", "int4" or "fp8": see `quantize`.
 
     Raises:
         QuantizationError: the weights cannot be quantised so.

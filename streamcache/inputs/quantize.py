@@ -1,7 +1,7 @@
 """Weights of fewer bits, by torchao: activations, norms, embeddings and the cache stay as they are.
 
-torchao chooses the integers and computes with them eagerly. `CapturedDecoder` reads int8 weights by
-kernels of its own (`kernels.quantized`).
+torchao chooses the numbers and computes with them eagerly. `CapturedDecoder` reads int8 and fp8
+weights by kernels of its own (`kernels.quantized`).
 """
 
 from typing import Any, Literal, get_args
@@ -11,8 +11,8 @@ from transformers import PreTrainedModel
 
 from streamcache.extras import require
 
-Quantization = Literal["int8", "int4"]
-_GROUP = 128  # columns that share a scale, of int4; a row has one of int8
+Quantization = Literal["int8", "int4", "fp8"]
+_GROUP = 128  # columns that share a scale, of int4; of int8 and fp8 a row has one
 
 
 class QuantizationError(ValueError):
@@ -22,15 +22,21 @@ class QuantizationError(ValueError):
 def quantize(model: PreTrainedModel, how: Quantization) -> None:
     """Quantise the weights of all linear layers in place, the one before the logits included.
 
-    int8 is symmetric with a scale a row; int4 has a scale for every 128 columns and, on a GPU in
-    bfloat16, is packed for PyTorch's own kernel; elsewhere it is held in bytes, for its PPL.
+    int8 is symmetric with a scale a row, fp8 is float8_e4m3 with a scale a row; int4 has a scale
+    for every 128 columns and, on a GPU in bfloat16, is packed for PyTorch's own kernel; elsewhere
+    it is held in bytes, for its PPL.
 
     Raises:
         MissingExtra: torchao is not installed.
         QuantizationError: there is no such quantisation, or not of this model.
     """
     if how not in get_args(Quantization):
-        raise QuantizationError(f"no quantization {how!r}: give one of int8, int4")
+        known = ", ".join(get_args(Quantization))
+        raise QuantizationError(f"no quantization {how!r}: give one of {known}")
+    if how == "fp8" and not _converts_fp8(model.device):
+        raise QuantizationError(
+            "fp8 needs a GPU of compute capability 8.9 or more (Ada, Hopper); int8 does without"
+        )
     require("quantization", "quantization")
     try:
         from torchao import quantization as ao
@@ -39,6 +45,8 @@ def quantize(model: PreTrainedModel, how: Quantization) -> None:
 
     if how == "int8":
         config: Any = ao.Int8WeightOnlyConfig(version=2)
+    elif how == "fp8":
+        config = ao.Float8WeightOnlyConfig(granularity=ao.granularity.PerRow())
     elif model.device.type == "cuda" and model.dtype == torch.bfloat16:
         config = ao.Int4WeightOnlyConfig(group_size=_GROUP, int4_packing_format="tile_packed_to_4d")
     else:
@@ -50,3 +58,8 @@ def quantize(model: PreTrainedModel, how: Quantization) -> None:
     except Exception as error:  # torchao has no class of errors
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise QuantizationError(f"torchao cannot quantize this model to {how}: {reason}") from error
+
+
+def _converts_fp8(device: torch.device) -> bool:
+    """A CPU does, slowly."""
+    return device.type != "cuda" or torch.cuda.get_device_capability(device) >= (8, 9)

@@ -15,7 +15,7 @@ from streamcache.caches.rope import RopeTable, Rotation
 from streamcache.decoding.kernels import linear
 from streamcache.decoding.kernels.attention import attend
 from streamcache.decoding.kernels.fusion import fuse
-from streamcache.decoding.kernels.int8 import Int8Linear
+from streamcache.decoding.kernels.quantized import QuantizedLinear
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 1.5e-2}
@@ -178,11 +178,12 @@ def _random(*shape: int, dtype: torch.dtype, generator: torch.Generator) -> Tens
     return torch.randn(shape, generator=generator).to(DEVICE, dtype)
 
 
-def _weight(height: int, width: int, quantised: bool, **how: Any) -> tuple[Tensor, Tensor | None]:
-    """A weight [N, K] and its scale [N]; None for one that is not of 8-bit integers."""
+def _weight(height: int, width: int, quantised: str, **how: Any) -> tuple[Tensor, Tensor | None]:
+    """A weight [N, K] and its scale [N]; None for one that is not quantised."""
     if not quantised:
         return _random(height, width, **how) * width**-0.5, None
-    weight = torch.randint(-128, 128, (height, width), generator=how["generator"]).to(torch.int8)
+    weight = torch.randint(-128, 128, (height, width), generator=how["generator"])
+    weight = weight.to(torch.int8 if quantised == "int8" else torch.float8_e4m3fn)
     scale = (_random(height, **how).abs() + 0.5) * (width**-0.5 / 74)
     return weight.to(DEVICE), scale
 
@@ -216,6 +217,7 @@ NORMS = st.sampled_from(["", "layer", "rms", "rms_unit_offset"])
 WIDTHS = st.sampled_from([64, 80, 512, 1000, 2560])
 HEIGHTS = st.sampled_from([1, 7, 64, 130])
 N_TOKENS = st.sampled_from([1, 1, 2, 3, 17, 64])
+QUANTISED = st.sampled_from(["", "", "int8", "fp8"])
 
 
 @given(
@@ -225,7 +227,7 @@ N_TOKENS = st.sampled_from([1, 1, 2, 3, 17, 64])
     norm=NORMS,
     biased=st.booleans(),
     activation=st.sampled_from(list(linear.ACTIVATIONS)),
-    quantised=st.booleans(),
+    quantised=QUANTISED,
     dtype=st.sampled_from(list(TOLERANCE)),
     seed=st.integers(0, 2**32),
 )
@@ -236,7 +238,7 @@ def test_grouped_linear(
     norm: str,
     biased: bool,
     activation: str,
-    quantised: bool,
+    quantised: str,
     dtype: torch.dtype,
     seed: int,
 ) -> None:
@@ -265,7 +267,7 @@ def test_grouped_linear(
     norm=NORMS,
     biased=st.booleans(),
     activation=st.sampled_from(["gelu_tanh", "silu"]),
-    quantised=st.booleans(),
+    quantised=QUANTISED,
     dtype=st.sampled_from(list(TOLERANCE)),
     seed=st.integers(0, 2**32),
 )
@@ -277,7 +279,7 @@ def test_gated_linear(
     norm: str,
     biased: bool,
     activation: str,
-    quantised: bool,
+    quantised: str,
     dtype: torch.dtype,
     seed: int,
 ) -> None:
@@ -310,7 +312,7 @@ def test_gated_linear(
     height=HEIGHTS,
     biased=st.booleans(),
     residual=st.booleans(),
-    quantised=st.lists(st.booleans(), min_size=3, max_size=3),
+    quantised=st.lists(QUANTISED, min_size=3, max_size=3),
     dtype=st.sampled_from(list(TOLERANCE)),
     seed=st.integers(0, 2**32),
 )
@@ -320,7 +322,7 @@ def test_summed_linear(
     height: int,
     biased: bool,
     residual: bool,
-    quantised: list[bool],
+    quantised: list[str],
     dtype: torch.dtype,
     seed: int,
 ) -> None:
@@ -400,7 +402,7 @@ class Block(nn.Module):
         self.a, self.b, self.c = nn.Linear(32, 48), nn.Linear(32, 32), nn.Linear(48, 32, bias=False)
         self.drop = nn.Dropout(0.3)
         weight = torch.randint(-128, 128, (32, 32), dtype=torch.int8)
-        self.small = Int8Linear(weight, torch.rand(32) / 400, torch.randn(32))
+        self.small = QuantizedLinear(weight, torch.rand(32) / 400, torch.randn(32))
         self.rms, self.rms2 = RMSNorm(32, "rms"), RMSNorm(32, "rms_unit_offset")
         self.merged = nn.Linear(32, 96)
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from streamcache import EvictionPolicy, StreamingCache, streaming_nll
 from streamcache.decoding.captured import CapturedDecoder
-from streamcache.decoding.kernels.int8 import Int8Linear, with_int8_kernels
+from streamcache.decoding.kernels.quantized import QuantizedLinear, with_quantized_kernels
 from streamcache.extras import MissingExtra
 from streamcache.inputs.corpora import load_tokens
 from streamcache.inputs.models import load_model
@@ -26,16 +26,18 @@ def nll(quantization: Quantization | None) -> float:
     return float(streaming_nll(model, IDS, EvictionPolicy(4, 124)).mean())
 
 
-def test_int8_costs_next_to_nothing_and_int4_something() -> None:
-    plain, int8, int4 = nll(None), nll("int8"), nll("int4")
+def test_int8_costs_next_to_nothing_fp8_a_little_and_int4_something() -> None:
+    plain, int8, int4, fp8 = nll(None), nll("int8"), nll("int4"), nll("fp8")
     assert plain != int8 and abs(int8 - plain) < 0.01
+    assert plain != fp8 and abs(fp8 - plain) < 0.02
     assert 0.01 < int4 - plain < 0.5
 
 
+@pytest.mark.parametrize("weights", ["int8", "fp8"])
 @pytest.mark.parametrize("make", [neox, llama])
-def test_a_decoder_reads_what_torchao_chose(make: Any) -> None:
+def test_a_decoder_reads_what_torchao_chose(make: Any, weights: Quantization) -> None:
     model, ids = make(), text(80)
-    quantize(model, "int8")
+    quantize(model, weights)
     eager = stream(model, StreamingCache(model, POLICY), ids)
     decoder = CapturedDecoder(model, POLICY)
     steps = [decoder.step(ids[:, t]).clone()[:, None] for t in range(ids.shape[1])]
@@ -70,7 +72,7 @@ def test_a_decoder_computes_what_the_quantised_model_computes(name: str) -> None
     model, ids = llama(), text(40)
     quantize_(model, other_quantizations()[name])
     if name != "symmetric int4 by row":
-        assert with_int8_kernels(model) is model
+        assert with_quantized_kernels(model) is model
     if "activations" in name:
         return  # integers of activations jump at the last bit of what is rounded
     eager = stream(model, StreamingCache(model, POLICY), ids)
@@ -79,13 +81,14 @@ def test_a_decoder_computes_what_the_quantised_model_computes(name: str) -> None
     assert error(torch.cat(steps, dim=1), eager) < 1e-4
 
 
+@pytest.mark.parametrize("weights", ["int8", "fp8"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_a_decoder_of_int8_weights_in_half_precision_streams_as_the_model(
-    dtype: torch.dtype,
+def test_a_decoder_of_quantised_weights_in_half_precision_streams_as_the_model(
+    dtype: torch.dtype, weights: Quantization
 ) -> None:
     """The rotation is measured in float32, whatever the weights are."""
     model, ids = copy_of(llama(), dtype), text(60)
-    quantize(model, "int8")
+    quantize(model, weights)
     eager = stream(model, StreamingCache(model, POLICY), ids)
     decoder = CapturedDecoder(model, POLICY)
     steps = [decoder.step(ids[:, t]).clone()[:, None] for t in range(ids.shape[1])]
@@ -96,12 +99,13 @@ def test_a_decoder_of_int8_weights_in_half_precision_streams_as_the_model(
 
 def test_the_copy_for_the_kernels_shares_the_weights_and_leaves_the_model_alone() -> None:
     model: Any = neox()
-    assert with_int8_kernels(model) is model, "nothing to do"
+    assert with_quantized_kernels(model) is model, "nothing to do"
     quantize(model, "int8")
-    copied = with_int8_kernels(model)
-    layers = [m for m in copied.modules() if isinstance(m, Int8Linear)]
+    copied = with_quantized_kernels(model)
+    layers = [m for m in copied.modules() if isinstance(m, QuantizedLinear)]
     before: list[Any] = [m for m in model.modules() if isinstance(m, nn.Linear)]
-    assert len(layers) == len(before) > 0 and not any(isinstance(m, Int8Linear) for m in before)
+    assert len(layers) == len(before) > 0
+    assert not any(isinstance(m, QuantizedLinear) for m in before)
     addresses = {m.weight.qdata.data_ptr() for m in before}
     assert {m.weight.data_ptr() for m in layers} == addresses
     embeddings = [m.get_input_embeddings().weight.data_ptr() for m in (model, copied)]
@@ -111,7 +115,7 @@ def test_the_copy_for_the_kernels_shares_the_weights_and_leaves_the_model_alone(
 def test_an_unknown_quantization_and_a_missing_torchao_are_named(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    with pytest.raises(QuantizationError, match="int8, int4"):
+    with pytest.raises(QuantizationError, match="int8, int4, fp8"):
         quantize(neox(), "int2")  # type: ignore[arg-type]
     monkeypatch.setitem(sys.modules, "torchao", None)
     with pytest.raises(MissingExtra, match=r"streamcache\[quantization\]"):

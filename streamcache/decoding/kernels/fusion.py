@@ -18,12 +18,12 @@ from torch.fx import Graph, GraphModule, Node
 from torch.nn import functional as F
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from streamcache.decoding.kernels import int8, linear  # noqa: F401 (int8 registers its op)
+from streamcache.decoding.kernels import linear, quantized  # noqa: F401 (registers its op)
 from streamcache.decoding.kernels.fold_rope import drop_rotations
 from streamcache.decoding.kernels.ranks import move_sums_inside
 
 _MOST = 3  # layers a launch
-_INT8 = torch.ops.streamcache.int8_linear.default
+_QUANTIZED = torch.ops.streamcache.quantized_linear.default
 _GROUPED = torch.ops.streamcache.grouped_linear.default
 _GATED = torch.ops.streamcache.gated_linear.default
 _SUMMED_NORM = torch.ops.streamcache.summed_norm.default
@@ -78,7 +78,7 @@ def _does_nothing(node: Node) -> bool:
 
 def _is_linear(node: object) -> bool:
     """Whether a node is a linear layer of few tokens with parameters of its own."""
-    if not isinstance(node, Node) or node.target not in (F.linear, _INT8):
+    if not isinstance(node, Node) or node.target not in (F.linear, _QUANTIZED):
         return False
     few = prod(_value(node.args[0]).shape[:-1]) <= linear.MAX_TOKENS
     return few and all(_is_parameter(p) for p in _parameters(node))
@@ -99,7 +99,7 @@ def _value(node: Any) -> Tensor:
 
 def _parameters(node: Node) -> tuple[Any, Any, Any]:
     """Weight, scale and bias of a linear layer."""
-    if node.target is _INT8:
+    if node.target is _QUANTIZED:
         weight, scale, bias = node.args[1:]
         return weight, scale, bias
     bias = node.args[2] if len(node.args) > 2 else node.kwargs.get("bias")

@@ -44,7 +44,9 @@ def scaled_linear(x: Tensor, weight: Tensor, scale: Tensor | None, bias: Tensor 
 
 def dequantised(weight: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
     """Weights [N, K] as numbers; those without a scale [N] are that already."""
-    return weight if scale is None else (weight * scale[:, None]).to(dtype)
+    if scale is None:
+        return weight
+    return (weight.to(scale.dtype) * scale[:, None]).to(dtype)
 
 
 def normed(x: Tensor, gain: Tensor | None, shift: Tensor | None, eps: float, norm: str) -> Tensor:
@@ -74,7 +76,7 @@ def grouped_linear(
 
     Args:
         x: [..., K].
-        weights: [N, K] each, in the dtype of x, or int8 with a scale.
+        weights: [N, K] each, in the dtype of x, or int8 or float8_e4m3fn with a scale.
         scales: [N] each, of the rows of a weight; or None.
         biases: [N] each, or None.
         gains, shifts: [K] each, of a norm before the layer; no gain, no norm.

@@ -1,4 +1,4 @@
-"""A linear layer whose weights are 8-bit integers, and are read as such."""
+"""A linear layer whose weights have a byte each, int8 or float8_e4m3, and are read as such."""
 
 import copy
 from typing import Any, TypeVar
@@ -8,13 +8,15 @@ from torch import Tensor, nn
 
 from streamcache.decoding.kernels.linear import one_linear, scaled_linear, supports
 
+_OF_A_BYTE = torch.int8, torch.float8_e4m3fn
 
-class Int8Linear(nn.Module):
+
+class QuantizedLinear(nn.Module):
     """x W^T * scale + b: the weights of a quantised layer, wherever they come from.
 
     Args:
-        weight: int8 [N, K].
-        scale: [N], of the rows, in the dtype that the layer computes in.
+        weight: [N, K], int8 or float8_e4m3fn.
+        scale: [N], of the rows.
         bias: [N] or None.
     """
 
@@ -26,18 +28,18 @@ class Int8Linear(nn.Module):
         self.bias = bias if bias is None else nn.Parameter(bias, requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return int8_linear(x, self.weight, self.scale, self.bias)
+        return quantized_linear(x, self.weight, self.scale, self.bias)
 
 
-@torch.library.custom_op("streamcache::int8_linear", mutates_args=())
-def int8_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+@torch.library.custom_op("streamcache::quantized_linear", mutates_args=())
+def quantized_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
     """One operation to a compiler, so that a graph shows it as the layer that it is."""
     if supports(x):
         return one_linear(x, weight, scale, bias)
     return scaled_linear(x, weight, scale, bias)
 
 
-@int8_linear.register_fake
+@quantized_linear.register_fake
 def _(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
     return x.new_empty(*x.shape[:-1], weight.shape[0])
 
@@ -45,31 +47,31 @@ def _(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
 Model = TypeVar("Model", bound=nn.Module)
 
 
-def with_int8_kernels(model: Model) -> Model:
-    """The model, or if it has int8 layers of torchao a copy that shares its weights.
+def with_quantized_kernels(model: Model) -> Model:
+    """The model, or if it has such layers of torchao a copy that shares its weights.
 
-    In the copy these layers are `Int8Linear`. What is symmetric with a scale for each row, and
-    leaves its input as it is, counts as one; others stay as they are.
+    In the copy these layers are `QuantizedLinear`. What has a scale for each row, no zero points,
+    and leaves its input as it is, counts as one; others stay as they are.
     """
-    if not any(_is_int8(module) for module in model.modules()):
+    if not any(_has_bytes(module) for module in model.modules()):
         return model
     shared = {id(t): t for t in (*model.parameters(), *model.buffers())}
     model = copy.deepcopy(model, shared)
     for module in list(model.modules()):
         for name, child in module.named_children():
-            if _is_int8(child):
+            if _has_bytes(child):
                 layer: Any = child
-                int8, scale = layer.weight.qdata, layer.weight.scale.view(-1)
-                setattr(module, name, Int8Linear(int8, scale, layer.bias))
+                weight, scale = layer.weight.qdata, layer.weight.scale.view(-1)
+                setattr(module, name, QuantizedLinear(weight, scale, layer.bias))
     return model
 
 
-def _is_int8(module: nn.Module) -> bool:
+def _has_bytes(module: nn.Module) -> bool:
     """Whether a layer computes x W^T * scale + b: no zero points, and x as it is."""
     weight: Any = getattr(module, "weight", None)
     if not isinstance(module, nn.Linear) or not hasattr(weight, "qdata"):
         return False
-    if weight.qdata.dtype != torch.int8 or weight.scale.numel() != weight.shape[0]:
+    if weight.qdata.dtype not in _OF_A_BYTE or weight.scale.numel() != weight.shape[0]:
         return False
     zero_point = getattr(weight, "zero_point", None)
     quantises_x = any(v is not None for k, v in vars(weight).items() if k.startswith("act"))
