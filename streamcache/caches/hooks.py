@@ -398,11 +398,11 @@ def _feed_in_passes(
     for part in tokens.tensor_split([n_first] if n_first else [], dim=1):
         try:
             one_pass = past.begin_pass(with_override(decoder))
+            if one_pass is None:
+                return None
+            outputs += one_pass.feed_all(part, **options)
         except AttentionOverrideError:
-            one_pass = None
-        if one_pass is None:
             return None
-        outputs += one_pass.feed_all(part, **options)
         past.take(one_pass)
     return outputs
 
@@ -449,7 +449,10 @@ def _has_images(kwargs: dict[str, Any]) -> bool:
 
 def _refuse_no_cache(kwargs: dict[str, Any]) -> None:
     if kwargs.get("use_cache") is False:
-        raise ValueError("use_cache=False contradicts past_key_values: remove one of them")
+        raise ValueError(
+            "use_cache=False contradicts past_key_values: pass use_cache=True, "
+            "since some models have False as their default"
+        )
 
 
 def _padding_in(past: HookedCache, kwargs: dict[str, Any], has_images: bool = False) -> list[int]:

@@ -42,7 +42,7 @@ class LongInputs(Bookkeeping):
             return None
         held = [self._held(layer) for layer in range(len(self))] if self.seen else []
         counts = self.seen, self.evicted, self._ahead
-        return OnePass(copy, self.geometry, self.policy, *counts, held)
+        return OnePass(copy, self.geometry, self.policy, *counts, held, for_cache=True)
 
     def beyond_rollback(self, n_tokens: int) -> int:
         """How many of the next tokens are not among those that can be taken back afterwards."""

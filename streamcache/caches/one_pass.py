@@ -17,7 +17,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from streamcache.caches.attention_override import Scores, forward_unrotated, use_attention
+from streamcache.caches.attention_override import (
+    AttentionOverrideError,
+    Scores,
+    forward_unrotated,
+    use_attention,
+)
 from streamcache.caches.probe import ModelGeometry
 from streamcache.caches.retained_attention import (
     Band,
@@ -50,9 +55,13 @@ class OnePass:
         seen, evicted: tokens, where the streams are under way.
         ahead: of the evicted, those that go for the next token.
         held: then of each layer what is held, in order of the stream, keys as at position 0.
+        for_cache: a cache will hold what the pass leaves.
 
     Attributes:
         seen, evicted: tokens so far.
+
+    Raises:
+        AttentionOverrideError: in `feed`, where no cache can hold it.
     """
 
     def __init__(
@@ -64,9 +73,10 @@ class OnePass:
         evicted: int = 0,
         ahead: int = 0,
         held: Sequence[States] = (),
+        for_cache: bool = False,
     ):
         self.model, self.layers, self.policy = model, geometry.layers, policy
-        self._places = geometry.places
+        self._places, self._for_cache = geometry.places, for_cache
         self.seen, self.evicted, self._ahead = seen, evicted, ahead
         self._first_key = oldest_in_run(evicted, policy.n_sink)  # of the runs
         self._runs: dict[int, States] = {}  # by layer; keys rotated to the number of their token
@@ -141,6 +151,8 @@ class OnePass:
     ) -> Tensor:
         """Unrotated states [B, H, n, D] to [B, n, H, Dv]: see `attention_override.Attention`."""
         layer = self._places[layer]
+        if self._for_cache and key.shape[1] != self.layers[layer].n_kv_heads:  # JetMoE repeats them
+            raise AttentionOverrideError("a layer attends to other keys than it gives to a cache")
         rotation, band = self.layers[layer].rotation, self._band_on(query.device)
         query, key = query.to(value.dtype), key.to(value.dtype)  # autocast mixes them
         if _TRITON and query.is_cuda and query.element_size() == 2 and query.shape[-1] <= 256:

@@ -18,6 +18,7 @@ from streamcache.caches.streaming import StreamingCache
 from streamcache.decoding.captured import CapturedDecoder
 from streamcache.policy import EvictionPolicy
 from tests.cases import CACHES, HEADS, LOCAL, each_cache, each_policy
+from tests.families import model_of
 from tests.tiny import copy_of, error, expected, llama, neox, stream, text, tiny
 
 TIGHT = 1e-4
@@ -48,6 +49,16 @@ def cut(n_tokens: int, seed: int) -> list[int]:
     while (left := n_tokens - sum(lengths)) > 0:
         lengths.append(min(left, generator.choice([1, 2, 5, 17, 40, left])))
     return lengths
+
+
+@each_cache
+def test_layers_that_repeat_their_keys_take_long_inputs_in_pieces(
+    cache_type: type[BoundedCache],
+) -> None:
+    """JetMoE gives each head to the cache once, and to its attention twice."""
+    model, ids = model_of("jetmoe", 2), text(70)
+    logits = stream(model, cache_type(model, POLICY), ids, [40, 1, 4, 25])
+    assert error(logits, expected(model, POLICY, ids)) < TIGHT
 
 
 @each_policy
