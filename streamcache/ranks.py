@@ -1,14 +1,16 @@
 """Processes that run one model together (torchrun): one of them prints, writes and decides."""
 
-import gc
+import atexit
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
+from weakref import WeakSet
 
 Value = TypeVar("Value")
 _state = {"together": False}
+_holders: "WeakSet[HasSums]" = WeakSet()
 
 
 def started_together() -> int:
@@ -23,7 +25,9 @@ def rank() -> int:
 
 def join() -> None:
     """From now on these processes run one model: the first one writes for all."""
-    _state["together"] = started_together() > 1
+    if not _state["together"] and started_together() > 1:
+        _state["together"] = True
+        atexit.register(leave)
 
 
 def is_together() -> bool:
@@ -65,12 +69,24 @@ def own_path(path: Path) -> Path:
     return path if is_first() else path.with_name(f"{path.name}.{rank()}")
 
 
+class HasSums(Protocol):
+    """What holds sums over the processes, for which NCCL would wait: a captured CUDA graph."""
+
+    def release(self) -> None: ...
+
+
+def release_at_end(holder: HasSums) -> None:
+    """Have `leave` release it before the connection ends."""
+    _holders.add(holder)
+
+
 def leave() -> None:
     """End what connects the processes; without it some never end.
 
-    A CUDA graph with sums in it must be gone before: NCCL waits for it.
+    It is called when the program ends, too.
     """
-    gc.collect()
+    for holder in list(_holders):
+        holder.release()
     if _state["together"] and _distributed().is_initialized():
         _distributed().destroy_process_group()
     _state["together"] = False

@@ -1,6 +1,6 @@
 """What `torchrun --nproc-per-node 2` runs for tests/unit/test_two_processes.py.
 
-python -m torch.distributed.run --nproc-per-node 2 -m tests.two_processes FOLDER
+python -m torch.distributed.run --nproc-per-node 2 -m tests.two_processes FOLDER COMMAND ...
 """
 
 import json
@@ -62,7 +62,7 @@ def saved_stream(model: Any, folder: Path) -> list[float]:
     return last
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, command: list[str]) -> None:
     torch.set_num_threads(1)
     found: dict[str, Any] = {}
     for family in FAMILIES:
@@ -74,12 +74,9 @@ def main(folder: Path) -> None:
             found["saved"] = saved_stream(model, folder)
     if ranks.is_first():
         (folder / "found.json").write_text(json.dumps(found), encoding="utf-8")
-    sys.argv = [
-        *("streamcache", "eval", "--max-eval-tokens", "300", "--cap-total", "64"),
-        *("--tpot-tokens", "0", "--output-dir", str(folder / "runs")),
-    ]
+    sys.argv = ["streamcache", *command, "--output-dir", str(folder / "runs")]
     runpy.run_module("streamcache", run_name="__main__")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2:])

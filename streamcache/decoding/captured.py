@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from streamcache import ranks
 from streamcache.caches.admission import pretrained, require_in_memory
 from streamcache.caches.attention_override import (
     AttentionOverrideError,
@@ -388,3 +389,11 @@ class CapturedDecoder:
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             self._logits = self._decode()
         self._graph = graph
+        ranks.release_at_end(self)
+
+    def release(self) -> None:
+        """Give back the CUDA graph; steps are eager from now on."""
+        if self._graph is not None:
+            self._graph.reset()
+            self._graph = None
+            self.eager_because = "its CUDA graph was released"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -10,12 +11,12 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from streamcache import streaming_nll
+from streamcache import CapturedDecoder, ranks, streaming_nll
 from streamcache.inputs.corpora import load_tokens
 from streamcache.inputs.models import load_model
 from streamcache.measure.measurement import read
 from streamcache.policy import EvictionPolicy
-from tests.tiny import tiny
+from tests.tiny import llama, tiny
 from tests.two_processes import FAMILIES, FUSED, nlls, saved_stream
 
 pytestmark = pytest.mark.skipif(
@@ -39,9 +40,13 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
     for family in FAMILIES:
         settings = SETTINGS.get(family, {"num_key_value_heads": 2, "head_dim": 8})
         tiny(family, **settings).save_pretrained(folder / family)
+    page = (Path(__file__).parents[2] / "docs" / "several_gpus.md").read_text(encoding="utf-8")
+    (documented,) = [
+        shlex.split(line)[5:] for line in page.splitlines() if line.startswith("torchrun ")
+    ]
     command = [*(sys.executable, "-m", "torch.distributed.run", "--standalone"), "--nproc-per-node"]
     done = subprocess.run(
-        [*command, "2", "-m", "tests.two_processes", str(folder)],
+        [*command, "2", "-m", "tests.two_processes", str(folder), *documented],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         cwd=Path(__file__).parents[2],
         capture_output=True,
@@ -92,3 +97,19 @@ def test_one_process_prints_and_writes(ran: Ran) -> None:
     ids = load_tokens("stream", tokenizer=loaded.tokenizer, max_tokens=300).input_ids
     alone = streaming_nll(loaded.model, ids, EvictionPolicy(4, 60))
     assert measured.nll == pytest.approx(alone.double().numpy(), abs=1e-4)
+
+
+def test_graphs_with_sums_are_released_before_the_processes_part() -> None:
+    """NCCL waits for them, and a process would not end."""
+    released: list[str] = []
+
+    class Graph:
+        def reset(self) -> None:
+            released.append("graph")
+
+    decoder: Any = CapturedDecoder(llama(), EvictionPolicy(4, 16))
+    decoder._graph = Graph()
+    ranks.release_at_end(decoder)
+    ranks.leave()
+    assert released == ["graph"]
+    assert decoder.eager_because == "its CUDA graph was released"
