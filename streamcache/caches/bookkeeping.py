@@ -57,7 +57,7 @@ class Bookkeeping(Storage):
         self._recent.clear()
         self.seen = self.evicted = self.base = 0
         self._ahead = 0  # entries evicted for a forward that was then interrupted
-        self._before_turn = 0  # tokens that `generate` is not told of
+        self._before_turn = 0  # tokens that `generate` does not count
         self._half_fed = False  # with a long input
         self._states_moved = False  # of layers, in a forward that has not ended
         self.layers = self._new_states()
@@ -86,8 +86,8 @@ class Bookkeeping(Storage):
             )
         if self._states_moved:
             raise RuntimeError(
-                "a forward was interrupted after some layers had changed their state, which is not "
-                "kept: reset() the cache to start anew"
+                "a forward was interrupted after some layers had changed their state, of which no "
+                "copy is kept: call reset() and feed the stream again"
             )
         if self._damage:
             raise RuntimeError(

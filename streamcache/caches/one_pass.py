@@ -195,7 +195,7 @@ class OnePass:
         return kernels.attend(query, run, self._sinks[layer], *limits, tables, scores)
 
     def _band_on(self, device: torch.device) -> Band:
-        """The band of the block at work, for the layers on a device."""
+        """The band of the current block, for the layers on a device."""
         if device not in self._bands:
             self._bands[device] = Band(self.seen, self._counts, self.policy.n_sink, device)
         return self._bands[device]

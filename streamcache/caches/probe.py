@@ -57,7 +57,7 @@ class ModelGeometry:
         max_position: positions beyond it break the rotation (a table ends or switches); None if
             the rotation holds at any position.
         has_states: whether a layer has a state beside keys and values, or in place of them.
-        continues_states: whether several tokens at once go on from such a state.
+        continues_states: whether several tokens at once continue from such a state.
         max_entries: a layer attends to no more (the table of MPT's biases ends); None: to any.
     """
 

@@ -50,7 +50,7 @@ def paper(
 ) -> int:
     """Measure everything the paper did: baseline, methods and three ablations, on two texts.
 
-    A finished measurement is kept, so the same command goes on where an interrupted one stopped.
+    A finished measurement is kept, so the same command continues where an interrupted one stopped.
     """
     loaded = load_one(**model)
     chosen = [

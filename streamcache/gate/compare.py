@@ -1,4 +1,4 @@
-"""Two trees measured in turns on one machine: verdicts without a golden.
+"""Two trees measured alternately on one machine: verdicts without a golden.
 
 A round is a fresh process of each tree. Figures are those of the first round, judged as against a
 golden. Times are compared round by round: what differs from process to process, memory layout and

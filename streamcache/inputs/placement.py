@@ -16,7 +16,7 @@ from streamcache import ranks
 
 
 class PlacementError(ValueError):
-    """A model cannot be laid where it shall be; the message says what would do."""
+    """A model cannot be placed as asked; the message says what is possible."""
 
 
 @dataclass(frozen=True)

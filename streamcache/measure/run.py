@@ -242,7 +242,7 @@ def _ppl(
     with progress(configuration.name, len(ids) - 1) as advance:
         if what.ppl == "one-pass" and not configuration.refresh:
             method = "one-pass"
-            # Processes that run one model together would go on from unlike tokens.
+            # Processes that run one model together would continue from different tokens.
             is_kept = path is not None and not is_together()
             checkpoint = Checkpoint(state_path(path)) if path and is_kept else None
             found = streaming_nll(

@@ -79,10 +79,10 @@ def sweep(
 
     Args:
         workloads: whose models lie on the first device, where this process measures.
-        finished: told of a job that is done, and of why it failed, in whatever thread.
+        finished: called with a job that is done, and with the reason if it failed, from any thread.
         others: further devices. What they measure is loaded by `load`.
         stop_at: errors that end the sweep.
-        force: measure again whatever is stored.
+        force: measure again, even if it is stored.
         progress: shows progress bars of the first device.
 
     Raises:
@@ -273,5 +273,5 @@ def _measure(unit: _Unit) -> None:
 
 
 def trace_of(error: Exception) -> str:
-    """Where an error was raised, in whatever process."""
+    """Where an error was raised, in any process."""
     return "".join(traceback.format_exception(error))

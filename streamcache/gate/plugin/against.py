@@ -1,4 +1,4 @@
-"""`--golden-against REV`: the benchmarks of this tree and of a commit, in turns."""
+"""`--golden-against REV`: the benchmarks of this tree and of a commit, alternately."""
 
 import os
 import subprocess
