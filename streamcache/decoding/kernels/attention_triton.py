@@ -21,10 +21,10 @@ from streamcache.decoding.kernels.launch import launch, wait
 
 # Keys a step, warps, and how many programs fill an H200: for query heads with keys of their own,
 # and for groups of them, with few dimensions and with more.
-SINGLE = {"BLOCK": 32, "num_warps": 1, "programs": 1056}
+SINGLE = {"BLOCK": 16, "num_warps": 1, "programs": 1056}
 NARROW = {"BLOCK": 128, "num_warps": 4, "programs": 136}
 GROUPED = {"BLOCK": 64, "num_warps": 4, "programs": 264}
-STAGES = 3  # steps on their way, where a program takes several
+STAGES = 3  # steps on their way, where a program of a group takes several
 SHARED = 96 << 10  # bytes of them, of a program
 
 
@@ -133,6 +133,7 @@ def _attend(
     STAGES: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     MATRIX: tl.constexpr = GROUPS_PAD >= 16
+    LOOP: tl.constexpr = KEYS > BLOCK or SINKS > BLOCK
     part, pair = tl.program_id(0), tl.program_id(1)
     batch, kv_head = pair // KV_HEADS, pair % KV_HEADS
     k_ptr += pair.to(tl.int64) * SLOTS * D
@@ -145,7 +146,7 @@ def _attend(
     # All that was there before the kernel in front is asked for before that kernel has ended. A
     # slot is read whether or not it is still seen, so that no read waits for the step's numbers.
     slots = begin + tl.arange(0, BLOCK)
-    if STAGES == 0:  # one step does
+    if STAGES == 0:
         keys = _tile(k_ptr, slots, slots < end, D, D_PAD)
         values = _tile(v_ptr, slots, slots < end, DV, DV_PAD)
     step_ptr += batch * step_batch
@@ -167,7 +168,7 @@ def _attend(
     top = tl.full([GROUPS_PAD], -1e30, tl.float32)
     mass = tl.zeros([GROUPS_PAD], tl.float32)
     mixed = tl.zeros([GROUPS_PAD, DV_PAD], tl.float32)
-    if STAGES > 0:  # loads of some steps ahead are on their way
+    if STAGES > 0:  # several steps are on their way, in shared memory
         for start in tl.range(begin, end, BLOCK, num_stages=STAGES):
             slots = start + tl.arange(0, BLOCK)
             keys = _tile(k_ptr, slots, slots < end, D, D_PAD)
@@ -177,10 +178,18 @@ def _attend(
                 SLOTS, SINKS, WINDOW, MATRIX,
             )  # fmt: skip
     else:
-        top, mass, mixed = _take(
-            q, keys, values, slots, end, first, size, top, mass, mixed, scaling, softcap,
-            SLOTS, SINKS, WINDOW, MATRIX,
-        )  # fmt: skip
+        for start in tl.range(begin, end, BLOCK):
+            slots = start + tl.arange(0, BLOCK)
+            if LOOP:
+                ahead = slots + BLOCK
+                next_keys = _tile(k_ptr, ahead, ahead < end, D, D_PAD)
+                next_values = _tile(v_ptr, ahead, ahead < end, DV, DV_PAD)
+            top, mass, mixed = _take(
+                q, keys, values, slots, end, first, size, top, mass, mixed, scaling, softcap,
+                SLOTS, SINKS, WINDOW, MATRIX,
+            )  # fmt: skip
+            if LOOP:
+                keys, values = next_keys, next_values
 
     if part == PARTS - 1:  # and the new token
         tl.store(k_ptr + new_slot * D + d[None, :], new_k, (d < D)[None, :])
@@ -265,7 +274,7 @@ def attend(
     parts = triton.cdiv(run, keys_each) + 1
     padded = triton.next_power_of_2(value_width)
     results, sums, counts = _scratch_for(query.device, pairs, parts * groups, padded)
-    if max(keys_each, n_sink) <= tuned["BLOCK"]:
+    if groups == 1 or max(keys_each, n_sink) <= tuned["BLOCK"]:
         tuned["STAGES"] = 0
     else:
         one = tuned["BLOCK"] * (triton.next_power_of_2(width) + padded) * keys.itemsize
