@@ -109,8 +109,8 @@ ADMITTED = {**HALF, **INTERLEAVED, **MIXED, **ALIBI}
 
 GPT2 = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256, "n_ctx": 256}
 LEARNED = "learned or sinusoidal position embeddings"
-MLA = "multi-head latent attention"
 LATENT = {
+    "num_key_value_heads": 4,
     "n_routed_experts": 4,
     "num_experts_per_tok": 2,
     "moe_intermediate_size": 16,
@@ -133,8 +133,6 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "biogpt": ({}, LEARNED),
     "xglm": ({"d_model": 32, "attention_heads": 4, "num_layers": 2, "ffn_dim": 32}, LEARNED),
     "ctrl": ({"n_embd": 32, "n_layer": 2, "n_head": 4, "dff": 32}, LEARNED),
-    "deepseek_v2": (LATENT, MLA),
-    "deepseek_v3": (LATENT, MLA),
     "llama4_text": ({**HEADS, "intermediate_size_mlp": 32, "num_local_experts": 2}, "chunked"),
     "beam": (HEADS, "what two tokens see of each other depends on where they stand"),
     "ministral3": (HEADS, "scales its queries by absolute position"),

@@ -246,8 +246,11 @@ def shape_of(family: str, n_layers: int) -> dict[str, Any]:
         known = set(CONFIG_MAPPING[family]().get_text_config(decoder=True).to_dict())
         renamed = set(CONFIG_MAPPING[family].attribute_map)
         shape = {n: v for n, v in {**SMALL, **numbered}.items() if n in known | renamed}
+        if "kv_lora_rank" in shape:
+            shape["num_key_value_heads"] = shape["num_attention_heads"]
         kinds = getattr(CONFIG_MAPPING[family]().get_text_config(decoder=True), "layer_types", None)
-        if {"linear_attention", "conv", "hybrid", "mamba"} & set(kinds or ()):
+        has_types = "layer_types" in known | renamed
+        if has_types and {"linear_attention", "conv", "hybrid", "mamba"} & set(kinds or ()):
             shape["layer_types"] = [*dict.fromkeys(kinds or ()), "full_attention"]
     names = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_decoder_layers")
     for name in (*names, "decoder_layers"):

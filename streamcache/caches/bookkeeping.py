@@ -170,9 +170,13 @@ class Bookkeeping(Storage):
                     f"{key_states.shape[0]}: call reset() before the batch size changes"
                 )
             self.evict()
-        held = self._append(layer_idx, key_states.detach(), value_states.detach())
+        new = key_states.detach(), value_states.detach()
+        if self.geometry.layers[layer_idx].rotates_second:
+            second, first = self._append(layer_idx, *new[::-1])
+        else:
+            first, second = self._append(layer_idx, *new)
         forward.updated.add(layer_idx)
-        return held
+        return first, second
 
     def finish(self, more_to_come: bool = False) -> None:
         """Count the tokens of the forward, once all layers have appended them.

@@ -391,7 +391,7 @@ def _feed_in_passes(
 
     Tokens that can be taken back go in a pass of their own, from what the cache holds by then.
     """
-    if not isinstance(decoder, PreTrainedModel) or past.geometry.has_states:
+    if not isinstance(decoder, PreTrainedModel) or not past.geometry.in_one_pass:
         return None
     outputs: list[Any] = []
     n_first = past.beyond_rollback(tokens.shape[1])

@@ -38,7 +38,7 @@ class LongInputs(Bookkeeping):
         Args:
             copy: of the model, made by `with_override`.
         """
-        if not self.takes_long_inputs or self.geometry.has_states:
+        if not self.takes_long_inputs or not self.geometry.in_one_pass:
             return None
         held = [self._held(layer) for layer in range(len(self))] if self.seen else []
         counts = self.seen, self.evicted, self._ahead

@@ -75,6 +75,8 @@ class OnePass:
         held: Sequence[States] = (),
         for_cache: bool = False,
     ):
+        if any(layer.rotates_second for layer in geometry.layers):
+            raise AttentionOverrideError("multi-head latent attention attends to other keys")
         self.model, self.layers, self.policy = model, geometry.layers, policy
         self._places, self._for_cache = geometry.places, for_cache
         self.seen, self.evicted, self._ahead = seen, evicted, ahead

@@ -37,6 +37,8 @@ class LayerGeometry:
     Attributes:
         n_kv_heads, key_dim, value_dim: shape of the states: [batch, n_kv_heads, tokens, dim].
         rotation: how its keys are rotated; None for a layer without RoPE (NoPE, ALiBi).
+        rotates_second: whether the cache is given the rotated keys in place of values (multi-head
+            latent attention): those are kept as keys here, and the latents as values.
         device: where its keys and values are: the layers of a model may lie on several devices.
     """
 
@@ -45,6 +47,7 @@ class LayerGeometry:
     value_dim: int
     rotation: Rotation | None
     device: torch.device
+    rotates_second: bool = False
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,11 @@ class ModelGeometry:
     max_entries: int | None = None
     has_states: bool = False
     continues_states: bool = True
+
+    @property
+    def in_one_pass(self) -> bool:
+        """Whether attention is to keys and values of the cache and nothing else has a state."""
+        return not self.has_states and not any(layer.rotates_second for layer in self.layers)
 
     @cached_property
     def places(self) -> dict[int, int]:
@@ -115,18 +123,27 @@ class _Probe:
         computed = _EPS if self.layers.in_float32 else torch.finfo(decoder.dtype).eps
         self.rounding = max([computed, *coarse])
         self.is_exact = self.rounding == _EPS
+        self.swapped: set[int] = set()  # layers whose rotated keys come second
         self.origin = self._at(0)
 
     def _at(self, position: int) -> States:
         try:
-            return self.layers.at(position)
+            return _swapped(self.layers.at(position), self.swapped)
         except Exception as error:
             reason = "its layers ask a cache for more than keys and values"
-            if getattr(self.config.get_text_config(decoder=True), "kv_lora_rank", None):
-                reason = "multi-head latent attention (MLA) keeps other states than keys and values"
-            elif position:
+            if position:
                 reason = "it cannot be run with a cache that holds fewer tokens than it has seen"
             raise refusal(self.config, reason) from error
+
+    def _layers_that_rotate_values(self, states: States) -> set[int]:
+        """Layers that give a cache what does not depend on the position, and then what does."""
+        few, origin = 32 * self.rounding, self.origin
+        return {
+            layer
+            for layer, keys in states.keys.items()
+            if _distance(keys, origin.keys[layer]) <= few
+            and _distance(states.values[layer], origin.values[layer]) > few
+        }
 
     def geometry(self) -> ModelGeometry:
         n_layers = self.config.get_text_config(decoder=True).num_hidden_layers
@@ -139,6 +156,8 @@ class _Probe:
             raise refusal(self.config, "some of its layers keep no keys and values of their own")
         self._require_finite()
         last = max(1, min([510, *self.contexts]) - N_TOKENS)
+        self.swapped = self._layers_that_rotate_values(self._at(1))
+        origin = self.origin = _swapped(origin, self.swapped)
         near = {position: self._at(position) for position in (1, min(17, last), last)}
         for position, states in near.items():
             self._require_no_other_trace(states, position)
@@ -147,7 +166,12 @@ class _Probe:
             found.append(self._rotation_of(layer, near, found[-1] if found else None))
         layers = tuple(
             LayerGeometry(
-                keys.shape[1], keys.shape[-1], origin.values[i].shape[-1], rotation, keys.device
+                keys.shape[1],
+                keys.shape[-1],
+                origin.values[i].shape[-1],
+                rotation,
+                keys.device,
+                i in self.swapped,
             )
             for rotation, (i, keys) in zip(found, sorted(origin.keys.items()))
         )
@@ -188,8 +212,7 @@ class _Probe:
             if _distance(values, origin.values[layer]) > few:
                 raise refusal(
                     self.config,
-                    "what it keeps as values depends on the position, as in multi-head latent "
-                    "attention (MLA)",
+                    "what it keeps as values depends on the position",
                 )
         for now, then, hidden in zip(states.outputs, origin.outputs, origin.hidden):
             # scores are off by the rounding of angles; the sum by that of its larger part
@@ -208,7 +231,7 @@ class _Probe:
         """What a state goes into is of many tokens: there is no oracle for such keys and values."""
         for layer, alone in self.layers.second_half().items():
             within = self.origin.keys[layer], self.origin.values[layer]
-            for now, then in zip(alone, within):
+            for now, then in zip(alone[::-1] if layer in self.swapped else alone, within):
                 if _distance(now, then[:, :, -now.shape[2] :]) > 32 * self.rounding:
                     raise refusal(
                         self.config, "a state of earlier tokens enters its keys or values"
@@ -282,6 +305,14 @@ class _Probe:
 _LARGE = 3e3  # of keys: times the rounding of an angle of 1, this is above the trace
 _TRACE = 5e-5  # rounding leaves 1e-6, queries scaled by position 2e-3
 _COARSE_TRACE = 16  # roundings; in half precision up to 7.5 were seen, of 120 types
+
+
+def _swapped(states: States, layers: set[int]) -> States:
+    """The states with keys and values of these layers exchanged."""
+    keys, values = dict(states.keys), dict(states.values)
+    for layer in layers:
+        keys[layer], values[layer] = values[layer], keys[layer]
+    return states._replace(keys=keys, values=values)
 
 
 def _distance(now: Tensor, then: Tensor) -> float:

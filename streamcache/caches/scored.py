@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import eager_mask
 
+from streamcache.caches.admission import UnsupportedModelError
 from streamcache.caches.attention_override import eager_attention, set_attention
 from streamcache.caches.reference import ReferenceCache
 from streamcache.caches.saved import BATCH, Form, Layout
@@ -102,6 +103,11 @@ class ScoredCache(ReferenceCache):
         set_attention(self.model, _NAME)
         self._received: dict[int, Tensor] = {}  # by layer, [B, H, size], of the last query
         super().__init__(self.model, policy)
+        if any(layer.rotates_second for layer in self.geometry.layers):
+            raise UnsupportedModelError(
+                f"{self.model.config.model_type} attends to other keys than it keeps (multi-head "
+                "latent attention), so no entry has a score"
+            )
 
     def _make_room(self, n_tokens: int, n_evicted: int, base: int) -> None:
         if n_evicted:  # one: a full cache holds `total` entries
@@ -123,7 +129,8 @@ class ScoredCache(ReferenceCache):
     def _count(self, n_tokens: int) -> None:
         for module in self.model.modules():
             if (received := vars(module).pop("received", None)) is not None:
-                self._received[int(module.layer_idx)] = received  # type: ignore[arg-type]
+                layer = int(module.layer_idx)  # type: ignore[arg-type]
+                self._received[self.geometry.places[layer]] = received
 
     def _state(self) -> tuple[dict[str, int], dict[str, Tensor]]:
         numbers, states = super()._state()
