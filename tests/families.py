@@ -29,7 +29,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from streamcache import CapturedDecoder, StreamingCache, UnsupportedModelError, streaming_nll
 from streamcache.caches.layer_states import state_layers
 from streamcache.policy import EvictionPolicy
-from tests.cases import ADMITTED, CACHES, REFUSED
+from tests.cases import ADMITTED, CACHES, LATENT, REFUSED
 from tests.hybrids import HYBRIDS, expected_of_hybrid
 from tests.tiny import VOCABULARY, build, copy_of, error, stream, text, tiny_config
 
@@ -241,6 +241,8 @@ def shape_of(family: str, n_layers: int) -> dict[str, Any]:
         shape = dict(REFUSED[family][0])
     elif family in HYBRIDS:
         shape = dict(HYBRIDS[family])
+    elif family in ("deepseek_v2", "deepseek_v3"):
+        shape = dict(LATENT)
     else:
         numbered = {name: 1 for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
         known = set(CONFIG_MAPPING[family]().get_text_config(decoder=True).to_dict())

@@ -30,7 +30,13 @@ DELTA = {
 }
 FOUR = {**HEADS, "num_hidden_layers": 4}
 HYBRIDS: dict[str, dict[str, Any]] = {
-    "qwen3_next": {**FOUR, **FEW, **DELTA, "shared_expert_intermediate_size": 16},
+    "qwen3_next": {
+        **FOUR,
+        **FEW,
+        **DELTA,
+        "shared_expert_intermediate_size": 16,
+        "layer_types": ["linear_attention", "full_attention"] * 2,
+    },
     "jamba": {
         **FOUR,
         "attn_layer_period": 2,
