@@ -65,6 +65,7 @@ def test_eval_writes_a_record_and_prints_it(run: Run, tmp_path: Path) -> None:
 @pytest.mark.parametrize("mode", ["mit", "ours", "fast", "captured"])
 def test_the_methods_of_ppl_agree(run: Run, tmp_path: Path, mode: str) -> None:
     settings = ["--window-size", "40", "--n-sink", "2", "--tpot-tokens", "8", *QUICK]
+    settings += ["--dtype", "float32"]  # whatever the device: half precision is off by more
     for method in ("one-pass", "sequential"):
         output = str(tmp_path / f"{method}.json")
         arguments = ["--streaming-mode", mode, "--ppl-method", method, "--output-file", output]
