@@ -17,6 +17,8 @@ from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
+import torch
+
 from streamcache.inputs.corpora import TokenizedText
 from streamcache.inputs.models import LoadedModel
 from streamcache.measure.configurations import RECOMPUTE, Configuration, identity
@@ -234,7 +236,7 @@ def _process(
     folder: Path,
 ) -> Iterator[Callable[[_Unit], None]]:
     """A process that measures what it is given on a device; it is ended with the sweep."""
-    start = partial(_open, load, device, texts, folder)
+    start = partial(_open, load, device, texts, folder, torch.get_num_threads())
     pool = ProcessPoolExecutor(1, get_context("spawn"), initializer=start)
 
     def measure(unit: _Unit) -> None:
@@ -258,7 +260,9 @@ def _open(
     device: str,
     texts: list[tuple[TokenizedText, EvictionPolicy | None]],
     folder: Path,
+    n_threads: int,
 ) -> None:
+    torch.set_num_threads(n_threads)  # a record says how many measured, and is found by it
     warnings.simplefilter("ignore", PolicyWarning)  # it warns of what is measured here
     assert load is not None
     loaded = load(device)

@@ -759,7 +759,7 @@ def test_recording_from_files(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None
     assert toy(*both).ret == 0
     for twice in (["b.out", "s.out"], ["s.out"] * 2):
         ran = toy("--golden-reason", "x", "--golden-from", *names[:3], *twice)
-        one_line(ran, "a process twice")
+        one_line(ran, "one process twice")
     ran = toy("--golden-reason", "slower", "--golden-from", *names)
     assert ran.ret == 0
     said(ran, f"~ {NAME}: *speedup * -> *speedup 1.33*", "1 of 1 entries written")

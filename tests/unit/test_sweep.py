@@ -1,10 +1,12 @@
 """Many measurements on two workers are those of one, and go on where they stopped."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from streamcache.caches.admission import UnsupportedModelError
 from streamcache.cli.common import loader
@@ -59,7 +61,18 @@ def found(workload: Workload, folder: Path) -> list[Measurement]:
     return [measurement for measurement in kept if measurement is not None]
 
 
-def test_two_workers_measure_what_one_measures(workload: Workload, tmp_path: Path) -> None:
+@pytest.fixture
+def three_threads() -> Iterator[None]:
+    """As many as no process has by itself."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_two_workers_measure_what_one_measures(
+    workload: Workload, tmp_path: Path, three_threads: None
+) -> None:
     everything = dict.fromkeys((job.configuration.name for job in JOBS), None)
     assert swept(workload, tmp_path / "one") == everything
     two = {"others": ["cpu"], "load": loader("reference", None, "auto", None)}
