@@ -1,5 +1,6 @@
 """What workflows may do: code of a pull request meets no secret and no right to write."""
 
+import configparser
 import re
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-FILES = sorted((Path(__file__).parents[2] / ".github" / "workflows").glob("*.yml"))
+ROOT = Path(__file__).parents[2]
+FILES = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 WORKFLOWS: dict[str, Any] = {path.stem: yaml.safe_load(path.read_text()) for path in FILES}
 
 
@@ -49,3 +51,31 @@ def test_the_times_of_a_pull_request_are_an_environment_of_tox_with_its_history(
     assert any("tox -e against" in step.get("run", "") for step in steps("times"))
     checkouts = [s for s in steps("times") if s.get("uses", "").startswith("actions/checkout")]
     assert [step["with"]["fetch-depth"] for step in checkouts] == [0]
+
+
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_a_runner_of_ones_own_installs_by_hash_alone(name: str) -> None:
+    for job in WORKFLOWS[name]["jobs"].values():
+        if "self-hosted" not in job["runs-on"]:
+            continue
+        lines = [line for step in job["steps"] for line in step.get("run", "").splitlines()]
+        installs = [line for line in lines if "pip install" in line]
+        assert installs and all("--require-hashes --no-deps -r" in line for line in installs)
+    tox = configparser.ConfigParser()
+    tox.read(ROOT / "tox.ini")
+    environment = tox["testenv:{a800,h200,h100}"]
+    assert "--require-hashes --no-deps" in environment["install_command"]
+    assert environment["deps"] == "-r {tox_root}/.github/gpu-requirements.txt"
+
+
+def test_what_is_installed_by_hash_is_what_ci_was_run_with() -> None:
+    locked = (ROOT / ".github" / "gpu-requirements.txt").read_text()
+    packages = dict(re.findall(r"^([a-z0-9._-]+)==([^ ;]+)", locked, re.MULTILINE))
+    entries = re.split(r"\n(?=[a-z])", locked[locked.index("accelerate") :])
+    assert all("--hash=sha256:" in entry for entry in entries) and len(entries) >= len(packages)
+    for line in (ROOT / "constraints.txt").read_text().splitlines():
+        name, _, version = line.partition(";")[0].strip().partition("==")
+        if name in packages and name not in ("numpy", "matplotlib"):  # two versions, by Python
+            assert packages[name] == version, name
+    needed = {"transformers", "pytest", "pytest-benchmark", "hypothesis", "msgspec", "tox"}
+    assert needed <= packages.keys() and "torch" not in packages, "torch is the host's own"
