@@ -69,9 +69,7 @@ class Rows(LongInputs, RollBack):
         other.require_intact()
         if type(other) is not type(self) or other.policy != self.policy:
             raise ValueError(f"{other!r} cannot join {self!r}: another cache or policy")
-        if (
-            other.geometry is not self.geometry
-        ):  # of a model there is one, as long as it is the same
+        if other.geometry is not self.geometry:  # of one model there is one
             raise ValueError("the cache that is to join is of another model")
         if not other.seen:
             raise ValueError("the cache that is to join holds no stream: feed it a prompt before")

@@ -615,7 +615,7 @@ DEFECTS = [
                 CONFTEST,
                 "    torch.set_num_threads(1)\n",
                 "    torch.set_num_threads(1)\n"
-                "    torch.overrides.TorchFunctionMode().__enter__()\n",
+                "    torch.overrides.BaseTorchFunctionMode().__enter__()\n",
             ),
         ),
         Status.INVALID,
