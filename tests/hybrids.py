@@ -10,8 +10,8 @@ from transformers import PreTrainedModel
 from streamcache.caches.layer_states import state_layers
 from streamcache.policy import EvictionPolicy
 from tests.cases import FEW, HEADS
-from tests.oracle import Oracle, kept_after_each
-from tests.tiny import copy_of, rule
+from tests.oracle import Oracle
+from tests.tiny import expected
 
 MAMBA = {
     "mamba_d_state": 8,
@@ -115,6 +115,4 @@ def expected_of_hybrid(
     dtype: torch.dtype = torch.float64,
 ) -> Tensor:
     """The oracle's logits [B, T, V] of a stream of a hybrid, or of any other model."""
-    oracle = HybridOracle(copy_of(model, dtype))
-    kept = kept_after_each(ids.shape[1], *rule(policy))
-    return torch.stack([oracle.logits(row, kept) for row in ids])
+    return expected(model, policy, ids, dtype, HybridOracle)

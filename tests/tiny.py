@@ -105,8 +105,9 @@ def expected(
     policy: EvictionPolicy,
     ids: Tensor,
     dtype: torch.dtype = torch.float64,
+    kind: type[Oracle] = Oracle,
 ) -> Tensor:
     """The oracle's logits [B, T, V] of the same stream, in whatever pieces it is fed."""
-    oracle = Oracle(copy_of(model, dtype))
+    oracle = kind(copy_of(model, dtype))
     kept = kept_after_each(ids.shape[1], *rule(policy))
     return torch.stack([oracle.logits(row, kept) for row in ids])
