@@ -146,9 +146,8 @@ class CapturedDecoder:
         self._plan = torch.zeros(_PLANNED, *numbers, dtype=torch.long, device=device)
         self._row = torch.zeros(1, dtype=torch.long, device=device)
         self._steps: Iterator[tuple[Step, ...]] = iter(())
-        self._planned_for: list[
-            tuple[int, ...]
-        ] = []  # where the streams must be when the plan is used
+        # Where the streams must be when the plan is used.
+        self._planned_for: list[tuple[int, ...]] = []
         self._graph: torch.cuda.CUDAGraph | None = None
         self._logits = torch.empty(0)
         self._copy: PreTrainedModel | None = None  # attends to the ring, if the model can
