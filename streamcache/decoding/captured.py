@@ -27,7 +27,7 @@ from streamcache.caches.attention_override import (
     use_attention,
     with_override,
 )
-from streamcache.caches.ring import RingCache, Step
+from streamcache.caches.ring import RingCache
 from streamcache.caches.sharded import is_sharded
 from streamcache.caches.shared_copy import shared_copy
 from streamcache.decoding.kernels.attention import attend
@@ -36,9 +36,9 @@ from streamcache.decoding.kernels.linear import KernelLinearMode
 from streamcache.decoding.kernels.quantized import with_quantized_kernels
 from streamcache.decoding.nll import require_causal_lm
 from streamcache.decoding.parts import UnknownPartsError, with_plain_parts
+from streamcache.decoding.plan import Plan
 from streamcache.policy import Policy
 
-_PLANNED = 1024  # steps on the device, times streams of unequal length
 _CHECKED = 4  # first steps that are compared with the model's own forward
 _MAX_ERROR = 0.3  # of them; rounding to bfloat16 gives a few hundredths, unrelated logits 1.4
 
@@ -141,13 +141,7 @@ class CapturedDecoder:
         self.cache.allocate(batch, model.dtype)
         self._slots = self.cache.keys, self.cache.values, self.cache.rope_tables
         self._token = torch.zeros(batch, 1, dtype=torch.long, device=device)
-        numbers = batch, len(Step._fields)
-        self._step = torch.zeros(numbers, dtype=torch.long, device=device)
-        self._plan = torch.zeros(_PLANNED, *numbers, dtype=torch.long, device=device)
-        self._row = torch.zeros(1, dtype=torch.long, device=device)
-        self._steps: Iterator[tuple[Step, ...]] = iter(())
-        # Where the streams must be when the plan is used.
-        self._planned_for: list[tuple[int, ...]] = []
+        self._plan = Plan(self.cache, batch, device)
         self._graph: torch.cuda.CUDAGraph | None = None
         self._logits = torch.empty(0)
         self._copy: PreTrainedModel | None = None  # attends to the ring, if the model can
@@ -238,16 +232,11 @@ class CapturedDecoder:
         if self._copy is None:
             with _in_the_dtype_of_the_model(token.device):
                 return self.model(input_ids=self._token, past_key_values=self.cache).logits[:, -1]
-        steps = self._next_steps()
-        with self.cache.advancing(*steps), _in_the_dtype_of_the_model(token.device):
+        with self._plan.advancing(), _in_the_dtype_of_the_model(token.device):
             if self._graph is None:
                 self._logits = self._decode()
             else:
                 self._graph.replay()
-            self._planned_for = [
-                (ring.seen + 1, ring.seen + 1 - step.size, ring.base)
-                for ring, step in zip(self.cache.streams, steps)
-            ]
             return self._logits
 
     def _require_own_slots(self) -> None:
@@ -266,35 +255,8 @@ class CapturedDecoder:
                 "reset() the decoder"
             )
 
-    def _next_steps(self) -> tuple[Step, ...]:
-        """From the plan, if the streams are where the last planned step has left them."""
-        place = [(ring.seen, ring.evicted, ring.base) for ring in self.cache.streams]
-        is_planned = self._planned_for == place
-        self._planned_for = []  # until this step has succeeded
-        steps = next(self._steps, None) if is_planned else None
-        return steps or self._replan()
-
-    def _replan(self) -> tuple[Step, ...]:
-        rings = self.cache.streams
-        for ring in rings:
-            if ring.n_steps_left < 1:
-                ring.rebase()
-        n = min(max(1, _PLANNED // len(rings)), *(ring.n_steps_left for ring in rings))
-        plans = [ring.plan(n) for ring in rings]
-        rows = torch.tensor(plans).transpose(0, 1)  # [n, streams planned for, 4]
-        if self.cache.parts:
-            n_rows = torch.tensor([part.n_rows for part in self.cache.parts])
-            rows = rows.repeat_interleave(n_rows, dim=1)
-        if self._plan.is_cuda:
-            rows = rows.contiguous().pin_memory()
-        self._plan[:n].copy_(rows, non_blocking=True)
-        self._row.zero_()
-        self._steps = iter(zip(*plans))
-        return next(self._steps)
-
     def _decode(self) -> Tensor:
-        torch.index_select(self._plan, 0, self._row, out=self._step[None])
-        self._row.add_(1)
+        self._plan.take()
         with use_attention(self._attend):
             return self._forward(self._token)
 
@@ -318,14 +280,14 @@ class CapturedDecoder:
         if key.shape[1] != held[0].shape[1]:
             raise AttentionOverrideError("a layer attends to other keys than it gives to a cache")
         turn, n_sink = cache.rope_tables[layer], cache.policy.n_sink
-        return attend(query, key, value, *held, self._step, turn, n_sink, scores)
+        return attend(query, key, value, *held, self._plan.step, turn, n_sink, scores)
 
     @torch.inference_mode()
     def _try_attention(self) -> None:
         """Have the layers attend to the ring; where they cannot, `eager_because` says why."""
         try:
             self._copy = with_plain_parts(with_override(self.model))
-            self._replan()
+            self._plan.renew()
             self._decode()
         except Exception as error:
             self._copy = None
@@ -380,10 +342,10 @@ class CapturedDecoder:
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(2):  # compiles, and lets libraries allocate what they keep
-                self._replan()
+                self._plan.renew()
                 self._decode()
         torch.cuda.current_stream().wait_stream(stream)
-        self._replan()
+        self._plan.renew()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             self._logits = self._decode()
