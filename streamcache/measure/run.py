@@ -13,7 +13,7 @@ from streamcache.decoding.nll import require_finite
 from streamcache.decoding.onepass import streaming_nll
 from streamcache.machine import source_commit
 from streamcache.measure import quality as qualities
-from streamcache.measure.baseline import baseline_ppl, check_baseline
+from streamcache.measure.baseline import baseline_ppl, stored_baseline, version_1_baseline_in
 from streamcache.measure.checked import Floats
 from streamcache.measure.configurations import RECOMPUTE, Configuration, identity
 from streamcache.measure.measurement import (
@@ -23,7 +23,6 @@ from streamcache.measure.measurement import (
     Sizes,
     Speed,
     environment,
-    read,
 )
 from streamcache.measure.memory import peak_memory_bytes
 from streamcache.measure.progress import Progress, no_progress
@@ -127,10 +126,14 @@ def _run(
     if stored is not None and ppl_done and times_done:
         return stored
     record, nll, times = (stored.record, stored.nll, stored.tpot_ms) if stored else (None,) * 3
+    notes = record.notes if record else ()
     quality: Quality | None = record.quality if record else None
     speed: Speed | None = record.speed if record else None
+    nll = nll if quality else None  # of an interrupted baseline there are some
     if not ppl_done:
-        nll, quality = _ppl(configuration, workload, what, store, progress, baseline_file, path)
+        nll, quality, notes = _ppl(
+            configuration, workload, what, store, progress, baseline_file, path, stored
+        )
     if not times_done:
         with progress(f"TPOT of {configuration.name}", what.pairs) as advance:
             speed, token_ms = measure_speed(
@@ -143,9 +146,8 @@ def _run(
                 advance,
             )
         times = numpy.asarray(token_ms)
-    measured = Measurement(
-        _record(configuration, workload, quality, speed, (reason,) if reason else ()), nll, times
-    )
+    notes = tuple(dict.fromkeys([*([reason] if reason else []), *notes]))
+    measured = Measurement(_record(configuration, workload, quality, speed, notes), nll, times)
     return store.put(path, measured) if store is not None and path is not None else measured
 
 
@@ -185,20 +187,19 @@ def _stored(
     baseline_file: Path | None,
 ) -> tuple[Path | None, Measurement | None]:
     """Where a measurement is kept, and what is there."""
+    late = positions_of(what, workload) if configuration.recomputes else 0
     if configuration.recomputes and baseline_file is not None:
         if not baseline_file.exists():
             return baseline_file, None
-        found = read(baseline_file)
-        check_baseline(
-            found.record, configuration, workload, positions_of(what, workload), baseline_file
-        )
-        return baseline_file, found
+        return baseline_file, stored_baseline(configuration, workload, late, baseline_file)
     if store is None:
         return None, None
     where = environment(workload.timed_model.model.device, workload.timed_model.n_devices)
-    positions = positions_of(what, workload) if configuration.recomputes else 0
-    path = store.path(configuration, workload.record, where, positions)
-    return path, store.find(path)
+    path = store.path(configuration, workload.record, where, late)
+    found = store.find(path)
+    if found is None and configuration.recomputes:
+        found = version_1_baseline_in(store.folder, configuration, workload, late)
+    return path, found
 
 
 def _has_ppl(stored: Measurement, workload: Workload, what: What) -> bool:
@@ -226,19 +227,27 @@ def _ppl(
     progress: Progress,
     baseline_file: Path | None,
     path: Path | None,
-) -> tuple[Floats, Quality]:
+    stored: Measurement | None,
+) -> tuple[Floats, Quality, tuple[str, ...]]:
+    """NLLs, what they come to, and what a reader must know of them."""
     ids = workload.ids(workload.loaded)
     late = positions_of(what, workload)
     if configuration.recomputes:
-        return baseline_ppl(configuration, workload, late, progress, path)
+        begun = stored if stored is not None and stored.record.quality is None else None
+        nll, quality = baseline_ppl(
+            configuration, workload, late, progress, path, begun.nll if begun else None
+        )
+        return nll, quality, begun.record.notes if begun else ()
     baseline: Floats | None = None
+    notes: tuple[str, ...] = ()
     if workload.window is not None:
         weights = configuration.weights
         reference = Configuration(workload.window, RECOMPUTE, weights=weights, label="baseline")
         only_ppl = dataclasses.replace(what, tpot_tokens=0)
-        baseline = run(
+        compared = run(
             reference, workload, only_ppl, store, progress=progress, baseline_file=baseline_file
-        ).nll
+        )
+        baseline, notes = compared.nll, compared.record.notes
     with progress(configuration.name, len(ids) - 1) as advance:
         if what.ppl == "one-pass" and not configuration.refresh:
             method = "one-pass"
@@ -253,7 +262,8 @@ def _ppl(
             found = decoded_nll(configuration, workload.loaded.model, ids, advance)
     nll = require_finite(found).cpu().double().numpy()
     floor = 0 if workload.window is None else workload.window.floor
-    return nll, qualities.of_stream(nll, configuration.policy.floor, method, baseline, floor, late)
+    quality = qualities.of_stream(nll, configuration.policy.floor, method, baseline, floor, late)
+    return nll, quality, notes
 
 
 def _record(

@@ -62,9 +62,10 @@ class Store:
         Args:
             positions: of the recompute baseline with a full window; 0 for all others.
         """
-        fields = {**identity(configuration), **({"positions": positions} if positions else {})}
-        stem = f"{file_stem(configuration.name)}-{_digest(fields, workload, environment)}"
-        return self.folder / folder_name(workload) / f"{stem}.json"
+        digest = measurement_digest(configuration, workload, environment, positions)
+        return (
+            self.folder / folder_name(workload) / f"{file_stem(configuration.name)}-{digest}.json"
+        )
 
     def find(self, path: Path) -> Measurement | None:
         """What is at a path; None where nothing that can be read is."""
@@ -121,6 +122,17 @@ class Store:
         return next(iter(sorted(path.parent.glob(f"*-{digest}.json"))), path)
 
 
+def measurement_digest(
+    configuration: Configuration,
+    workload: WorkloadRecord,
+    environment: Environment,
+    positions: int = 0,
+) -> str:
+    """What a measurement is found by, in 8 hex digits."""
+    fields = {**identity(configuration), **({"positions": positions} if positions else {})}
+    return _digest(fields, workload, environment)
+
+
 def folder_name(workload: WorkloadRecord) -> str:
     """The folder of a workload: what distinguishes it for people, and a digest."""
     timed = "" if workload.timed == workload.model else f"-timed-{workload.timed}"
@@ -129,8 +141,13 @@ def folder_name(workload: WorkloadRecord) -> str:
 
 
 class PartialBaseline(msgspec.Struct, frozen=True, tag="streamcache-partial", tag_field="schema"):
-    """What an interrupted baseline has finished: NLLs of its first positions, nats."""
+    """What an interrupted baseline has finished: NLLs of its first positions, nats.
 
+    Attributes:
+        made_from: `measurement_digest` the baseline, since its file may have any name.
+    """
+
+    made_from: str
     nll: list[float]
     version: int = SCHEMA_VERSION
 
@@ -145,18 +162,19 @@ def state_path(path: Path) -> Path:
     return path.with_name(f"{path.stem}.state")
 
 
-def read_partial(path: Path) -> list[float]:
-    """The NLLs that an interrupted baseline had finished; none where there is no such file."""
+def read_partial(path: Path, made_from: str) -> list[float]:
+    """The NLLs that an interrupted baseline had finished; none where there are none of this one."""
     try:
-        return read_struct(PartialBaseline, partial_path(path), "partial baseline").nll
+        found = read_struct(PartialBaseline, partial_path(path), "partial baseline")
     except RecordError:
         return []
+    return found.nll if found.made_from == made_from else []
 
 
-def write_partial(path: Path, nll: list[float]) -> None:
+def write_partial(path: Path, made_from: str, nll: list[float]) -> None:
     """Keep what a baseline has finished so far, or warn: it can still be finished."""
     try:
-        write_struct(partial_path(path), PartialBaseline(nll), path.parent)
+        write_struct(partial_path(path), PartialBaseline(made_from, nll), path.parent)
     except OSError as error:
         reason = f"{error.strerror or error}: {error.filename}"
         warnings.warn(f"the unfinished baseline is not kept: {reason}", stacklevel=2)

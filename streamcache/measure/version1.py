@@ -1,8 +1,7 @@
 """Files of version 1, which the release before wrote, under the names of this version.
 
-They have no checksums, so damage cannot be detected; each says so in its
-notes. A baseline of version 1 would enter every measurement that is compared with it, so baselines
-are not read but measured again.
+They have no checksums, so damage cannot be detected; each says so in its notes. Of baselines see
+`version1_baseline`.
 """
 
 import re
@@ -23,6 +22,7 @@ from streamcache.measure.measurement import (
     WorkloadRecord,
 )
 from streamcache.measure.profile import EvictedEntries, Kernel, Operator, Part, Profile, StepProfile
+from streamcache.measure.version1_baseline import SCHEMA, baseline_of
 from streamcache.policy import Evictions
 
 NOTE = "a file of schema version 1, which has no checksum: damage would not be seen"
@@ -234,22 +234,21 @@ _KINDS = {
     "streamcache-diagnosis": _Diagnosis,
     "streamcache-profile": _Profile,
 }
-_BASELINE = "streamcache-baseline"
 
 
 def is_version_1(content: dict[str, Any]) -> bool:
     """Whether an object of a JSON file is of version 1, intact or not."""
-    schema = content.get("schema")
-    return content.get("version") == 1 and (schema == _BASELINE or schema in [*_KINDS])
+    return content.get("version") == 1 and content.get("schema") in [SCHEMA, *_KINDS]
 
 
 def from_version_1(content: dict[str, Any]) -> Record | Diagnosis | Profile | None:
-    """What a file of version 1 is in this version; None for a baseline.
+    """What a file of version 1 is in this version; None for a baseline, which is no row of a table.
 
     Raises:
         RecordError: it lacks a field, or one has another type.
     """
-    if content["schema"] == _BASELINE:
+    if content["schema"] == SCHEMA:
+        baseline_of(content)
         return None
     try:
         old: Any = msgspec.convert(content, _KINDS[content["schema"]])

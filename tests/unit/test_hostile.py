@@ -105,7 +105,7 @@ def test_a_record_is_not_written_through_a_link_out_of_the_folder(tmp_path: Path
         each.unlink()
     path.with_name(f"{path.stem}.partial.json").symlink_to(outside / "file")
     with pytest.warns(UserWarning, match="a link leads out of"):
-        write_partial(path, [1.0])
+        write_partial(path, "0123abcd", [1.0])
     assert [each.name for each in outside.iterdir()] == ["file"]
     assert (outside / "file").read_text() == "mine"
 

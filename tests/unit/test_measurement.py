@@ -195,12 +195,12 @@ def test_an_array_with_a_flipped_bit_is_refused(tmp_path: Path, disk: Disk) -> N
 
 def test_a_partial_baseline_with_a_flipped_bit_is_begun_anew(tmp_path: Path, disk: Disk) -> None:
     path = tmp_path / "baseline.json"
-    store.write_partial(path, [1.0, 2.5])
+    store.write_partial(path, "0123abcd", [1.0, 2.5])
     file = store.partial_path(path)
     data = file.read_bytes()
     for other in flipped(data, range(8 * len(data))):
         disk.content[file] = other
-        assert store.read_partial(path) in ([], [1.0, 2.5])
+        assert store.read_partial(path, "0123abcd") in ([], [1.0, 2.5])
 
 
 def test_a_record_with_a_number_that_is_none_is_not_written(tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ from streamcache.measure.store import (
     NotKeptError,
     Store,
     folder_name,
+    measurement_digest,
     partial_path,
     read_partial,
     write_partial,
@@ -168,10 +169,30 @@ def test_an_interrupted_baseline_goes_on_where_it_stopped(
         run(BASELINE, workload, what, store)
     where = measurement.environment(workload.loaded.model.device)
     path = store.path(BASELINE, workload.record, where, positions=40)
-    assert len(read_partial(path)) == 16 + 16 and not path.exists()
+    made_from = measurement_digest(BASELINE, workload.record, where, positions=40)
+    assert len(read_partial(path, made_from)) == 16 + 16 and not path.exists()
     found = run(BASELINE, workload, what, store)
     assert found.nll is not None and len(found.nll) == 56 and len(calls) == 3 + 2
     assert not partial_path(path).exists(), "nothing is left over"
+
+
+@pytest.mark.parametrize("other", [tiny_workload(n_tokens=59), tiny_workload(window=POLICY)])
+def test_what_was_begun_of_another_baseline_is_not_continued(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: Workload
+) -> None:
+    """The same file is asked for, and an interrupted run of something else has left its part."""
+    path, store = tmp_path / "b.json", Store(tmp_path / "runs")
+    begun = dataclasses.replace(BASELINE, policy=EvictionPolicy(2, 14))
+    made_from = measurement_digest(
+        begun if other.window == POLICY else BASELINE,
+        other.record,
+        measurement.environment(torch.device("cpu")),
+        positions=5,
+    )
+    write_partial(path, made_from, [1.0] * 20)
+    found = run(BASELINE, tiny_workload(), ONLY_PPL, store, baseline_file=path).nll
+    expected = run(BASELINE, tiny_workload(), ONLY_PPL, store).nll
+    assert np.array_equal(found, expected)  # type: ignore[arg-type]
 
 
 def test_a_baseline_in_a_file_of_its_own_is_found_there(tmp_path: Path) -> None:
@@ -427,11 +448,11 @@ def test_a_begun_baseline_is_kept_until_the_whole_is(
 ) -> None:
     workload, store = tiny_workload(), Store(tmp_path)
     path = store.path(BASELINE, workload.record, measurement.environment(torch.device("cpu")), 5)
-    write_partial(path, [1.0])
+    write_partial(path, "0123abcd", [1.0])
     monkeypatch.setattr("os.fsync", FullDisk(0))
     with pytest.raises(NotKeptError):
         store.put(path, Measurement(made.record(NAMED["best"]), np.ones(2999), np.ones(64)))
-    assert read_partial(path) == [1.0]
+    assert read_partial(path, "0123abcd") == [1.0]
 
 
 def test_a_folder_that_cannot_be_written_is_refused_before_the_work(
