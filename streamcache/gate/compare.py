@@ -17,13 +17,14 @@ from streamcache.gate.figures import check_figures
 from streamcache.gate.goldens import MIN_MEAN_TAU, MIN_TAU, Entry
 from streamcache.gate.samples import Pairs, Process, Sample
 from streamcache.gate.stats import MIN_PAIRS, error_of_median, percent
-from streamcache.gate.times import MIN_NOISE, ratio
+from streamcache.gate.times import MAX_GAIN, MIN_NOISE, ratio
 from streamcache.gate.verdicts import Status, Verdict, as_warning
 from streamcache.measure.pairs import log_ratios
 from streamcache.measure.student import student_t
 
 MIN_ROUNDS = 3
 BASELINE_TAU = math.log(1.10)  # of the baseline's own time
+CHECKS = ("speed", "mean", "baseline")
 
 
 class Round(NamedTuple):
@@ -45,9 +46,9 @@ def compare(
     noise = noise or {}
     base = {sample.name: sample for sample in rounds[0].base.samples}
     new = {sample.name: sample for sample in rounds[0].new.samples}
-    failed = {*rounds[0].new.failed, *rounds[0].base.failed}
-    verdicts = [_failed(name) for name in rounds[0].new.failed if name not in rounds[0].base.failed]
-    for name in sorted((base.keys() | new.keys()) - failed):
+    broken, failed = ({name for r in rounds for name in tree(r).failed} for tree in (_new, _base))
+    verdicts = [_failed(name) for name in sorted(broken - failed)]
+    for name in sorted((base.keys() | new.keys()) - broken - failed):
         if name not in base:
             cause = "new here: there is nothing to compare it with"
             verdicts.append(Verdict(name, "benchmark", Status.INCONCLUSIVE, cause=cause))
@@ -57,6 +58,11 @@ def compare(
             verdicts.append(Verdict(name, "benchmark", status, cause=cause))
         elif differs := differences(new[name].identity, base[name].identity):
             cause = f"not what the base measures: {differs}"
+            verdicts.append(Verdict(name, "identity", Status.INVALID, cause=cause))
+        elif differs := differences(
+            rounds[0].new.environment.machine, rounds[0].base.environment.machine
+        ):
+            cause = f"not measured as the base is: {differs}"
             verdicts.append(Verdict(name, "identity", Status.INVALID, cause=cause))
         else:
             golden = Entry(metrics=base[name].metrics, equal=base[name].equal)
@@ -69,6 +75,14 @@ def softened(verdicts: Iterable[Verdict], process: Process) -> list[Verdict]:
     """The verdicts, but what tests ask to be warned of only fails nothing."""
     names = {sample.name for sample in process.samples if sample.warn_only}
     return [as_warning(v) if v.name in names else v for v in verdicts]
+
+
+def _base(pair: Round) -> Process:
+    return pair.base
+
+
+def _new(pair: Round) -> Process:
+    return pair.new
 
 
 def _failed(name: str) -> Verdict:
@@ -91,28 +105,39 @@ def confirmed(
     """Verdicts after more rounds of what was `undecided`.
 
     A failure is one where all rounds together show the loss, and the new ones by themselves have it
-    on average.
+    on average. A loss that both have on average is no pass, however far the times scatter.
     """
     noise = noise or {}
     verdicts = list(verdicts)
+    first = {(v.name, v.check): v for v in verdicts}
     names = undecided(verdicts)
     kept = [v for v in verdicts if v.name not in names or v.margin is None]
     for name in names:
         known = noise.get(name, 0.0)
         again = {v.check: v for v in compare_times(name, more, known)}
         for verdict in compare_times(name, [*rounds, *more], known):
-            second = again.get(verdict.check)
-            kept.append(_confirmed(verdict, second) if second else verdict)
+            parts = first.get((name, verdict.check)), again.get(verdict.check)
+            kept.append(_confirmed(verdict, *parts))
     return kept
 
 
-def _confirmed(verdict: Verdict, second: Verdict) -> Verdict:
-    if verdict.status is not Status.FAIL or verdict.tau is None or second.loss is None:
-        return verdict
-    if second.loss > ratio(verdict.tau) - 1:
-        return verdict
-    cause = f"{verdict.cause}; further rounds do not agree: {second.now}"
-    return msgspec.structs.replace(verdict, status=Status.SUSPECT, cause=cause)
+def _confirmed(verdict: Verdict, first: Verdict | None, second: Verdict | None) -> Verdict:
+    if second is None or second.loss is None or not _shows_loss(second):
+        if verdict.status is not Status.FAIL or second is None or second.loss is None:
+            return verdict
+        cause = f"{verdict.cause}; further rounds do not agree: {second.now}"
+        return msgspec.structs.replace(verdict, status=Status.SUSPECT, cause=cause)
+    if verdict.status is Status.INCONCLUSIVE and first is not None and _shows_loss(first):
+        cause = f"{verdict.cause}, and slower on average, in the first rounds and in further ones"
+        return msgspec.structs.replace(verdict, status=Status.INVALID, cause=cause)
+    return verdict
+
+
+def _shows_loss(verdict: Verdict) -> bool:
+    """Whether it is a loss that counts, chance left aside."""
+    if verdict.loss is None or verdict.tau is None:
+        return False
+    return verdict.loss > ratio(verdict.tau) - 1
 
 
 def compare_times(name: str, rounds: Sequence[Round], noise: float = 0.0) -> list[Verdict]:
@@ -134,16 +159,17 @@ def compare_times(name: str, rounds: Sequence[Round], noise: float = 0.0) -> lis
     if min(len(sample.gated_pairs) for sample in samples) < MIN_PAIRS:
         cause = f"too few pairs of times, {MIN_PAIRS} are needed"
         return [Verdict(name, "speed", Status.INVALID, cause=cause)]
-    problems = [p for _, _, r in timed for e in r for p in e.environment.problems]
-    calm = [
-        (base, new)
-        for base, new, r in timed
-        if not any(e.environment.problems for e in r) and not (base.disturbed or new.disturbed)
-    ]
+    disturbed = [(_disturbed(r.base, base), _disturbed(r.new, new)) for base, new, r in timed]
+    calm = [(base, new) for (base, new, _), why in zip(timed, disturbed) if not any(why)]
     if len(calm) < MIN_ROUNDS:
-        disturbed = [s.disturbed for s in samples if s.disturbed]
-        why = "; ".join(dict.fromkeys([*problems, *disturbed])) or "too few rounds"
-        cause = f"{len(calm)} rounds undisturbed, {MIN_ROUNDS} are needed: {why}"
+        of_base, of_new = zip(*disturbed)
+        why = "; ".join(dict.fromkeys(w for both in disturbed for w in both if w))
+        if len(timed) >= MIN_ROUNDS and all(of_new) and not any(of_base):
+            cause = f"in each round, and never at the base: {why}"
+            return [Verdict(name, "speed", Status.FAIL, cause=cause)]
+        cause = (
+            f"{len(calm)} rounds undisturbed, {MIN_ROUNDS} are needed: {why or 'too few rounds'}"
+        )
         return [Verdict(name, "speed", Status.INVALID, cause=cause)]
     own = min(_tau(sample) for sample in samples)  # of both, so that none is loosened unseen
     taus = {
@@ -152,6 +178,11 @@ def compare_times(name: str, rounds: Sequence[Round], noise: float = 0.0) -> lis
         "baseline": max(own, BASELINE_TAU),
     }
     return [_check(name, check, tau, calm, noise) for check, tau in taus.items()]
+
+
+def _disturbed(process: Process, sample: Sample) -> str:
+    """Why the times of a process mean nothing; empty where nothing is known."""
+    return "; ".join(filter(None, [*process.environment.problems, sample.disturbed]))
 
 
 def _tau(sample: Sample) -> float:
@@ -170,6 +201,22 @@ def _figure(check: str, pairs: Pairs) -> float:
         return math.log(statistics.median(b for _, b in pairs))
     candidates, baselines = zip(*pairs)
     return log_ratios([(sum(candidates), sum(baselines))])[0]
+
+
+def changes(rounds: Sequence[Round]) -> dict[str, list[float]]:
+    """By benchmark and check, the log of this tree's figure over the base's, round by round."""
+    found: dict[str, list[float]] = {}
+    for base, new in rounds:
+        for sample in new.samples:
+            before = _sample(base, sample.name)
+            if before is None or not (before.gated_pairs and sample.gated_pairs):
+                continue
+            if not all(map(math.isfinite, (*before.log_ratios, *sample.log_ratios))):
+                continue
+            for check in CHECKS:
+                change = _figure(check, sample.gated_pairs) - _figure(check, before.gated_pairs)
+                found.setdefault(f"{sample.name} {check}", []).append(change)
+    return found
 
 
 def _check(
@@ -196,6 +243,10 @@ def _check(
     if estimate - margin > tau:
         slower = "slower" if check == "speed" else f"{check} slower"
         cause = f"{slower} by {percent(estimate):.1f} ± {percent(margin):.1f} %"
+        return Verdict(name, check, Status.FAIL, cause=cause, **shown)
+    if check != "mean" and estimate + margin < -max(MAX_GAIN, tau):
+        faster = "" if check == "speed" else f"{check} "
+        cause = f"{faster}{ratio(-estimate):.1f} x as fast: does it still do its work?"
         return Verdict(name, check, Status.FAIL, cause=cause, **shown)
     if check == "speed" and estimate + margin < -tau:
         cause = f"faster by {-percent(estimate):.1f} %"

@@ -5,6 +5,8 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
+IDENTITY = "identity"  # the check of what is measured, and of how
+
 
 class Status(enum.Enum):
     """The outcome of a check, the most severe last. Only INVALID, MISSING and FAIL are red."""
@@ -66,10 +68,13 @@ def worst(verdicts: Iterable[Verdict]) -> Status:
 
 
 def exit_status(verdicts: Sequence[Verdict], n_measured: int) -> int:
-    """0 pass, 1 fail or missing, 5 nothing measured, 75 invalid."""
+    """0 pass, 1 fail or missing, 5 nothing measured, 75 invalid by the environment, 76 since
+    something else is measured."""
     if n_measured == 0:
         return 5
     status = worst(verdicts)
     if status in (Status.FAIL, Status.MISSING):
         return 1
-    return 75 if status is Status.INVALID else 0
+    if status is not Status.INVALID:
+        return 0
+    return 76 if any(v.status is status and v.check == IDENTITY for v in verdicts) else 75

@@ -21,6 +21,7 @@ class Defect:
         benchmarks: which must get it; also all that is run, unless `whole`.
         whole: run the whole gate, as CI does, with --golden-required.
         any_of: one of the benchmarks is enough.
+        against: the status where the tree is compared with a commit, if it is another.
         where: on a GPU other things can be seen than on a CPU; what no benchmark shows, the unit
             tests named as `benchmarks` must.
     """
@@ -32,6 +33,7 @@ class Defect:
     benchmarks: tuple[str, ...]
     whole: bool = False
     any_of: bool = False
+    against: Status | None = None
     where: Literal["cpu", "gpu", "unit"] = "cpu"
 
 
@@ -621,6 +623,7 @@ DEFECTS = [
         Status.INVALID,
         "speed",
         TIMED[2:3],
+        against=Status.FAIL,  # as the base has none
     ),
     fails(
         "a timed stream that skips tokens",

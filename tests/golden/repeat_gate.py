@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -58,8 +58,14 @@ class Run(msgspec.Struct, frozen=True):
 
 
 @contextmanager
-def core_kept_busy(wanted: bool) -> Iterator[None]:
-    process = subprocess.Popen([sys.executable, "-c", "while True: pass"]) if wanted else None
+def core_kept_busy(wanted: bool, placed: Sequence[str] = ()) -> Iterator[None]:
+    """Beside a process that never rests.
+
+    Args:
+        placed: the command that says where it runs, as `taskset` does.
+    """
+    command = [*placed, sys.executable, "-c", "while True: pass"]
+    process = subprocess.Popen(command) if wanted else None
     try:
         yield
     finally:

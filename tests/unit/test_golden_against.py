@@ -1,6 +1,7 @@
 """`--golden-against`: a commit and the tree that is there, as their users meet it."""
 
 import json
+import math
 import re
 import subprocess
 from pathlib import Path
@@ -82,6 +83,7 @@ class Compared(NamedTuple):
     ran: subprocess.CompletedProcess[str]
     verdicts: list[dict[str, Any]]
     report: str
+    changes: dict[str, list[float]]
 
     def status(self, test: str, check: str) -> str:
         (found,) = (
@@ -96,8 +98,9 @@ def slower(tmp_path_factory: pytest.TempPathFactory) -> Compared:
     (where / "factor").write_text("1.1")
     (where / "conftest.py").write_text("N = 4\n")
     ran = against(where, "--golden-json=a.out", "--golden-markdown=b.out")
-    found = json.loads((where / "a.out").read_text())["streamcache"]["verdicts"]
-    return Compared(ran, found, (where / "b.out").read_text())
+    found = json.loads((where / "a.out").read_text())["streamcache"]
+    report = (where / "b.out").read_text()
+    return Compared(ran, found["verdicts"], report, found["changes"])
 
 
 def test_an_unchanged_tree_passes_and_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -118,6 +121,11 @@ def test_a_slower_tree_fails_and_says_by_how_much(slower: Compared) -> None:
     assert slower.ran.returncode == 1, slower.ran.stderr
     assert slower.status("test_gated", "speed") == "fail"
     assert "slower by 10.0" in slower.ran.stdout and "slower by 10.0" in slower.report
+
+
+def test_programs_get_the_change_of_each_round(slower: Compared) -> None:
+    found = slower.changes["test_it.py::test_gated speed"]
+    assert len(found) == 6 and found == pytest.approx([math.log(1.1)] * 6)  # 3, and 3 to confirm
 
 
 def test_it_says_where_the_time_goes(slower: Compared) -> None:

@@ -135,7 +135,7 @@ def test_bisecting_finds_the_first_slow_commit(
 
 
 @pytest.mark.parametrize(
-    ("status", "bisected"), [(0, 0), (1, 1), (2, 125), (4, 125), (5, 125), (75, 125)]
+    ("status", "bisected"), [(0, 0), (1, 1), (2, 125), (4, 125), (5, 125), (75, 125), (76, 125)]
 )
 def test_what_cannot_be_judged_is_skipped_by_a_bisection(status: int, bisected: int) -> None:
     (line,) = (line for line in DOCS.splitlines() if line.startswith("git bisect run"))

@@ -7,10 +7,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from streamcache.gate.compare import Round, compare, confirmed, undecided
+from streamcache.gate.compare import Round, changes, compare, confirmed, undecided
 from streamcache.gate.environment import Environment
 from streamcache.gate.samples import Metric, Process, Sample
-from streamcache.gate.verdicts import Status, Verdict, worst
+from streamcache.gate.verdicts import Status, Verdict, exit_status, worst
 from tests.goldens import HERE, NAME, sample, slowed, with_pairs
 
 DRIFT = (0.0, 0.3, -0.2, 0.1)  # of the machine from round to round: of both trees
@@ -131,6 +131,12 @@ def test_something_else_measured_is_invalid() -> None:
     assert statuses(compare(rounds(identity={"model": "other"}))) == {"identity": Status.INVALID}
 
 
+def test_changes_are_of_each_round_with_times_that_are_times() -> None:
+    found = changes([*rounds(1.1, n=2), *rounds(pairs=[(0.0, 0.1)] * 10, n=1)])
+    assert found[f"{NAME} speed"] == pytest.approx([math.log(1.1)] * 2)
+    assert found[f"{NAME} baseline"] == [0.0, 0.0]
+
+
 def test_a_benchmark_that_only_one_tree_measures() -> None:
     empty, full = Process(HERE, []), Process(HERE, [sample()])
     new = compare([Round(empty, full)] * 4)
@@ -144,6 +150,8 @@ def test_a_test_that_fails_here_alone_is_a_failure() -> None:
     full, failed = Process(HERE, [sample()]), Process(HERE, [], failed=[NAME])
     assert statuses(compare([Round(full, failed)] * 4)) == {"test": Status.FAIL}
     assert compare([Round(failed, failed)] * 4) == []
+    late = compare([Round(full, full)] * 3 + [Round(full, failed)])
+    assert statuses(late) == {"test": Status.FAIL}, "in any of the rounds"
 
 
 @pytest.mark.parametrize(
@@ -160,6 +168,51 @@ def test_a_disturbed_round_does_not_count_and_too_few_are_invalid(disturb: Any) 
     found = {v.check: v for v in compare([calm, odd, odd, calm])}
     assert found["speed"].status is Status.INVALID and "3 are needed" in found["speed"].cause
     assert found["ppl"].status is Status.PASS
+
+
+@pytest.mark.parametrize(
+    "disturb",
+    [
+        lambda s: Process(msgspec.structs.replace(HERE, problems=["a mode is on"]), [s]),
+        lambda s: Process(HERE, [msgspec.structs.replace(s, wait_share=0.5)]),
+    ],
+)
+def test_what_disturbs_this_tree_in_each_round_and_never_the_base_is_its_own(disturb: Any) -> None:
+    calm = Process(HERE, [sample()])
+    found = {v.check: v for v in compare([Round(calm, disturb(slowed(sample(), 2.0)))] * 4)}
+    assert found["speed"].status is Status.FAIL
+    assert found["speed"].cause.startswith("in each round, and never at the base: ")
+    both = compare([Round(disturb(sample()), disturb(slowed(sample(), 2.0)))] * 4)
+    assert statuses(both)["speed"] is Status.INVALID
+
+
+def test_a_loss_that_scatters_is_no_pass() -> None:
+    """Slower by 0 to 30 %, from process to process: no bound is narrow, but the loss is there."""
+    shaky = [rounds(factor, n=1)[0] for factor in (1.0, 1.3, 1.0, 1.3)]
+    first = compare(shaky)
+    assert statuses(first)["speed"] is Status.INCONCLUSIVE
+    found = {v.check: v for v in confirmed(first, shaky, shaky[:3])}
+    assert found["speed"].status is Status.INVALID
+    assert "slower on average" in found["speed"].cause
+    calm = confirmed(first, shaky, rounds())
+    assert statuses(calm)["speed"] is Status.INCONCLUSIVE
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_more_than_twice_as_fast_does_not_do_its_work(both: bool) -> None:
+    one = sample()
+    quick = with_pairs(one, [(0.4 * a, (0.4 if both else 1.0) * b) for a, b in one.pairs])
+    found = {v.check: v for v in compare([Round(Process(HERE, [one]), Process(HERE, [quick]))] * 4)}
+    check = "baseline" if both else "speed"
+    assert found[check].status is Status.FAIL
+    assert "2.5 x as fast: does it still do its work?" in found[check].cause
+
+
+def test_another_number_of_threads_is_another_measurement() -> None:
+    more = msgspec.structs.replace(HERE, machine={"device": "toy", "threads": 2})
+    found = compare([Round(Process(HERE, [sample()]), Process(more, [sample()]))] * 4)
+    assert statuses(found) == {"identity": Status.INVALID}
+    assert exit_status(found, 1) == 76
 
 
 @pytest.mark.parametrize("pairs", [[(math.nan, 0.1)] * 10, [(0.0, 0.1)] * 10])

@@ -788,6 +788,12 @@ def test_exit_status(found: list[Status], n_measured: int, status: int) -> None:
     assert exit_status(of(*found), n_measured) == status
 
 
+def test_what_is_not_the_same_is_not_the_machines_fault() -> None:
+    other = Verdict("a", "identity", Status.INVALID)
+    assert exit_status([other, *of(Status.INVALID)], 2) == 76
+    assert exit_status([other, *of(Status.FAIL)], 2) == 1
+
+
 def test_a_metric_of_zero_may_move_by_its_absolute_tolerance() -> None:
     was = Metric(0.0, rel_tol=0.0, abs_tol=1e-6)
     for value, status in ((9e-7, Status.PASS), (1.1e-6, Status.FAIL)):

@@ -324,7 +324,7 @@ def test_a_figure_that_becomes_nan_fails(toy: Toy) -> None:
 def test_something_else_under_the_same_name_is_invalid(toy: Toy) -> None:
     toy.edit("length=500", "length=501")
     ran = toy()
-    assert ran.ret == 75
+    assert ran.ret == 76
     said(ran, "INVALID identity: not what the golden measured: length is 501, not 500")
 
 

@@ -1,7 +1,7 @@
 """The pytest plugin: options, the fixture `golden`, verdicts as test failures, exit codes.
 
 Exit status: 0 pass, 1 a failure or something missing, 4 usage, 5 nothing was measured, 75 the
-environment is invalid.
+environment is invalid, 76 something else is measured than before.
 """
 
 import platform

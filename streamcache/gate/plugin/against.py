@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from streamcache.gate import goldens, history, render
-from streamcache.gate.compare import Round, compare, confirmed, softened, undecided
+from streamcache.gate.compare import Round, changes, compare, confirmed, softened, undecided
 from streamcache.gate.explain import explained
 from streamcache.gate.plugin import outputs
 from streamcache.gate.plugin.git import git
@@ -54,11 +54,11 @@ def run(config: pytest.Config) -> int:
     notes = [*why, *_changed(config, commit, bool(build))]
     if any(v.status.fails_build for v in verdicts):
         notes.append(f"what changed: git diff --stat {commit[:9]}")
-    process = rounds[0].new
     for line in (*render.text(verdicts, base=revision), *notes):
         print(line)
-    unwritten = _write(config, verdicts, notes, process)
+    unwritten = _write(config, verdicts, notes, rounds)
     print("\n".join(unwritten), end="\n" if unwritten else "")
+    process = rounds[0].new
     n_measured = len(process.samples) + len(process.failed)
     return exit_status(verdicts, n_measured) or int(bool(unwritten))
 
@@ -98,6 +98,7 @@ def _measured(config: pytest.Config, here: Path, base: Path) -> tuple[list[Round
         again = msgspec.structs.replace(ask, tests=names)
         more = [_round(config, here, base, i, again) for i in range(n, 2 * n)]
         verdicts = confirmed(verdicts, rounds, more, noise)
+        rounds += more
     return rounds, softened(verdicts, process)
 
 
@@ -178,11 +179,17 @@ def _changed(config: pytest.Config, commit: str, built: bool) -> list[str]:
 
 
 def _write(
-    config: pytest.Config, verdicts: list[Verdict], notes: list[str], process: Process
+    config: pytest.Config, verdicts: list[Verdict], notes: list[str], rounds: list[Round]
 ) -> list[str]:
     head = git(config, "rev-parse", "HEAD") or ""
     text = render.markdown(verdicts, [f"- {line}" for line in notes]).encode()
-    results = {"version": goldens.VERSION, "process": process, "verdicts": verdicts}
+    process = rounds[0].new
+    results = {
+        "version": goldens.VERSION,
+        "process": process,
+        "verdicts": verdicts,
+        "changes": changes(rounds),
+    }
     return [
         *outputs.write(outputs.markdown(config), text),
         *outputs.write(outputs.results(config), msgspec.json.encode({"streamcache": results})),
