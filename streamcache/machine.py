@@ -1,5 +1,6 @@
 """The computer and the source that something was measured with."""
 
+import os
 import platform
 import subprocess
 from functools import cache
@@ -17,6 +18,13 @@ def cpu_model() -> str:
     facts = {key.strip(): value.strip() for key, _, value in first}
     numbers = [facts.get(key, "?") for key in ("cpu family", "model", "stepping")]
     return f"{facts.get('model name', 'unknown')} ({'.'.join(numbers)})"
+
+
+def n_cores() -> int:
+    """Cores that this process may use, which are fewer than the machine's in some containers."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 @cache

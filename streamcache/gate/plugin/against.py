@@ -18,7 +18,7 @@ from streamcache.gate.plugin import outputs
 from streamcache.gate.plugin.git import git
 from streamcache.gate.plugin.noise import known_noise
 from streamcache.gate.plugin.options import MERGE_BASE, Usage
-from streamcache.gate.plugin.processes import Order, fresh
+from streamcache.gate.plugin.processes import Order, fresh, in_turns
 from streamcache.gate.samples import Process
 from streamcache.gate.verdicts import Status, Verdict, as_warning, exit_status
 
@@ -83,11 +83,11 @@ def _merge_base(config: pytest.Config) -> str | None:
 def _measured(config: pytest.Config, here: Path, base: Path) -> tuple[list[Round], list[Verdict]]:
     """Benchmarks with times in rounds, all others once, and what is not clear in more rounds."""
     n, ask = config.getoption("golden_rounds"), Order(plain=True, few_pairs=True, may_fail=True)
-    rounds = [_round(config, here, base, 0, msgspec.structs.replace(ask, timed=True))]
+    rounds = _rounds(config, here, base, range(1), msgspec.structs.replace(ask, timed=True))
     timed = sorted({s.name for process in rounds[0] for s in process.samples if s.pairs})
     again = msgspec.structs.replace(ask, tests=timed)
     if timed:
-        rounds += [_round(config, here, base, i, again) for i in range(1, n)]
+        rounds += _rounds(config, here, base, range(1, n), again)
     if any(process.left for process in rounds[0]):
         untimed = msgspec.structs.replace(ask, timed=False)
         rounds[0] = Round(*map(_joined, rounds[0], _side_by_side(config, here, base, untimed)))
@@ -96,19 +96,25 @@ def _measured(config: pytest.Config, here: Path, base: Path) -> tuple[list[Round
     verdicts = compare(rounds, config.getoption("golden_required"), noise)
     if names := undecided(verdicts):
         again = msgspec.structs.replace(ask, tests=names)
-        more = [_round(config, here, base, i, again) for i in range(n, 2 * n)]
+        more = _rounds(config, here, base, range(n, 2 * n), again)
         verdicts = confirmed(verdicts, rounds, more, noise)
         rounds += more
     return rounds, softened(verdicts, process)
 
 
-def _round(config: pytest.Config, here: Path, base: Path, index: int, order: Order) -> Round:
+def _rounds(
+    config: pytest.Config, here: Path, base: Path, which: range, order: Order
+) -> list[Round]:
     """Which of the two trees comes first alternates."""
-    which = f", {len(order.tests)} benchmarks" if order.tests else ""
-    print(f"golden: round {index + 1}{which}", flush=True)
-    trees = (here, base) if index % 2 else (base, here)
-    found = {tree: fresh(config, order, here, tree)[0] for tree in trees}
-    return Round(found[base], found[here])
+    trees = [tree for i in which for tree in ((here, base) if i % 2 else (base, here))]
+    found = in_turns(config, [(order, tree) for tree in trees], here)
+    benchmarks = f", {len(order.tests)} benchmarks" if order.tests else ""
+    rounds = []
+    for i in which:
+        print(f"golden: round {i + 1}{benchmarks}", flush=True)
+        first, second = next(found), next(found)
+        rounds.append(Round(second, first) if i % 2 else Round(first, second))
+    return rounds
 
 
 def _side_by_side(config: pytest.Config, here: Path, base: Path, order: Order) -> Round:
@@ -135,7 +141,7 @@ def _explained(config: pytest.Config, here: Path, base: Path, verdicts: list[Ver
     if not slower:
         return []
     order = Order(tests=slower, plain=True, few_pairs=True, may_fail=True, explain=True)
-    found = _round(config, here, base, 0, order)
+    (found,) = _rounds(config, here, base, range(1), order)
     before, now = ({s.name: s.profile for s in process.samples} for process in found)
     lines = []
     for name in slower:

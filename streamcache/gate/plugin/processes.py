@@ -8,7 +8,9 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -17,8 +19,10 @@ import pytest
 from streamcache.gate import samples
 from streamcache.gate.environment import PARENT, Environment
 from streamcache.gate.samples import Process, SampleError
+from streamcache.machine import n_cores
 
 _ORDER = "STREAMCACHE_GOLDEN_ORDER"
+_POLL_S = 0.05
 _GATES = (
     *(
         "golden",
@@ -47,6 +51,7 @@ class Order(msgspec.Struct, frozen=True):
         may_fail: failing tests are part of the result.
         timed: only tests with the fixture `benchmark`, or only those without; None: all.
         explain: say where the time goes.
+        turn: measure as soon as there is this file; until then only import and collect.
         samples: the file to write.
     """
 
@@ -56,7 +61,40 @@ class Order(msgspec.Struct, frozen=True):
     may_fail: bool = False
     timed: bool | None = None
     explain: bool = False
+    turn: str = ""
     samples: str = ""
+
+
+def wait_for_turn(order: Order) -> None:
+    """Come back when it is this process's turn, or nobody waits for it any more."""
+    parent = os.getppid()
+    while order.turn and not Path(order.turn).exists():
+        if os.getppid() != parent:
+            pytest.exit("the process that waited for this one has ended")
+        time.sleep(_POLL_S)
+
+
+def in_turns(
+    config: pytest.Config, orders: Sequence[tuple[Order, Path]], here: Path
+) -> Iterator[Process]:
+    """What fresh processes measure, one after the other, each in its tree.
+
+    Where there is a second core, one starts while the one before it measures: half the time goes
+    into imports.
+    """
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(min(2, n_cores())) as pool:
+        turns = [Path(folder, str(i)) for i in range(len(orders) + 1)]
+        turns[0].touch()
+
+        def one(i: int) -> Process:
+            order, tree = orders[i]
+            order = msgspec.structs.replace(order, turn=str(turns[i]))
+            try:
+                return fresh(config, order, here, tree)[0]
+            finally:
+                turns[i + 1].touch()
+
+        yield from pool.map(one, range(len(orders)))
 
 
 def follow_order(config: pytest.Config) -> None:

@@ -17,7 +17,7 @@ from streamcache.gate.plugin.hints import hints
 from streamcache.gate.plugin.missing import CollectedTests, MissingBenchmarkItem
 from streamcache.gate.plugin.options import golden_path
 from streamcache.gate.plugin.plain import plain_sample
-from streamcache.gate.plugin.processes import Order, measured_again
+from streamcache.gate.plugin.processes import Order, measured_again, wait_for_turn
 from streamcache.gate.recorder import Recorder
 from streamcache.gate.samples import Process, Sample
 from streamcache.gate.verdicts import Status, Verdict, as_warning, exit_status
@@ -68,6 +68,11 @@ class Session:
         for name in filter(self.present.is_missing, self.golden.entries):
             gone = MissingBenchmarkItem.from_parent(session, name=name, nodeid=name, golden=where)
             items.append(gone)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtestloop(self) -> None:
+        """All is imported and nothing has run."""
+        wait_for_turn(self.order)
 
     def _leave_out(self, items: list[pytest.Item]) -> None:
         """The tests with times, or those without, where only the others are asked for."""
