@@ -100,6 +100,22 @@ MIXED: dict[str, dict[str, Any]] = {
     "smollm3": {**GQA, "num_hidden_layers": 4},
     "exaone4": {**LOCAL, "num_hidden_layers": 4},
 }
+#: The last layers attend to the keys of earlier ones.
+_SHARED = {
+    **MIXED["gemma4_text"],
+    "num_hidden_layers": 6,
+    "layer_types": ["sliding_attention", "full_attention"] * 3,
+    "num_kv_shared_layers": 1,
+}
+SHARED_KEYS: dict[str, dict[str, Any]] = {
+    "gemma4_text": _SHARED,
+    "gemma3n_text": {
+        **_SHARED,
+        "laurel_rank": 4,
+        "altup_num_inputs": 2,
+        "activation_sparsity_pattern": [0.0] * 6,
+    },
+}
 #: Distances enter the attention scores (ALiBi); keys carry no position.
 ALIBI: dict[str, dict[str, Any]] = {
     "mpt": {"d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": 256},

@@ -5,11 +5,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import CONFIG_MAPPING, PreTrainedModel
 
-from streamcache.caches.layer_states import state_layers
+from streamcache.caches.layer_states import state_layers, without_attention
 from streamcache.policy import EvictionPolicy
-from tests.cases import FEW, HEADS
+from tests.cases import FEW, HEADS, LATENT
 from tests.oracle import Oracle
 from tests.tiny import expected
 
@@ -57,6 +57,14 @@ HYBRIDS: dict[str, dict[str, Any]] = {
         "shared_intermediate_size": 16,
     },
 }
+if "kimi_linear" in CONFIG_MAPPING:  # delta attention is called `self_attn` like the latent one
+    for name in ("kimi_linear", "bailing_hybrid"):
+        HYBRIDS[name] = {
+            **LATENT,
+            "num_hidden_layers": 4,
+            "num_experts": 4,
+            "layer_types": ["linear_attention", "full_attention"] * 2,
+        }
 
 
 class HybridOracle(Oracle):
@@ -66,6 +74,7 @@ class HybridOracle(Oracle):
         super().__init__(model)
         states = state_layers(model.config) or [None] * len(self.layers)
         self.has_state = [state is not None for state in states]
+        self.without_attention = without_attention(model.config)
 
     def _last(
         self,
@@ -77,10 +86,10 @@ class HybridOracle(Oracle):
         if not known or not self.has_state[len(known) - 1]:
             return super()._last(input_ids, kept, known, layer)
         whole = [range(t + 1) for t in range(len(kept))]
-        parts = self.layers[len(known) - 1].named_modules()
-        attention = next((part for name, part in parts if name.endswith("self_attn")), None)
-        if attention is None:
+        if len(known) - 1 in self.without_attention:
             return super()._last(input_ids, whole, known, layer)
+        parts = self.layers[len(known) - 1].named_modules()
+        attention = next(part for name, part in parts if name.endswith("self_attn"))
         # beside the state: what the attention to the kept tokens gives is put in its place
         outputs = self._attended(attention, input_ids, kept, known)
         hook = attention.register_forward_hook(lambda *_: (outputs[None], None))

@@ -21,7 +21,7 @@ from transformers import (
 )
 from transformers.cache_utils import Cache
 
-from streamcache.caches.layer_states import state_layers
+from streamcache.caches.layer_states import state_layers, without_attention
 from streamcache.caches.shared_copy import fingerprint, shared_copy
 from streamcache.caches.signatures import cache_name, parameters_of
 
@@ -153,6 +153,8 @@ def _require_registered_attention(copy: PreTrainedModel) -> None:
     """Try two tokens: every layer must ask for its attention by name, and once."""
     if state_layers(copy.config):
         raise AttentionOverrideError("some of its layers keep a state beside keys and values")
+    if without_attention(copy.config):
+        raise AttentionOverrideError("some of its layers have no keys of their own")
     if "position_ids" not in parameters_of(type(copy).forward):
         raise AttentionOverrideError("it takes no position_ids")
     served: list[int] = []

@@ -352,7 +352,8 @@ def _hypotheses(model: PreTrainedModel, head_dim: int, device: torch.device) -> 
 
 
 def _frequencies(model: PreTrainedModel, head_dim: int) -> Iterator[Tensor]:
-    """float64 [n] candidates: buffers the model rotates with, then the textbook formula."""
+    """float64 [n] candidates: buffers the model rotates with, then what it would compute anew (as
+    PhiMoE does in every forward, so that `.half()` rounds its buffers only), then the formula."""
     seen: list[Tensor] = []
     for name, buffer in model.named_buffers():
         if name.endswith("embed_positions") and buffer.ndim == 2 and len(seen) == 0:
@@ -363,6 +364,9 @@ def _frequencies(model: PreTrainedModel, head_dim: int) -> Iterator[Tensor]:
             if not any(torch.equal(candidate, other) for other in seen):
                 seen.append(candidate)
                 yield candidate
+    for module in model.modules():
+        if callable(compute := getattr(module, "rope_init_fn", None)):
+            yield compute(module.config)[0].double()
     config = model.config.get_text_config(decoder=True)
     theta = getattr(config, "rope_theta", None) or 10000.0
     rotary_dim = getattr(config, "rotary_dim", None) or head_dim

@@ -96,6 +96,9 @@ class Recorded(Exception):
 def splice(states: Tensor) -> Any:
     """A hook that puts hidden states in the place of those that come into a layer."""
 
+    if states.ndim == 4:
+        states = states.permute(2, 0, 1, 3)
+
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if "hidden_states" in kwargs:
             return args, {**kwargs, "hidden_states": states}
@@ -105,10 +108,14 @@ def splice(states: Tensor) -> Any:
 
 
 def record(came: list[Tensor]) -> Any:
-    """A hook that keeps the hidden states that come into a layer, and ends the forward."""
+    """A hook that keeps the hidden states that come into a layer, and ends the forward.
+
+    They are [batch, tokens, ...], also where a layer takes several at once (Gemma 3n).
+    """
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        came.append(kwargs["hidden_states"] if "hidden_states" in kwargs else args[0])
+        states = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+        came.append(states.permute(1, 2, 0, 3) if states.ndim == 4 else states)
         raise Recorded
 
     return before

@@ -98,6 +98,22 @@ def test_a_table_whose_long_form_is_scaled_a_little_differently_is_seen_to_switc
         assert torch.allclose(near, far, atol=1e-4), "this transformers has one scale"
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_model_that_computes_its_frequencies_anew_is_admitted_after_a_cast(
+    dtype: torch.dtype,
+) -> None:
+    """PhiMoE: `.half()` rounds the frequencies that it keeps, and it does not use those."""
+    model = tiny("phimoe", **ADMITTED["phimoe"])
+    cast: Any = copy_of(model, torch.float32)
+    cast, ids = cast.to(dtype), text(60)
+    before, after = probe_rope(model).layers[0], probe_rope(cast).layers[0]
+    assert before.rotation is not None and after.rotation is not None
+    assert torch.equal(before.rotation.inv_freq, after.rotation.inv_freq)
+    wide: Any = cast.float()  # buffers stay rounded
+    logits = stream(wide, StreamingCache(wide, POLICY), ids)
+    assert error(logits, expected(wide, POLICY, ids)) < 1e-4
+
+
 def test_queries_scaled_by_position_are_refused_in_half_precision_too() -> None:
     if "beam" not in CONFIG_MAPPING:
         pytest.skip("this transformers has no beam")
