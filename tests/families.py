@@ -244,8 +244,12 @@ def shape_of(family: str, n_layers: int) -> dict[str, Any]:
         shape = dict(SHARED_KEYS[family])
     elif family in HYBRIDS:
         shape = dict(HYBRIDS[family])
-    elif family in ("deepseek_v2", "deepseek_v3"):
+    elif family in ("deepseek_v2", "deepseek_v3", "axk1", "youtu"):
         shape = dict(LATENT)
+    elif family == "longcat_flash":
+        shape = {**LATENT, "head_dim": 4, "zero_expert_num": 1, "moe_topk": 2}
+        shape |= {"expert_ffn_hidden_size": 16, "ffn_hidden_size": 32, "num_layers": n_layers}
+        return {**shape, "num_hidden_layers": 2 * n_layers}
     else:
         numbered = {name: 1 for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
         known = set(CONFIG_MAPPING[family]().get_text_config(decoder=True).to_dict())

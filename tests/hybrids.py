@@ -63,6 +63,9 @@ if "kimi_linear" in CONFIG_MAPPING:  # delta attention is called `self_attn` lik
             **LATENT,
             "num_hidden_layers": 4,
             "num_experts": 4,
+            "head_dim": 8,
+            "linear_head_dim": 8,
+            "linear_num_heads": 4,
             "layer_types": ["linear_attention", "full_attention"] * 2,
         }
 

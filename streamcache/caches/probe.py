@@ -152,6 +152,8 @@ class _Probe:
         if not indices:
             raise refusal(self.config, "none of its layers keeps keys and values")
         others = set(range(n_layers)) - without_attention(self.config)
+        if not origin.outputs:
+            raise refusal(self.config, "a layer attends more than once")
         if not others <= set(indices) or len(origin.outputs) != n_layers:
             raise refusal(self.config, "some of its layers keep no keys and values of their own")
         self._require_finite()
