@@ -91,7 +91,10 @@ def slower(share: float) -> Edit:
 
 
 def slower_on_device(share: float) -> Edit:
-    """A captured step waits on the GPU: the host runs ahead, its waiting would not be seen."""
+    """A captured step waits on the GPU: the host runs ahead, its waiting would not be seen.
+
+    A kernel before the step costs something itself, so that the wait is what is left of the share.
+    """
     return patch(
         "streamcache/decoding/loop.py",
         """        super().__init__(decoder.model, input_ids, decoder.cache, decoder.batch)
@@ -103,9 +106,18 @@ def slower_on_device(share: float) -> Edit:
 
         prefill(decoder.model, input_ids, decoder.cache)
         device = input_ids.device
-        step = time_tokens(lambda: decoder.step(input_ids[:1]), 64, device).token_ms
-        wait = time_tokens(lambda: torch.cuda._sleep(10**6), 64, device).token_ms
-        self.cycles = int({share} * sorted(step)[32] / sorted(wait)[32] * 10**6)
+
+        def step_ms(*cycles: int) -> float:
+            def step() -> None:
+                for n in cycles:
+                    torch.cuda._sleep(n)
+                decoder.step(input_ids[:1])
+
+            return sorted(time_tokens(step, 64, device).token_ms)[32]
+
+        alone, least, more = step_ms(), step_ms(1), step_ms(10**5)
+        left = {1 + share} * alone - least
+        self.cycles = max(1, int(left / (more - least) * 10**5))
         decoder.reset()
         super().__init__(decoder.model, input_ids, decoder.cache, decoder.batch)
 
