@@ -78,6 +78,13 @@ def test_so_is_a_fresh_clone_and_one_commit_has_nothing_to_compare_with(reposito
     assert merge_base(repository / "clone") is None
 
 
+def test_where_no_branch_is_the_main_one_it_is_the_commit_before(repository: Path) -> None:
+    first, _ = commits(repository, 2)
+    git(repository, "checkout", "-q", "--detach")
+    git(repository, "branch", "-qD", "main")
+    assert merge_base(repository) == first
+
+
 def test_a_pull_request_names_its_branch(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     commits(repository, 1)
     git(repository, "checkout", "-qb", "release")

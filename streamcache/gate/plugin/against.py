@@ -74,7 +74,7 @@ def _merge_base(config: pytest.Config) -> str | None:
     branches = [f"origin/{name}" for name in names if name] + ["main", "master"]
     known = [branch for branch in branches if _commit(config, branch)]
     head = _commit(config, "HEAD")
-    base = git(config, "merge-base", "HEAD", known[0]) if known else None
+    base = git(config, "merge-base", "HEAD", known[0]) if known else head
     if base is None or base != head or git(config, "status", "--porcelain", "-uno"):
         return base
     return _commit(config, "HEAD~1")
