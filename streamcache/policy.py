@@ -8,6 +8,7 @@ import operator
 import warnings
 from collections.abc import Iterator
 from dataclasses import MISSING, dataclass, fields, is_dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 
@@ -104,17 +105,17 @@ class EvictionPolicy(Policy):
         if self.cache_slack is not None and self.cache_slack > 32:
             _warn(f"cache_slack={self.cache_slack}: the paper advises at most 32")
 
-    @property
+    @cached_property
     def slack(self) -> int:
         """sigma in force, entries."""
         return self.compress_every - 1 if self.cache_slack is None else self.cache_slack
 
-    @property
+    @cached_property
     def floor(self) -> int:
         """S + W, entries: what is left by an eviction without a `max_drop`, the next included."""
         return self.n_sink + self.window_size
 
-    @property
+    @cached_property
     def capacity(self) -> int:
         """S + W + sigma, entries: the cache never holds more."""
         return self.floor + self.slack

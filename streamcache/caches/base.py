@@ -75,6 +75,7 @@ class BoundedCache(Rows):
             )
         self.policy = policy
         self._recent = RecentEvictions(max_rollback)
+        self._some_rotate_second = any(layer.rotates_second for layer in self.geometry.layers)
         limit = self.geometry.max_position
         if limit is not None and policy.capacity > limit:
             raise UnsupportedModelError(

@@ -9,15 +9,16 @@ where neither holds the cache refuses every call until `reset()`.
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_dynamo_compiling
 
 from streamcache.caches.admission import UnsupportedModelError, decoder_of
 from streamcache.caches.fingerprint import Fingerprint
-from streamcache.caches.hooks import Call, uncompiled
+from streamcache.caches.hooks import Call
 from streamcache.caches.layer_states import cut_gradients, select, state_layers
 from streamcache.caches.recent_evictions import Eviction, RecentEvictions
 from streamcache.caches.retained_attention import States
@@ -34,8 +35,8 @@ class Forward:
     n_tokens: int
     n_evicted: int  # entries to evict before the append
     base: int  # of positions, from this forward on
-    has_room: bool = False  # whether that was done
-    updated: set[int] = field(default_factory=set)  # layers that have appended
+    to_come: set[int]  # layers that have not appended yet
+    has_room: bool = False  # whether entries were evicted
 
 
 class Bookkeeping(Storage):
@@ -44,6 +45,7 @@ class Bookkeeping(Storage):
     modules: tuple[nn.Module, ...]  # of the model, that have hooks for this cache
     call: Call | None = None  # the current call of the model
     _fingerprint: Fingerprint
+    _some_rotate_second: bool  # whether a layer does
     _recent: RecentEvictions
 
     def reset(self) -> None:
@@ -125,7 +127,7 @@ class Bookkeeping(Storage):
         n_evicted = checked_drop(self.policy, self.seen, self._size_before) - self._ahead
         self._forward = None
         base = self._next_base(n_tokens, n_evicted) if rebase else self.base
-        self._forward = Forward(n_tokens, n_evicted, base)
+        self._forward = Forward(n_tokens, n_evicted, base, set(range(len(self))))
         limit = self.geometry.max_position
         if limit is not None and self.next_position + n_tokens > limit:
             self._forward = None
@@ -136,7 +138,7 @@ class Bookkeeping(Storage):
 
     def evict(self) -> None:
         """Do what `prepare` has decided."""
-        forward = self._prepared()
+        forward = self._forward or self._prepared()
         self._damage = "interrupted while it evicted"  # as by `changing`, which takes 2 µs a step
         self._remember(1)
         self.evicted += forward.n_evicted
@@ -146,7 +148,6 @@ class Bookkeeping(Storage):
         forward.has_room = True
         self._damage = None
 
-    @uncompiled
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
@@ -156,9 +157,11 @@ class Bookkeeping(Storage):
             RuntimeError: no forward was prepared, or another one.
             ValueError: a batch of another size than the cache holds.
         """
-        forward = self._prepared()
+        if is_dynamo_compiling():
+            return _uncompiled_update(self, key_states, value_states, layer_idx)
+        forward = self._forward or self._prepared()
         layer_idx = self.geometry.places[layer_idx]
-        if key_states.shape[-2] != forward.n_tokens or layer_idx in forward.updated:
+        if key_states.shape[-2] != forward.n_tokens or layer_idx not in forward.to_come:
             raise RuntimeError(
                 f"layer {layer_idx} appends {key_states.shape[-2]} tokens in a forward pass of "
                 f"{forward.n_tokens}, or appends twice: the model cannot be streamed"
@@ -170,13 +173,14 @@ class Bookkeeping(Storage):
                     f"{key_states.shape[0]}: call reset() before the batch size changes"
                 )
             self.evict()
-        new = key_states.detach(), value_states.detach()
-        if self.geometry.layers[layer_idx].rotates_second:
-            second, first = self._append(layer_idx, *new[::-1])
+        if key_states.requires_grad or value_states.requires_grad:
+            key_states, value_states = key_states.detach(), value_states.detach()
+        if self._some_rotate_second and self.geometry.layers[layer_idx].rotates_second:
+            held = self._append(layer_idx, value_states, key_states)[::-1]
         else:
-            first, second = self._append(layer_idx, *new)
-        forward.updated.add(layer_idx)
-        return first, second
+            held = self._append(layer_idx, key_states, value_states)
+        forward.to_come.remove(layer_idx)
+        return held
 
     def finish(self, more_to_come: bool = False) -> None:
         """Count the tokens of the forward, once all layers have appended them.
@@ -188,11 +192,12 @@ class Bookkeeping(Storage):
         Raises:
             RuntimeError: some layers have not.
         """
-        forward = self._prepared()
-        if len(forward.updated) < len(self):
+        forward = self._forward or self._prepared()
+        if forward.to_come:
             self._forward = None
+            n_appended = len(self) - len(forward.to_come)
             raise RuntimeError(
-                f"only {len(forward.updated)} of {len(self)} layers have appended to the cache: "
+                f"only {n_appended} of {len(self)} layers have appended to the cache: "
                 "the model ran in a mode that uses no cache, such as gradient checkpointing"
             )
         self._damage = "interrupted while it counted tokens"
@@ -200,7 +205,8 @@ class Bookkeeping(Storage):
         self.seen += forward.n_tokens
         self._ahead = 0
         self._forward = None
-        self._recent.forget_before(self.seen)
+        if self._recent.max_rollback:
+            self._recent.forget_before(self.seen)
         self._half_fed = more_to_come
         if self.layers:
             cut_gradients(self.layers)
@@ -297,3 +303,6 @@ class Bookkeeping(Storage):
             self._recent.select(indices)
             self._select(indices)
             select(self.layers, indices)
+
+
+_uncompiled_update = torch.compiler.disable(Bookkeeping.update)

@@ -8,7 +8,7 @@ just before the window, rotated to their new positions from copies that were nev
 import torch
 from torch import Tensor
 
-from streamcache.caches.rope import Rotation, rotate
+from streamcache.caches.rope import Rotation, as_numbers
 from streamcache.caches.saved import BATCH, Form, Layout
 
 
@@ -38,32 +38,41 @@ class Arena:
         self.rotation = rotation
         self.n_sink = n_sink
         self.wide = wide
-        self.keys = self.values = torch.empty(0)
-        self._sink_keys = self._sink_values = self._sink_pairs = torch.empty(0)
+        self.clear()
+
+    def begin_append(self, begin: int, end: int, n_tokens: int) -> None:
+        """Look up, for all layers, where `append` writes and what it gives.
+
+        Args:
+            begin, end: the slots of what is held; the states to come are put behind.
+        """
+        if self.keys.numel():
+            keys, values, size = self.keys, self.values, end - begin + n_tokens
+            new = keys.narrow(3, end, n_tokens), values.narrow(3, end, n_tokens)
+            whole = keys.narrow(3, begin, size), values.narrow(3, begin, size)
+            self._layers = list(zip(*map(torch.unbind, (*new, *whole))))
+
+    def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Store states [B, H, n, D]; views of all that is held [B, H, size + n, D]."""
+        new_keys, new_values, all_keys, all_values = self._layers[layer]
+        new_keys.copy_(keys)
+        new_values.copy_(values)
+        return (all_keys.to(values.dtype) if self.wide else all_keys), all_values
 
     def write(self, layer: int, slot: int, keys: Tensor, values: Tensor) -> None:
         """Store states [B, H, n, D] in the slots from `slot`."""
-        if slot == 0 and (self.keys.numel() == 0 or self.keys.shape[1] != keys.shape[0]):
-            self._allocate(keys)
         end = slot + keys.shape[-2]
         self.keys[layer, :, :, slot:end] = keys
         self.values[layer, :, :, slot:end] = values
 
-    def fill(self, layer: int, keys: Tensor, values: Tensor) -> None:
-        """Store states [B, H, n, D] in the first slots, and overwrite what they hold."""
-        if self.keys.numel() == 0 or self.keys.shape[1] != values.shape[0]:
-            self._allocate(values)
-        self.keys[layer, :, :, : keys.shape[2]] = keys
-        self.values[layer, :, :, : values.shape[2]] = values
+    def fit(self, states: Tensor) -> None:
+        """Have memory for states [B, H, n, D] of this batch size, dtype and device."""
+        if self.keys.numel() == 0 or self.keys.shape[1] != states.shape[0]:
+            self._allocate(states)
 
     def sinks(self, layer: int) -> tuple[Tensor, Tensor]:
         """The copies that `save_sinks` has kept [B, H, S, D]."""
         return self._sink_keys[layer], self._sink_values[layer]
-
-    def read(self, layer: int, begin: int, end: int) -> tuple[Tensor, Tensor]:
-        """Views [B, H, end - begin, D]."""
-        keys, values = self.keys[layer, :, :, begin:end], self.values[layer, :, :, begin:end]
-        return (keys.to(values.dtype) if self.wide else keys), values
 
     def _allocate(self, like: Tensor) -> None:
         n_layers, n_heads, n_slots, key_dim, value_dim = self.shape
@@ -83,9 +92,8 @@ class Arena:
 
     def _keep_sinks(self, keys: Tensor, values: Tensor) -> None:
         self._sink_keys, self._sink_values = keys, values
-        if self.rotation is not None:
-            pairs = self.rotation.pairs(keys)
-            self._sink_pairs = pairs.to(torch.promote_types(pairs.dtype, torch.float32))
+        if self.rotation is not None and self.n_sink:
+            self._sink_numbers = as_numbers(self.rotation.pairs(keys))
 
     def state(self, begin: int, end: int) -> dict[str, Tensor]:
         """What the slots begin ... end - 1 hold, and the copies of the sinks."""
@@ -124,8 +132,8 @@ class Arena:
         keys.copy_(self._sink_keys)
         self.values[..., sinks, :] = self._sink_values
         if self.rotation is not None and offset:
-            phase = self.rotation.phase(offset)
-            self.rotation.pairs(keys).copy_(rotate(self._sink_pairs, phase))
+            phase = self.rotation.phase(offset).to(self._sink_numbers.dtype)
+            self.rotation.pairs(keys).copy_(torch.view_as_real(self._sink_numbers * phase))
 
     def move(self, begin: int, end: int, to: int) -> None:
         """Copy the slots begin ... end - 1 to `to` onwards; the two may not overlap."""
@@ -143,15 +151,18 @@ class Arena:
         """Make the batch consist of these rows of the present one."""
         if self.keys.numel() == 0:
             return
+        self._layers = []
         rows = rows.to(self.keys.device)
         self.keys = self.keys.index_select(1, rows)
         self.values = self.values.index_select(1, rows)
         if self._sink_keys.numel():
             self._sink_keys = self._sink_keys.index_select(1, rows)
             self._sink_values = self._sink_values.index_select(1, rows)
-        if self._sink_pairs.numel():  # none of keys that are not rotated
-            self._sink_pairs = self._sink_pairs.index_select(1, rows)
+        if self._sink_numbers.numel():  # none of keys that are not rotated
+            self._sink_numbers = self._sink_numbers.index_select(1, rows)
 
     def clear(self) -> None:
+        # By layer: the slots of new keys and values, and all of both, of the current forward.
+        self._layers = list[tuple[Tensor, ...]]()
         self.keys = self.values = torch.empty(0)
-        self._sink_keys = self._sink_values = self._sink_pairs = torch.empty(0)
+        self._sink_keys = self._sink_values = self._sink_numbers = torch.empty(0)

@@ -18,7 +18,9 @@ class Fingerprint:
             (module, name)
             for module in model.modules()
             for name, _ in module.named_buffers(recurse=False)
-            if holds_angles(name) and hasattr(module, _original(name))
+            if holds_angles(name)
+            and hasattr(module, _original(name))
+            and "dynamic" in str(getattr(module, "rope_type", "dynamic"))
         ]
 
     def is_current(self) -> bool:

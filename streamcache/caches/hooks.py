@@ -9,6 +9,7 @@ its forward has ended: one that fails in the output embedding can be run again. 
 caches pass through untouched, and the hooks go with the last cache of a model.
 """
 
+import re
 import threading
 import weakref
 from collections.abc import Callable, Sequence
@@ -66,6 +67,10 @@ class HookedCache(Protocol):
 class Call:
     """A call with a cache, from its beginning until its tokens are counted."""
 
+    in_decoder = False
+    of_model = False  # whether the tokens are counted when the whole model has ended
+    as_tuple = False
+
     def __init__(
         self,
         module: nn.Module | None = None,
@@ -75,10 +80,7 @@ class Call:
         self.module = module  # the model or the wrapper that was called last
         self.has_images = has_images
         self.padding = padding  # of each row
-        self.in_decoder = False
-        self.of_model = False  # whether the tokens are counted when the whole model has ended
         self.pieces: list[Any] = []  # outputs of the decoder, of all pieces but the last
-        self.as_tuple = False
 
 
 class _Hooked:
@@ -104,8 +106,8 @@ def uncompiled(function: Function) -> Function:
     disabled = torch.compiler.disable(function)
 
     @wraps(function)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        return (disabled if is_dynamo_compiling() else function)(*args, **kwargs)
+    def call(*args: Any) -> Any:
+        return (disabled if is_dynamo_compiling() else function)(*args)
 
     return call  # type: ignore[return-value]
 
@@ -184,10 +186,8 @@ def _cache_in(module: nn.Module, kwargs: dict[str, Any]) -> Any:
     """The bounded cache of this module that a call passes, if it does."""
     for name in CACHE_NAMES:
         past = kwargs.get(name)
-        if isinstance(past, SideBySide):
-            past = past.owner
         if past is not None and module in getattr(past, "modules", ()):
-            return past
+            return past.owner if isinstance(past, SideBySide) else past
     return None
 
 
@@ -248,13 +248,13 @@ def _before(
     kwargs, past = _named(decoder, args, kwargs)
     if past is None:
         return None
-    past.require_intact()
-    past.require_same_model()
     call = past.call
     if call is None or call.in_decoder:  # the decoder is called by itself
+        past.require_intact()
         call = past.call = Call()
     else:
         call.of_model = True
+    past.require_same_model()
     call.in_decoder = True
     key = "input_ids" if kwargs.get("input_ids") is not None else "inputs_embeds"
     tokens: Tensor = kwargs[key]
@@ -264,14 +264,13 @@ def _before(
             "(pass `generate` the whole conversation: it skips the tokens that were seen)"
         )
     _refuse_no_cache(kwargs)
-    is_step = past.seen > 0 and tokens.shape[1] == 1
     if not call.of_model or call.has_images:  # else the model has made it from none
         call.padding = _padding_in(past, kwargs, call.has_images)
     kwargs["attention_mask"] = None
     if call.padding or past.parts:
         return (), _side_by_side(decoder, past, call, key, kwargs)
     if (position_ids := kwargs.get("position_ids")) is not None:
-        _refuse_positions(position_ids, past.get_seq_length(), is_step)
+        _refuse_positions(position_ids, past.get_seq_length(), _is_step(past, kwargs))
     if tokens.shape[1] > 1 and past.evicts_inside(tokens.shape[1]):
         kwargs = _feed_all_but_last(decoder, past, call, key, kwargs)
     return (), _placed(decoder, past, key, kwargs)
@@ -440,11 +439,11 @@ def _tokens_in(kwargs: dict[str, Any]) -> Tensor | None:
     return kwargs.get("inputs_embeds") if ids is None else ids
 
 
+_image_like = re.compile("pixel_values|image|video|mm_encoder").match
+
+
 def _has_images(kwargs: dict[str, Any]) -> bool:
-    for name, value in kwargs.items():
-        if value is not None and name.startswith(("pixel_values", "image", "video", "mm_encoder")):
-            return True
-    return False
+    return any(kwargs[name] is not None for name in filter(_image_like, kwargs))
 
 
 def _refuse_no_cache(kwargs: dict[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """What transformers asks of any cache, and what a stream without an end answers to it."""
 
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
@@ -23,15 +24,15 @@ class EndlessCache(Cache):
     def get_max_cache_shape(self, layer_idx: int | None = None) -> int:
         return -1
 
-    @property
+    @cached_property
     def is_sliding(self) -> list[bool]:
         return [False] * len(self)  # no layer limits the mask by itself
 
-    @property
+    @cached_property
     def is_linear(self) -> list[bool]:
         return [False] * len(self)
 
-    @property
+    @cached_property
     def is_dummy(self) -> list[bool]:
         return [False] * len(self)
 

@@ -57,9 +57,14 @@ class Rotation:
 
 def rotate(pairs: Tensor, phase: Tensor) -> Tensor:
     """Rotate pairs [..., n, 2] by a complex phase [..., n], in at least float32."""
-    real = pairs.to(torch.promote_types(pairs.dtype, torch.float32)).contiguous()
-    numbers = torch.view_as_complex(real)
+    numbers = as_numbers(pairs)
     return torch.view_as_real(numbers * phase.to(numbers.dtype))
+
+
+def as_numbers(pairs: Tensor) -> Tensor:
+    """Pairs [..., n, 2] as complex numbers [..., n], in at least float32."""
+    real = pairs.to(torch.promote_types(pairs.dtype, torch.float32)).contiguous()
+    return torch.view_as_complex(real)
 
 
 class RopeTable(NamedTuple):

@@ -36,7 +36,7 @@ class SideBySide(EndlessCache):
     def __init__(self, owner: Any, has_positions: bool):
         owner.put_states_beside()
         super().__init__(layers=owner.layers)
-        self.owner, self.geometry = owner, owner.geometry
+        self.owner, self.geometry, self.modules = owner, owner.geometry, owner.modules
         self._parts: list[Part] = owner.parts
         self._rows = [part.n_rows for part in self._parts]
         for part in self._parts:

@@ -88,15 +88,15 @@ class StreamingCache(BoundedCache):
                 arena.save_sinks()
         self._begin += n_evicted
         is_full = self._end + n_tokens > self._n_slots
-        if not (n_evicted or is_full or base != self.base):
-            return
         if is_full:
             self._move_to_front()
-        if base != self.base:
-            for arena in self._arenas:
-                arena.rotate(self._begin + self.policy.n_sink, self._end, self.base - base)
+        begin, end = self._begin, self._begin + self.size
         for arena in self._arenas:
-            arena.place_sinks(self._begin, self.evicted - base)
+            if base != self.base:
+                arena.rotate(begin + self.policy.n_sink, end, self.base - base)
+            if n_evicted or is_full or base != self.base:
+                arena.place_sinks(begin, self.evicted - base)
+            arena.begin_append(begin, end, n_tokens)
 
     def _next_base(self, n_tokens: int, n_evicted: int) -> int:
         is_due = self.seen - self.base + n_tokens > self.policy.capacity
@@ -110,9 +110,10 @@ class StreamingCache(BoundedCache):
 
     def _append(self, layer_idx: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         arena, layer = self._home[layer_idx]
-        end = self._end
-        arena.write(layer, end, keys, values)
-        return arena.read(layer, self._begin, end + keys.shape[-2])
+        if not self.seen:
+            arena.fit(keys)
+            arena.begin_append(0, 0, keys.shape[-2])
+        return arena.append(layer, keys, values)
 
     def _held(self, layer_idx: int, begin: int = 0, end: int | None = None) -> States:
         arena, layer = self._home[layer_idx]
@@ -135,9 +136,9 @@ class StreamingCache(BoundedCache):
         for layer_idx, (keys, values) in enumerate(held):
             arena, layer = self._home[layer_idx]
             place = torch.arange(self.size, device=keys.device)
-            arena.fill(
-                layer, rotated(keys, self.geometry.layers[layer_idx].rotation, place), values
-            )
+            keys = rotated(keys, self.geometry.layers[layer_idx].rotation, place)
+            arena.fit(values)
+            arena.write(layer, 0, keys, values)
         if self.evicted:
             for arena in self._arenas:
                 arena.save_sinks()

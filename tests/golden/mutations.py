@@ -219,8 +219,8 @@ DEFECTS = [
         "ppl",
         patch(
             ARENA,
-            "rotate(self._sink_pairs, phase)",
-            "rotate(rotate(self._sink_pairs, phase), phase)",
+            "self._sink_numbers * phase",
+            "self._sink_numbers * phase * phase",
         ),
     ),
     fails(
@@ -249,7 +249,7 @@ DEFECTS = [
         "the window rotated the wrong way when positions are re-based",
         TURNED,
         "ppl",
-        patch(CACHE, "self._end, self.base - base)", "self._end, base - self.base)"),
+        patch(CACHE, "end, self.base - base)", "end, base - self.base)"),
     ),
     fails(
         "keys stored before they are turned",
@@ -263,9 +263,9 @@ DEFECTS = [
         "ppl",
         patch(
             ARENA,
-            "self.rotation.pairs(keys).copy_(rotate(self._sink_pairs, phase))",
+            "self.rotation.pairs(keys).copy_(torch.view_as_real(self._sink_numbers * phase))",
             "first = self.rotation.pairs(keys[..., :8, :])\n"
-            "            first.copy_(rotate(self._sink_pairs[..., :8, :, :], phase))",
+            "            first.copy_(torch.view_as_real(self._sink_numbers[..., :8, :] * phase))",
         ),
     ),
     fails(

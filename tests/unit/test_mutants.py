@@ -5,6 +5,8 @@ A cache that is right stays below 1e-4 of the logits' spread; a mistake must exc
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import pytest
@@ -145,7 +147,8 @@ def reference(model: PreTrainedModel) -> Tensor:
 
 def off(model: PreTrainedModel, cache_type: type[StreamingCache], reference: Tensor) -> float:
     try:
-        logits = stream(model, cache_type(model, POLICY), text(sum(CHUNKS)), CHUNKS)
+        policy = replace(POLICY)  # another, which has computed nothing yet
+        logits = stream(model, cache_type(model, policy), text(sum(CHUNKS)), CHUNKS)
     except RuntimeError:  # what is held has another shape than the mask
         return math.inf
     return error(logits, reference)
@@ -169,6 +172,7 @@ def test_a_mistake_is_noticed(
     reference: Tensor,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    planted = property(mutant) if isinstance(getattr(owner, name), property) else mutant
+    is_property = isinstance(getattr(owner, name), property | cached_property)
+    planted = property(mutant) if is_property else mutant
     monkeypatch.setattr(owner, name, planted)
     assert off(model, StreamingCache, reference) > 1e-3
