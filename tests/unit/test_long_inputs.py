@@ -12,7 +12,6 @@ from transformers import PreTrainedModel
 
 from streamcache.caches import hooks, one_pass, retained_attention
 from streamcache.caches.base import BoundedCache
-from streamcache.caches.reference import ReferenceCache
 from streamcache.caches.refresh import RefreshCache
 from streamcache.caches.streaming import StreamingCache
 from streamcache.decoding.captured import CapturedDecoder
@@ -63,9 +62,9 @@ def test_layers_that_repeat_their_keys_take_long_inputs_in_pieces(
 
 @each_policy
 def test_inputs_of_one_to_six_windows(model: PreTrainedModel, policy: EvictionPolicy) -> None:
-    """In one call, and what follows in random pieces: the logits of single tokens."""
+    """In one call, and what follows in random pieces: the logits of the oracle."""
     ids = text(6 * policy.window_size + policy.n_sink + 40)
-    reference = stream(model, ReferenceCache(model, policy), ids)
+    reference = expected(model, policy, ids)
     for cache_type in CACHES:
         for n_windows in (1, 2, 6):
             n_tokens = n_windows * policy.window_size + policy.n_sink + 3
@@ -104,7 +103,7 @@ def test_any_policy_and_any_inputs(
     policy: EvictionPolicy, lengths: list[int], cache_type: type[BoundedCache]
 ) -> None:
     ids = text(sum(lengths), seed=len(lengths))
-    reference = stream(TINIEST, ReferenceCache(TINIEST, policy), ids)
+    reference = expected(TINIEST, policy, ids)
     assert error(stream(TINIEST, cache_type(TINIEST, policy), ids, lengths), reference) < TIGHT
 
 
@@ -142,8 +141,7 @@ def test_rounding_costs_a_long_input_no_more_than_single_tokens(
     cache_type: type[BoundedCache], dtype: torch.dtype
 ) -> None:
     half, ids = copy_of(llama(head_dim=32), dtype), text(200)
-    single = copy_of(half, torch.float32)
-    reference = stream(single, StreamingCache(single, POLICY), ids)
+    reference = expected(copy_of(half, torch.float32), POLICY, ids)
 
     def rounding(lengths: list[int]) -> float:
         logits = stream(half, cache_type(half, POLICY), ids, lengths)

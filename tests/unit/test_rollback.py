@@ -47,7 +47,7 @@ def with_wrong_guesses(
 def test_what_was_taken_back_leaves_no_trace(
     model: PreTrainedModel, cache_type: type[BoundedCache], policy: EvictionPolicy
 ) -> None:
-    ids, most = text(120, batch=2), min(6, policy.window_size)
+    ids, most = text(100, batch=2), min(6, policy.window_size)
     logits = with_wrong_guesses(model, cache_type(model, policy, most), ids, most, seed=0)
     assert error(logits, expected(model, policy, ids)) < 1e-4
 

@@ -33,7 +33,7 @@ MAKERS: dict[str, Any] = {
 
 @pytest.mark.parametrize("name", MAKERS)
 def test_every_cache_streams_a_model_on_two_devices(name: str) -> None:
-    ids, whole = text(50)[0], llama()
+    ids, whole = text(36)[0], llama()
     expected = sequential_nll(whole, ids, MAKERS[name](whole, POLICY))
     with two_devices():
         model = laid_over_two(llama())
@@ -75,7 +75,7 @@ def test_long_inputs_roll_back_files_and_rows_on_two_devices(name: str, tmp_path
 
 
 def test_generate_on_two_devices() -> None:
-    options: dict[str, Any] = {"max_new_tokens": 40, "do_sample": False}
+    options: dict[str, Any] = {"max_new_tokens": 15, "do_sample": False}
     ids = text(30)
     whole: Any = llama()
     expected = whole.generate(ids, past_key_values=CACHES["streaming"](whole, POLICY), **options)
@@ -102,7 +102,7 @@ def test_a_measurement_of_a_model_on_two_devices() -> None:
 
 
 def test_captured_steps_over_several_devices_need_tensor_parallel() -> None:
-    ids, whole = text(60)[0], llama()
+    ids, whole = text(40)[0], llama()
     with two_devices():
         decoder = CapturedDecoder(laid_over_two(llama()), POLICY)
         found = captured_nll(decoder, ids.to(FIRST))
