@@ -69,6 +69,7 @@ class AttentionOverrideError(ValueError):
 
 
 _NAME = "streamcache"
+_NAME_WITHOUT_CAP = "streamcache_without_cap"
 _active_attention: ContextVar[Attention] = ContextVar("active_attention")
 _overridden: WeakKeyDictionary[PreTrainedModel, tuple[object, PreTrainedModel]]
 _overridden = WeakKeyDictionary()
@@ -96,7 +97,8 @@ def with_override(model: PreTrainedModel) -> PreTrainedModel:
     state, copy = _overridden.get(model, (None, None))
     if copy is None or state != fingerprint(model):
         state, copy = fingerprint(model), shared_copy(model)
-        set_attention(copy, _NAME)
+        by_sdpa = model.config._attn_implementation == "sdpa"
+        set_attention(copy, _NAME_WITHOUT_CAP if by_sdpa else _NAME)
         vars(copy)["cache_argument"] = cache_name(type(copy).forward)
         _require_registered_attention(copy)
         _overridden[model] = state, copy
@@ -294,6 +296,14 @@ def _attention(
     return _attend(query, key, value, s_aux, layer, scaling, cap, attention_mask), None
 
 
+def _attention_without_cap(
+    *args: Any, softcap: float | None = None, **kwargs: Any
+) -> tuple[Tensor, None]:
+    """The same for a model that attends by SDPA: transformers 5.17 has Gemma 2 do so by default,
+    and its SDPA ignores a softcap."""
+    return _attention(*args, **kwargs)
+
+
 def _sliding_window(
     *, local_size: int | None = None, use_vmap: bool = False, **_: object
 ) -> int | None:
@@ -305,4 +315,6 @@ def _sliding_window(
 
 
 AttentionInterface.register(_NAME, _attention)
-AttentionMaskInterface.register(_NAME, _sliding_window)
+AttentionInterface.register(_NAME_WITHOUT_CAP, _attention_without_cap)
+for name in (_NAME, _NAME_WITHOUT_CAP):
+    AttentionMaskInterface.register(name, _sliding_window)

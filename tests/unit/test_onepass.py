@@ -16,6 +16,7 @@ from streamcache.caches.retained_attention import States
 from streamcache.caches.streaming import StreamingCache
 from streamcache.decoding.onepass import OnePassUnsupported, streaming_nll
 from streamcache.policy import EvictionPolicy
+from tests.cases import ADMITTED
 from tests.tiny import copy_of, expected, llama, neox, stream, text, tiny
 
 TIGHT = 5e-4  # nats
@@ -329,6 +330,18 @@ def test_the_model_is_as_it_was(implementation: str, training: bool) -> None:
     with torch.no_grad():
         assert torch.equal(model.eval()(input_ids=ids).logits, before)
     model(input_ids=ids).logits.sum().backward()  # gradients are on again
+
+
+@pytest.mark.parametrize("implementation, ignores", [("eager", False), ("sdpa", True)])
+def test_a_softcap_that_the_model_itself_ignores(implementation: str, ignores: bool) -> None:
+    """In transformers 5.17 Gemma 2 attends by SDPA, which knows no softcap; later it refuses to."""
+    capped, free = (
+        tiny("gemma2", **ADMITTED["gemma2"], attn_logit_softcapping=cap) for cap in (0.5, None)
+    )
+    capped.config._attn_implementation_internal = implementation
+    ids, policy = text(40)[0], EvictionPolicy(4, 12)
+    given, without = (streaming_nll(model, ids, policy) for model in (capped, free))
+    assert bool((given - without).abs().max() < 1e-4) == ignores
 
 
 def test_the_model_is_as_it_was_after_an_exception() -> None:
