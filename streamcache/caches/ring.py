@@ -91,7 +91,7 @@ class RingCache(BoundedCache):
         sinks, run = self.policy.n_sink, self._run
         seen, evicted = self.seen, self.evicted - self._ahead
         steps: list[Step] = []
-        while len(steps) < n_steps and seen - self.base <= self.largest_position:
+        for _ in range(min(n_steps, self.n_steps_left)):
             evicted += checked_drop(self.policy, seen, seen - evicted)
             slot = seen if seen < sinks else sinks + (seen - sinks) % run
             first, size = sinks + evicted % run, seen - evicted + 1

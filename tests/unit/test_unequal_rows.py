@@ -18,6 +18,7 @@ from streamcache.caches.hooks import PaddingError
 from streamcache.caches.refresh import RefreshCache
 from streamcache.caches.streaming import StreamingCache
 from streamcache.decoding.captured import CapturedDecoder
+from streamcache.inputs.models import load_model
 from streamcache.policy import EvictionPolicy
 from tests.cases import ADMITTED, CACHES, POLICIES, each_cache
 from tests.interrupt import Choice, Interrupted, RaiseAtLine, each_choice_of_lines
@@ -375,26 +376,30 @@ def test_captured_rows_on_a_gpu(name: str) -> None:
 
 @pytest.mark.gpu
 def test_unequal_captured_rows_are_as_fast_as_equal_ones() -> None:
-    """Tokens per second of 32 streams, in turns; the machine must be quiet."""
-    model: Any = llama(hidden_size=2048, num_attention_heads=16, num_key_value_heads=8)
-    model = model.cuda().half()
+    """Tokens per second of 32 streams of a 1B model, in turns; the machine must be quiet."""
+    model = load_model("random:llama-3.2-1b", device="cuda", dtype="bfloat16").model
     policy, n = EvictionPolicy(4, 252, 16, 32, 32), 32
     ids = text(600, batch=n).cuda()
     padding = [7 * i for i in range(n)]
     equal, unequal = (CapturedDecoder(model, policy, n) for _ in range(2))
-    equal.prefill(ids[:, :300])
-    unequal.prefill(ids[:, :300], attention_mask=mask_of(padding, 300).cuda())
+    assert equal.eager_because is None and unequal.eager_because is None
+    mask = mask_of(padding, 300).cuda()
+    equal.prefill(ids[:, :300], logits_to_keep=1)
+    unequal.prefill(ids[:, :300], logits_to_keep=1, attention_mask=mask)
+    assert unequal.cache.lengths == [300 - lead for lead in padding]
 
     def seconds(decoder: CapturedDecoder) -> float:
         torch.cuda.synchronize()
         begin = time.perf_counter()
-        steps(decoder, ids[:, 300:])
+        for token in ids[:, 300:].unbind(dim=1):
+            decoder.step(token)
         torch.cuda.synchronize()
         return time.perf_counter() - begin
 
     for decoder in (equal, unequal):
-        steps(decoder, ids[:, 300:400])
-    times = [(seconds(equal), seconds(unequal)) for _ in range(10)]
-    ratio = sorted(of_equal / of_unequal for of_equal, of_unequal in times)[5]
-    print(f"{n * 300 / min(u for _, u in times):.0f} tokens/s unequal, {ratio:.3f} of equal")
+        seconds(decoder)
+    times = [(seconds(equal), seconds(unequal)) for _ in range(7)]
+    ratio = sorted(of_equal / of_unequal for of_equal, of_unequal in times)[3]
+    first, second = (n * 300 / sorted(each)[3] for each in zip(*times))
+    print(f"{first:.0f} tokens/s equal, {second:.0f} unequal: {ratio:.3f}")
     assert ratio >= 0.95
