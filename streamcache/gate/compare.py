@@ -15,7 +15,7 @@ import msgspec
 from streamcache.gate.environment import differences
 from streamcache.gate.figures import check_figures
 from streamcache.gate.goldens import MIN_MEAN_TAU, MIN_TAU, Entry
-from streamcache.gate.samples import Pairs, Process, Sample
+from streamcache.gate.samples import Process, Sample
 from streamcache.gate.stats import MIN_PAIRS, error_of_median, percent
 from streamcache.gate.times import MAX_GAIN, MIN_NOISE, ratio
 from streamcache.gate.verdicts import Status, Verdict, as_warning
@@ -25,6 +25,7 @@ from streamcache.measure.student import student_t
 MIN_ROUNDS = 3
 BASELINE_TAU = math.log(1.10)  # of the baseline's own time
 CHECKS = ("speed", "mean", "baseline")
+MAX_SCATTER = 4.0  # of deviations of 8 rounds; chance gives more once in 1,000 times
 
 
 class Round(NamedTuple):
@@ -105,7 +106,8 @@ def confirmed(
     """Verdicts after more rounds of what was `undecided`.
 
     A failure is one where all rounds together show the loss, and the new ones by themselves have it
-    on average. A loss that both have on average is no pass, however far the times scatter.
+    on average. A loss that both have on average is no pass, however far the times scatter: it is
+    INVALID, or a failure where this tree alone scatters.
     """
     noise = noise or {}
     verdicts = list(verdicts)
@@ -117,11 +119,14 @@ def confirmed(
         again = {v.check: v for v in compare_times(name, more, known)}
         for verdict in compare_times(name, [*rounds, *more], known):
             parts = first.get((name, verdict.check)), again.get(verdict.check)
-            kept.append(_confirmed(verdict, *parts))
+            scatter = _scatter(name, verdict.check, [*rounds, *more])
+            kept.append(_confirmed(verdict, *parts, scatter))
     return kept
 
 
-def _confirmed(verdict: Verdict, first: Verdict | None, second: Verdict | None) -> Verdict:
+def _confirmed(
+    verdict: Verdict, first: Verdict | None, second: Verdict | None, scatter: float
+) -> Verdict:
     if second is None or second.loss is None or not _shows_loss(second):
         if verdict.status is not Status.FAIL or second is None or second.loss is None:
             return verdict
@@ -129,8 +134,21 @@ def _confirmed(verdict: Verdict, first: Verdict | None, second: Verdict | None) 
         return msgspec.structs.replace(verdict, status=Status.SUSPECT, cause=cause)
     if verdict.status is Status.INCONCLUSIVE and first is not None and _shows_loss(first):
         cause = f"{verdict.cause}, and slower on average, in the first rounds and in further ones"
+        if scatter > MAX_SCATTER:
+            cause = f"{cause}; it scatters {scatter:.0f} x as much as the base"
+            return msgspec.structs.replace(verdict, status=Status.FAIL, cause=cause)
         return msgspec.structs.replace(verdict, status=Status.INVALID, cause=cause)
     return verdict
+
+
+def _scatter(name: str, check: str, rounds: Sequence[Round]) -> float:
+    """How much more this tree's figure differs from round to round than the base's."""
+    found = [(_sample(r.base, name), _sample(r.new, name)) for r in rounds]
+    both = [(b, n) for b, n in found if b and n and b.gated_pairs and n.gated_pairs]
+    if check not in CHECKS or len(both) < 2 * MIN_ROUNDS:
+        return 1.0
+    base, new = (statistics.stdev(_figure(check, s) for s in side) for side in zip(*both))
+    return new / base if base else math.inf if new else 1.0
 
 
 def _shows_loss(verdict: Verdict) -> bool:
@@ -193,14 +211,13 @@ def _sample(process: Process, name: str) -> Sample | None:
     return next((s for s in process.samples if s.name == name), None)
 
 
-def _figure(check: str, pairs: Pairs) -> float:
+def _figure(check: str, sample: Sample) -> float:
     """What a check compares, as a log."""
     if check == "speed":
-        return statistics.median(log_ratios(pairs))
+        return sample.median_log_ratio
     if check == "baseline":
-        return math.log(statistics.median(b for _, b in pairs))
-    candidates, baselines = zip(*pairs)
-    return log_ratios([(sum(candidates), sum(baselines))])[0]
+        return math.log(statistics.median(b for _, b in sample.gated_pairs))
+    return sample.mean_log_ratio
 
 
 def changes(rounds: Sequence[Round]) -> dict[str, list[float]]:
@@ -214,7 +231,7 @@ def changes(rounds: Sequence[Round]) -> dict[str, list[float]]:
             if not all(map(math.isfinite, (*before.log_ratios, *sample.log_ratios))):
                 continue
             for check in CHECKS:
-                change = _figure(check, sample.gated_pairs) - _figure(check, before.gated_pairs)
+                change = _figure(check, sample) - _figure(check, before)
                 found.setdefault(f"{sample.name} {check}", []).append(change)
     return found
 
@@ -222,8 +239,8 @@ def changes(rounds: Sequence[Round]) -> dict[str, list[float]]:
 def _check(
     name: str, check: str, tau: float, calm: list[tuple[Sample, Sample]], noise: float
 ) -> Verdict:
-    base = [_figure(check, b.gated_pairs) for b, _ in calm]
-    new = [_figure(check, n.gated_pairs) for _, n in calm]
+    base = [_figure(check, b) for b, _ in calm]
+    new = [_figure(check, n) for _, n in calm]
     changes = [n - b for b, n in zip(base, new)]
     # Few rounds may agree by chance: their spread is at least what the pairs show by themselves.
     own = [

@@ -1,8 +1,11 @@
 """Where samples are taken: the machine, and what disturbs it."""
 
+import gc
 import math
 import statistics
 import sys
+import time
+from types import BuiltinFunctionType
 from typing import Protocol
 
 import msgspec
@@ -64,7 +67,15 @@ def merged(snapshots: list[Environment]) -> Environment:
     )
 
 
+def interpreter() -> dict[str, Value]:
+    """What of Python's own is not as usual and changes times: part of what is measured."""
+    return {} if gc.isenabled() and gc.get_threshold()[0] else {"gc": "off"}
+
+
 def tracers() -> list[str]:
-    """What watches every line or call of this process, and slows it down."""
+    """What watches every line or call of this process and slows it down, and replaced clocks."""
     found = {"sys.settrace": sys.gettrace(), "sys.setprofile": sys.getprofile()}
-    return [f"a tracer is on ({name})" for name, tracer in found.items() if tracer is not None]
+    on = [f"a tracer is on ({name})" for name, tracer in found.items() if tracer is not None]
+    clocks = (time.perf_counter, time.process_time, time.thread_time)
+    replaced = [clock for clock in clocks if not isinstance(clock, BuiltinFunctionType)]
+    return on + [f"a clock was replaced by {clock!r}" for clock in replaced]

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
-from streamcache.gate.environment import Environment, EnvironmentProbe, Value
+from streamcache.gate.environment import Environment, EnvironmentProbe, Value, interpreter
 from streamcache.gate.samples import Metric, Pairs, Sample
 from streamcache.gate.stats import MIN_PAIRS
 from streamcache.gate.validation import limits_error
@@ -217,7 +217,7 @@ class Recorder:
     def sample(self) -> Sample:
         return Sample(
             name=self.name,
-            identity=self._identity,
+            identity={**self._identity, **interpreter()},
             pairs=self._pairs,
             device_pairs=self._device_pairs,
             host_bound=not self._device_pairs,

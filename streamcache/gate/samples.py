@@ -74,6 +74,7 @@ class Sample(msgspec.Struct, frozen=True):
         wait_share: share of the time of the pairs that the thread waited for a core.
         metrics: figures by name.
         equal: counts and digests that must be equal.
+        mean_s: mean over all rounds, where a pair stands for several; 0: that of the pairs.
         tau: the loss of speed that counts, as a fraction; 0 where the test does not say.
         warn_only: whether the test asks that nothing of it fails the run.
         profile: milliseconds by kernel, operator or function, where it was asked for.
@@ -87,6 +88,7 @@ class Sample(msgspec.Struct, frozen=True):
     wait_share: float = 0.0
     metrics: dict[str, Metric] = {}
     equal: dict[str, Value] = {}
+    mean_s: float = 0.0
     tau: float = 0.0
     warn_only: bool = False
     profile: dict[str, float] = {}
@@ -121,6 +123,8 @@ class Sample(msgspec.Struct, frozen=True):
     @property
     def mean_log_ratio(self) -> float:
         """Of the means over the pairs: rare slow blocks move it, but not the median."""
+        if self.mean_s:
+            return math.log(self.mean_s)
         candidates, baselines = zip(*self.gated_pairs)
         return log_ratios([(sum(candidates), sum(baselines))])[0]
 
@@ -140,6 +144,7 @@ class Process(msgspec.Struct, frozen=True, tag="streamcache-samples", tag_field=
     Attributes:
         failed: node ids of the tests that failed, and have no sample.
         left: whether tests were left out, since only those with times were asked for.
+        strays: files of the other tree that were imported.
     """
 
     environment: Environment
@@ -147,6 +152,7 @@ class Process(msgspec.Struct, frozen=True, tag="streamcache-samples", tag_field=
     date: str = ""
     failed: list[str] = []
     left: bool = False
+    strays: list[str] = []
     protocol: int = PROTOCOL
     version: int = VERSION
 

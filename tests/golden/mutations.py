@@ -637,6 +637,36 @@ DEFECTS = [
         TIMED[2:3],
         against=Status.FAIL,  # as the base has none
     ),
+    Defect(
+        "a clock that runs at half its speed",
+        (
+            patch(
+                CONFTEST,
+                "    torch.set_num_threads(1)\n",
+                "    torch.set_num_threads(1)\n"
+                "    real = time.perf_counter\n"
+                "    time.perf_counter = lambda: real() / 2\n",
+            ),
+            patch(CONFTEST, "import torch\n", "import time\n\nimport torch\n"),
+        ),
+        Status.INVALID,
+        "speed",
+        TIMED[2:3],
+        against=Status.FAIL,
+    ),
+    Defect(
+        "the garbage collector turned off",
+        (
+            patch(
+                CONFTEST,
+                "    torch.set_num_threads(1)\n",
+                "    torch.set_num_threads(1)\n    __import__('gc').disable()\n",
+            ),
+        ),
+        Status.INVALID,
+        "identity",
+        TIMED[2:3],
+    ),
     fails(
         "a timed stream that skips tokens",
         TIMED[2:3],

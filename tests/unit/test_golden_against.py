@@ -2,8 +2,10 @@
 
 import json
 import math
+import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -67,9 +69,10 @@ def repository(where: Path, test: str) -> Path:
 
 
 def against(
-    where: Path, *arguments: str, revision: str = "HEAD"
+    where: Path, *arguments: str, revision: str = "HEAD", **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    return shell(where, f"--golden-against={revision}", "--golden-rounds=3", *arguments)
+    gate = f"--golden-against={revision}", "--golden-rounds=3"
+    return shell(where, *gate, *arguments, **environment)
 
 
 @pytest.fixture
@@ -151,6 +154,41 @@ def test_a_test_that_fails_here_alone_is_a_failure(slower: Compared) -> None:
 
 def test_a_benchmark_without_the_fixture_is_compared_by_its_times(slower: Compared) -> None:
     assert slower.status("test_plain", "speed") == "fail"
+
+
+LIBRARY = """
+import lib
+
+def test_figures(golden):
+    golden.equal(n=lib.N)
+"""
+
+
+def with_library(where: Path, conftest: str) -> Path:
+    """A repository whose library is in a folder of its own, and changed since the commit."""
+    (where / "python").mkdir()
+    (where / "python" / "lib.py").write_text("N = 3\n")
+    repository(where, LIBRARY)
+    (where / "conftest.py").write_text(conftest)
+    git(where, "commit", "-qam", "conftest")
+    (where / "python" / "lib.py").write_text("N = 4\n")
+    return where
+
+
+def test_a_library_on_the_path_is_that_of_each_tree(tmp_path: Path) -> None:
+    where = with_library(tmp_path, "")
+    ran = against(where, PYTHONPATH=os.pathsep.join([str(where / "python"), *sys.path]))
+    assert ran.returncode == 1 and "n is 4, the golden's is 3" in ran.stdout, ran.stdout
+
+
+def test_it_is_said_where_both_trees_would_measure_one_library(tmp_path: Path) -> None:
+    """As where a project is installed from its folder, and lies elsewhere than in it or in src."""
+    where = with_library(
+        tmp_path, f"import sys\nsys.path.insert(0, {str(tmp_path / 'python')!r})\n"
+    )
+    ran = against(where)
+    assert ran.returncode == 4, ran.stdout
+    assert f"not the commit was measured, but {tmp_path / 'python' / 'lib.py'}" in ran.stderr
 
 
 def test_a_command_builds_each_tree(figures: Path) -> None:

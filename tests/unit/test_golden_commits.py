@@ -119,7 +119,7 @@ def work():
         pass
 
 def test_work(benchmark):
-    benchmark.pedantic(work, rounds=8)
+    benchmark.pedantic(work, rounds=100)
 """
 
 

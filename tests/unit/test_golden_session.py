@@ -1,5 +1,6 @@
 """What a run of the gate does around its verdicts, without processes of its own."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from streamcache.gate import render
-from streamcache.gate.environment import Environment, tracers
+from streamcache.gate.environment import Environment, interpreter, tracers
 from streamcache.gate.plugin import _PlainEnvironmentProbe, session
 from streamcache.gate.plugin.hints import hints
 from streamcache.gate.plugin.processes import Order, fresh
@@ -173,6 +174,21 @@ def test_what_slows_every_operation_down_is_a_problem() -> None:
         assert "a tracer is on (sys.setprofile)" in tracers()
     finally:
         sys.setprofile(before)
+
+
+def test_a_collector_that_is_off_makes_it_another_measurement() -> None:
+    assert interpreter() == {}
+    gc.disable()
+    found = interpreter()
+    gc.enable()
+    assert found == {"gc": "off"}
+
+
+def test_a_clock_that_was_replaced_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.perf_counter", lambda: 0.0)
+    found = tracers()
+    monkeypatch.undo()
+    assert any("a clock was replaced by <function" in problem for problem in found)
 
 
 def test_the_fixture_of_pytest_golden_keeps_its_name(tmp_path: Path) -> None:

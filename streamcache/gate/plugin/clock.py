@@ -1,5 +1,8 @@
-"""The clock that pytest-benchmark reads in a test with a golden."""
+"""The clocks that pytest-benchmark reads."""
 
+import contextlib
+import os
+import threading
 import time
 
 from streamcache.gate.recorder import Clock
@@ -18,3 +21,42 @@ class BenchmarkClock(Clock):
             self.now = time.perf_counter() - self._start
         self._read = self.now
         return self.now
+
+
+class WaitlessClock:
+    """The wall clock less the waits for a core, as `Stopwatch` takes them, in 3 µs a reading.
+
+    For the thread that reads it first. Where the system does not report waits (not Linux) it is the
+    wall clock.
+    """
+
+    def __init__(self) -> None:
+        self._waited = self._waited_before = self._others_before = 0.0
+        self._file: int | None = None
+
+    def __call__(self) -> float:
+        if self._file is None:
+            self._open()
+        others = time.process_time() - time.thread_time()
+        wait = self._wait_s()
+        # A wait for a core that other threads of this process had is its own doing.
+        self._waited += max(0.0, wait - self._waited_before - (others - self._others_before))
+        self._waited_before, self._others_before = wait, others
+        return time.perf_counter() - self._waited
+
+    def _open(self) -> None:
+        self._file = -1
+        with contextlib.suppress(OSError):
+            path = f"/proc/self/task/{threading.get_native_id()}/schedstat"
+            self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._waited_before = self._wait_s()
+        self._others_before = time.process_time() - time.thread_time()
+
+    def _wait_s(self) -> float:
+        if self._file is None or self._file < 0:
+            return 0.0
+        return int(os.pread(self._file, 64, 0).split()[1]) / 1e9
+
+    def __del__(self) -> None:
+        if self._file is not None and self._file >= 0:
+            os.close(self._file)

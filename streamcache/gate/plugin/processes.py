@@ -23,6 +23,8 @@ from streamcache.machine import n_cores
 
 _ORDER = "STREAMCACHE_GOLDEN_ORDER"
 _POLL_S = 0.05
+# Seconds that pytest-benchmark repeats a function for, and what is enough in several processes.
+_USUAL_MAX_TIME, _FEW_MAX_TIME = "1.0", "0.25"
 _GATES = (
     *(
         "golden",
@@ -51,6 +53,7 @@ class Order(msgspec.Struct, frozen=True):
         may_fail: failing tests are part of the result.
         timed: only tests with the fixture `benchmark`, or only those without; None: all.
         explain: say where the time goes.
+        other: the tree that must not be measured in place of this one; empty where there is none.
         turn: measure as soon as there is this file; until then only import and collect.
         samples: the file to write.
     """
@@ -61,8 +64,18 @@ class Order(msgspec.Struct, frozen=True):
     may_fail: bool = False
     timed: bool | None = None
     explain: bool = False
+    other: str = ""
     turn: str = ""
     samples: str = ""
+
+
+def strays_of(order: Order) -> list[str]:
+    """Files of the other tree that this process has imported."""
+    if not order.other:
+        return []
+    files = {getattr(module, "__file__", None) or "" for module in list(sys.modules.values())}
+    inside = (Path(file) for file in files if file.startswith(order.other + os.sep))
+    return sorted(str(file) for file in inside if "site-packages" not in file.parts)
 
 
 def wait_for_turn(order: Order) -> None:
@@ -105,6 +118,8 @@ def follow_order(config: pytest.Config) -> None:
     order = msgspec.json.decode(text, type=Order)
     vars(config.option).update(dict.fromkeys(_GATES + _WRITES))
     vars(config.option).update(golden_samples=Path(order.samples), golden_order=order)
+    if order.few_pairs and str(config.getoption("benchmark_max_time", "")) == _USUAL_MAX_TIME:
+        config.option.benchmark_max_time = _FEW_MAX_TIME
     if order.tests:
         named = (test.partition("::") for test in order.tests)
         files = [(str(config.rootpath / file), mark, test) for file, mark, test in named]
@@ -161,9 +176,13 @@ def fresh(
         cwd = Path(_moved(str(cwd.resolve()), here, tree))
         first = [str(p) for p in (tree / "src", tree) if p.is_dir()]
         paths = [*first, *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
-        environment["PYTHONPATH"] = os.pathsep.join(
-            p for p in paths if (p and Path(p).resolve() != here) or p in first
-        )
+        resolved = [str(Path(p).resolve()) for p in paths if p]
+        moved = [_moved(p, here, tree) for p in resolved]
+        # What only this tree has, such as packages of an environment inside it, is for both.
+        found = [m if Path(m).exists() else p for m, p in zip(moved, resolved)]
+        environment["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(found))
+        if tree != here:
+            order = msgspec.structs.replace(order, other=str(here))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "samples.json"
         placed = msgspec.structs.replace(order, samples=str(path))
@@ -184,9 +203,16 @@ def fresh(
             tail = (ran.stdout + ran.stderr).strip()[-2000:]
             place = f" in {tree}" if tree else ""
             raise SampleError(f"a process failed{place} with status {ran.returncode}:\n{tail}")
-        return samples.read(path), ran.stdout
+        process = samples.read(path)
+    if process.strays:
+        raise SampleError(
+            f"not the commit was measured, but {process.strays[0]} of this tree: where a project "
+            "is installed from its folder, its packages must be in the root or in src"
+        )
+    return process, ran.stdout
 
 
 def _moved(text: str, here: Path, tree: Path) -> str:
     """A path in one tree as the same in another; anything else as it is."""
-    return str(tree) + text.removeprefix(str(here)) if text.startswith(str(here)) else text
+    inside = text == str(here) or text.startswith(str(here) + os.sep)
+    return str(tree) + text.removeprefix(str(here)) if inside else text

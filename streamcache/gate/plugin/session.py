@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from streamcache.gate import goldens, history, render
-from streamcache.gate.environment import Environment, merged
+from streamcache.gate.environment import Environment, merged, tracers
 from streamcache.gate.goldens import Golden
 from streamcache.gate.judge import judge, missing, needs_confirmation
 from streamcache.gate.plugin import outputs
@@ -17,7 +17,7 @@ from streamcache.gate.plugin.hints import hints
 from streamcache.gate.plugin.missing import CollectedTests, MissingBenchmarkItem
 from streamcache.gate.plugin.options import golden_path
 from streamcache.gate.plugin.plain import plain_sample
-from streamcache.gate.plugin.processes import Order, measured_again, wait_for_turn
+from streamcache.gate.plugin.processes import Order, measured_again, strays_of, wait_for_turn
 from streamcache.gate.recorder import Recorder
 from streamcache.gate.samples import Process, Sample
 from streamcache.gate.verdicts import Status, Verdict, as_warning, exit_status
@@ -50,6 +50,7 @@ class Session:
         self.red: list[pytest.TestReport] = []  # failures by verdict
         self.failed: set[str] = set()
         self.left = False
+        self.problems: list[str] = []
         self.notes: list[str] = []
         self.present = CollectedTests(config)
         config.pluginmanager.register(self.present)
@@ -113,6 +114,7 @@ class Session:
                 verdicts = list(map(as_warning, verdicts))
         elif self.order.plain and (sample := plain_sample(item)):
             self.samples.append(sample)
+            self.problems += tracers()
             return
         else:
             return
@@ -167,8 +169,12 @@ class Session:
 
     def process(self) -> Process:
         environment = merged(self.environments) if self.environments else Environment()
+        if self.problems:
+            problems = list(dict.fromkeys([*environment.problems, *self.problems]))
+            environment = msgspec.structs.replace(environment, problems=problems)
+        strays = strays_of(self.order)
         failed = sorted(self.failed)
-        return Process(environment, self.samples, self.date, failed, self.left)
+        return Process(environment, self.samples, self.date, failed, self.left, strays)
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_benchmark_update_machine_info(self, machine_info: dict[str, Any]) -> None:
