@@ -10,9 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
+from streamcache.gate.compare import Round, compare, confirmed, undecided
 from streamcache.gate.environment import Environment
 from streamcache.gate.goldens import Golden, Provenance
 from streamcache.gate.judge import judge
+from streamcache.gate.plugin.options import ROUNDS
 from streamcache.gate.samples import Process, Sample
 from streamcache.gate.updates import updated
 from streamcache.gate.verdicts import Status, worst
@@ -40,6 +42,7 @@ class Noise:
 GPU = Noise("GPU", pair=0.002, process=0.0015, n_pairs=5, n_processes=6)
 WORST = Noise("GPU, recomputing", pair=0.0056, process=0.0066, n_pairs=5, n_processes=6)
 CPU = Noise("CPU", pair=0.015, process=0.008, n_pairs=40, n_processes=10)
+AGAINST = Noise("CPU, against a commit", pair=0.015, process=0.008, n_pairs=10, n_processes=4)
 
 
 class Machine:
@@ -80,6 +83,24 @@ class Machine:
         return sum(s is Status.FAIL for s in self.gated(slowdown, times)) / times
 
 
+class TwoTrees(Machine):
+    """The same machine where two trees are compared, in 4 rounds, and in 4 more if need be."""
+
+    def rounds(self, slowdown: float) -> list[Round]:
+        return [
+            Round(Process(HERE, [self.sample()]), Process(HERE, [self.sample(slowdown)]))
+            for _ in range(ROUNDS)
+        ]
+
+    def gated(self, slowdown: float, times: int) -> Iterator[Status]:
+        for _ in range(times):
+            first = self.rounds(slowdown)
+            verdicts = compare(first)
+            if undecided(verdicts):
+                verdicts = confirmed(verdicts, first, self.rounds(slowdown))
+            yield worst(verdicts)
+
+
 def suites_failing(benchmarks_failing: float) -> float:
     return 1 - (1 - benchmarks_failing) ** SUITE
 
@@ -105,13 +126,25 @@ def test_half_of_what_counts_is_no_failure() -> None:
     assert Machine(GPU, seed=3).failing(0.015, times=500) == 0
 
 
-def table(noises: tuple[Noise, ...] = (GPU, WORST, CPU), times: int = 2000) -> str:
+@pytest.mark.parametrize(("slowdown", "least"), [(0.05, 0.8), (0.10, 1.0)])
+def test_two_trees_show_a_slowdown_without_a_golden(slowdown: float, least: float) -> None:
+    assert TwoTrees(AGAINST, seed=5).failing(slowdown, times=200) >= least
+
+
+def test_two_trees_that_are_one_fail_at_most_once_in_a_hundred_runs() -> None:
+    found = list(TwoTrees(AGAINST, seed=6).gated(0.0, times=600))
+    assert not any(status.fails_build for status in found)
+
+
+def table(times: int = 2000) -> str:
     """Shares of benchmarks that fail, by slowdown, and of suites where nothing changed."""
+    machines: list[Machine] = [Machine(noise, seed=4) for noise in (GPU, WORST, CPU)]
+    machines += [TwoTrees(AGAINST, seed=4)]
     slowdowns = (0.03, 0.05, 0.1, 0.15, 0.2)
     head = ["noise", "pairs", "processes", "false, of suites", *(f"{s:.0%}" for s in slowdowns)]
     rows = [head, ["---"] * len(head)]
-    for noise in noises:
-        machine = Machine(noise, seed=4)
+    for machine in machines:
+        noise = machine.noise
         false = suites_failing(machine.failing(0.0, times))
         found = [machine.failing(s, times) for s in slowdowns]
         what = f"{noise.name}: pairs {noise.pair:.2%}, processes {noise.process:.2%}"
