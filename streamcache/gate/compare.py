@@ -92,8 +92,8 @@ def _failed(name: str) -> Verdict:
 
 
 def undecided(verdicts: Iterable[Verdict]) -> list[str]:
-    """Benchmarks whose times need more rounds: for what may be a failure or only noise, or is a loss
-    that chance still explains."""
+    """Benchmarks whose times need more rounds: what may be a failure or only noise, and losses that
+    chance still explains."""
     open_ = (Status.FAIL, Status.INCONCLUSIVE)
     times = (v for v in verdicts if v.margin is not None)
     return sorted({v.name for v in times if v.status in open_ or _shows_loss(v)})
