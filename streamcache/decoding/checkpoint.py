@@ -36,10 +36,11 @@ class Checkpoint:
     Args:
         path: of the file; whoever ends the pass removes it.
         every_s: seconds between two writes.
+        within: a folder that no link may lead out of.
     """
 
-    def __init__(self, path: Path, every_s: float = 60.0):
-        self.path, self.every_s = path, every_s
+    def __init__(self, path: Path, every_s: float = 60.0, within: Path | None = None):
+        self.path, self.every_s, self.within = path, every_s, within
         self._written = time.monotonic()
 
     def save_if_due(self, nll: Tensor, one_pass: OnePass, n_layers: int) -> None:
@@ -51,18 +52,18 @@ class Checkpoint:
             held = one_pass.held(layer)
             tensors |= {f"keys.{layer}": held.keys, f"values.{layer}": held.values}
         data = safetensors.torch.save({name: t.contiguous().cpu() for name, t in tensors.items()})
-        write_bytes(self.path, hashlib.sha256(data).digest() + data)
+        write_bytes(self.path, hashlib.sha256(data).digest() + data, self.within)
         self._written = time.monotonic()
 
     def load(self, device: torch.device) -> Finished | None:
-        """What was written last; None where nothing is, or it is damaged."""
+        """What was written last; None where nothing is, or it is damaged or something else."""
         try:
             data = read_bytes(self.path)
-        except OSError:
+            if hashlib.sha256(data[_DIGEST:]).digest() != data[:_DIGEST]:
+                return None
+            found = {k: t.to(device) for k, t in safetensors.torch.load(data[_DIGEST:]).items()}
+            n_layers = sum(name.startswith("keys.") for name in found)
+            held = [States(found[f"keys.{i}"], found[f"values.{i}"]) for i in range(n_layers)]
+            return Finished(found["nll"], int(found["evicted"]), held)
+        except (OSError, safetensors.SafetensorError, KeyError, ValueError):
             return None
-        if hashlib.sha256(data[_DIGEST:]).digest() != data[:_DIGEST]:
-            return None
-        found = {k: t.to(device) for k, t in safetensors.torch.load(data[_DIGEST:]).items()}
-        n_layers = sum(name.startswith("keys.") for name in found)
-        held = [States(found[f"keys.{i}"], found[f"values.{i}"]) for i in range(n_layers)]
-        return Finished(found["nll"], int(found["evicted"]), held)

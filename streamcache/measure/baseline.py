@@ -48,11 +48,13 @@ def baseline_ppl(
     progress: Progress,
     path: Path | None,
     begun: Floats | None = None,
+    within: Path | None = None,
 ) -> tuple[Floats, Quality]:
     """The recompute baseline; what is finished is kept, so an interrupted one continues.
 
     Args:
         begun: what a run of version 1 had finished.
+        within: a folder that no link may lead out of.
     """
     policy, ids = configuration.policy, workload.ids(workload.loaded)
     window_size = policy.floor - policy.n_sink
@@ -73,11 +75,11 @@ def baseline_ppl(
                 )
                 nll += require_finite(rows).tolist()
                 if path is not None and time.monotonic() - saved > _SAVE_EVERY_S:
-                    write_partial(path, made_from, nll)
+                    write_partial(path, made_from, nll, within)
                     saved, n_saved = time.monotonic(), len(nll)
         finally:
             if path is not None and n_saved < len(nll) < len(positions):
-                write_partial(path, made_from, nll)
+                write_partial(path, made_from, nll, within)
     values = numpy.asarray(nll)
     return values, qualities.of_baseline(values, policy.floor, len(ids), late)
 

@@ -17,6 +17,7 @@ from streamcache.files import read_bytes, write_bytes
 
 SCHEMA_VERSION = 2
 MAX_BYTES = 1 << 25  # of a JSON file; a longer one is a trace
+_MAX_ARRAY_BYTES = 1 << 28  # of 67 million tokens
 
 Floats = NDArray[numpy.float64]
 
@@ -143,7 +144,7 @@ def read_array(path: Path, n: int, digest: str | None) -> Floats:
         RecordError: it cannot be read, has another number of them, or is damaged.
     """
     try:
-        data = read_bytes(path, 8 * n + 1024)
+        data = read_bytes(path, min(8 * n + 1024, _MAX_ARRAY_BYTES))
         if digest is not None and sha256(data) != digest:
             raise ValueError("damaged, or not of this record: its checksum is another one")
         values: Floats = numpy.load(io.BytesIO(data), allow_pickle=False).astype(numpy.float64)

@@ -232,11 +232,11 @@ def _ppl(
     """NLLs, what they come to, and what a reader must know of them."""
     ids = workload.ids(workload.loaded)
     late = positions_of(what, workload)
+    within = store.within(path) if store is not None and path is not None else None
     if configuration.recomputes:
         begun = stored if stored is not None and stored.record.quality is None else None
-        nll, quality = baseline_ppl(
-            configuration, workload, late, progress, path, begun.nll if begun else None
-        )
+        known = begun.nll if begun else None
+        nll, quality = baseline_ppl(configuration, workload, late, progress, path, known, within)
         return nll, quality, begun.record.notes if begun else ()
     baseline: Floats | None = None
     notes: tuple[str, ...] = ()
@@ -253,7 +253,7 @@ def _ppl(
             method = "one-pass"
             # Processes that run one model together would continue from different tokens.
             is_kept = path is not None and not is_together()
-            checkpoint = Checkpoint(state_path(path)) if path and is_kept else None
+            checkpoint = Checkpoint(state_path(path), within=within) if path and is_kept else None
             found = streaming_nll(
                 workload.loaded.model, ids, configuration.policy, advance, checkpoint
             )

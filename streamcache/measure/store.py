@@ -57,20 +57,20 @@ class Store:
         environment: Environment,
         positions: int = 0,
     ) -> Path:
-        """Where the record of a measurement is.
+        """Where the record of a measurement is, under the label by which it was kept first.
 
         Args:
             positions: of the recompute baseline with a full window; 0 for all others.
         """
         digest = measurement_digest(configuration, workload, environment, positions)
-        return (
-            self.folder / folder_name(workload) / f"{file_stem(configuration.name)}-{digest}.json"
-        )
+        folder = self.folder / folder_name(workload)
+        new = folder / f"{file_stem(configuration.name)}-{digest}.json"
+        return next(iter(sorted(folder.glob(f"*-{digest}.json"))), new)
 
     def find(self, path: Path) -> Measurement | None:
         """What is at a path; None where nothing that can be read is."""
         try:
-            return read(self._same(path))
+            return read(path)
         except RecordError:
             return None
 
@@ -83,14 +83,17 @@ class Store:
         return of_first(lambda: self._put(path, measurement))
 
     def _put(self, path: Path, measurement: Measurement) -> Measurement:
-        within = self.folder if path.is_relative_to(self.folder) else None  # else named by the user
         try:
-            kept = write(self._same(path), measurement, within)
+            kept = write(path, measurement, self.within(path))
         except OSError as error:
             raise NotKeptError(error, measurement) from error
         for unfinished in (partial_path(path), state_path(path)):
             unfinished.unlink(missing_ok=True)
         return kept
+
+    def within(self, path: Path) -> Path | None:
+        """The folder that no link may lead out of, where the user has not named the file itself."""
+        return self.folder if path.is_relative_to(self.folder) else None
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -111,15 +114,11 @@ class Store:
         try:
             if self._lock.lock_counter == 1:
                 for folder in self.folder.glob("*/"):
-                    remove_leftovers(folder)
+                    if not folder.is_symlink():
+                        remove_leftovers(folder)
             yield
         finally:
             self._lock.release()
-
-    def _same(self, path: Path) -> Path:
-        """The file of the same digest, under any label."""
-        digest = path.stem.rpartition("-")[2]
-        return next(iter(sorted(path.parent.glob(f"*-{digest}.json"))), path)
 
 
 def measurement_digest(
@@ -171,10 +170,14 @@ def read_partial(path: Path, made_from: str) -> list[float]:
     return found.nll if found.made_from == made_from else []
 
 
-def write_partial(path: Path, made_from: str, nll: list[float]) -> None:
-    """Keep what a baseline has finished so far, or warn: it can still be finished."""
+def write_partial(path: Path, made_from: str, nll: list[float], within: Path | None = None) -> None:
+    """Keep what a baseline has finished so far, or warn: it can still be finished.
+
+    Args:
+        within: a folder that no link may lead out of; None: that of the file.
+    """
     try:
-        write_struct(partial_path(path), PartialBaseline(made_from, nll), path.parent)
+        write_struct(partial_path(path), PartialBaseline(made_from, nll), within or path.parent)
     except OSError as error:
         reason = f"{error.strerror or error}: {error.filename}"
         warnings.warn(f"the unfinished baseline is not kept: {reason}", stacklevel=2)

@@ -31,13 +31,19 @@ def markdown(table: Table) -> str:
     if table.prose:
         rule = line(["---"] * len(table.header))
     rows = [line(table.header), rule, *map(line, table.rows)]
-    notes = (f"{in_markdown(note)}.  " for note in table.notes)
+    notes = (f"{_in_own_line(note)}.  " for note in table.notes)
     return "\n".join([*rows, "", *notes]).rstrip() + "\n"
 
 
 def in_markdown(text: str) -> str:
     """As text in a line: no table, link, image or HTML of its own."""
     return "".join(_MARKDOWN.get(sign, sign) for sign in plain(text))
+
+
+def _in_own_line(text: str) -> str:
+    """As text that begins a line: no heading, list, quotation or block of code, either."""
+    begins_a_block = text.startswith(tuple("`~#>-+*=_"))
+    return f"\\{text[0]}{in_markdown(text[1:])}" if begins_a_block else in_markdown(text)
 
 
 def latex(table: Table) -> str:

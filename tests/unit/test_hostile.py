@@ -1,21 +1,28 @@
 """Folders of strangers: nothing outside is written, names are text, and each fault is one line."""
 
+import hashlib
 import os
 import random
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import save
 
+from streamcache.decoding.checkpoint import Checkpoint
 from streamcache.files import read_bytes, remove_leftovers, write_bytes
 from streamcache.measure import checked, measurement
+from streamcache.measure.checked import RecordError
 from streamcache.measure.configurations import NAMED
 from streamcache.measure.measurement import Measurement
 from streamcache.measure.store import Store, write_partial
-from streamcache.report import collect
+from streamcache.report import collect, render
 from streamcache.report.plain import plain
+from streamcache.report.tables import Table
 from tests import made
 from tests.shell import Run
 
@@ -108,6 +115,59 @@ def test_a_record_is_not_written_through_a_link_out_of_the_folder(tmp_path: Path
         write_partial(path, "0123abcd", [1.0])
     assert [each.name for each in outside.iterdir()] == ["file"]
     assert (outside / "file").read_text() == "mine"
+
+
+def test_what_is_unfinished_is_not_written_through_a_link_out_of_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The part of a baseline, the state of a pass and the lock; nor is something removed there."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "file").write_text("mine")
+    (outside / ".streamcache-0.tmp").write_text("mine")
+    store = Store(tmp_path / "runs")
+    store.folder.mkdir()
+    folder = store.folder / "a"
+    folder.symlink_to(outside)
+    path = folder / "baseline-0123abcd.json"
+    with pytest.warns(UserWarning, match="a link leads out of"):
+        write_partial(path, "0123abcd", [1.0], store.within(path))
+    checkpoint = Checkpoint(folder / "x.state", every_s=0, within=store.within(path))
+    layers = SimpleNamespace(evicted=0, held=lambda layer: pytest.fail("there are no layers"))
+    with pytest.raises(OSError, match="a link leads out of"):
+        checkpoint.save_if_due(torch.ones(3), layers, 0)  # type: ignore[arg-type]
+    with store.lock():
+        pass
+    (store.folder / ".lock").unlink(missing_ok=True)
+    (store.folder / ".lock").symlink_to(outside / "file")
+    with pytest.raises(OSError), store.lock():
+        pytest.fail("the file of somebody else would be emptied")
+    assert {each.name for each in outside.iterdir()} == {"file", ".streamcache-0.tmp"}
+    assert (outside / "file").read_text() == "mine"
+
+
+def test_the_state_of_a_stranger_is_not_used(tmp_path: Path) -> None:
+    """Its checksum is right; it is no file of tensors, or of other ones."""
+    path = tmp_path / "x.state"
+    layer = {"keys.1": torch.ones(1), "values.1": torch.ones(1)}
+    for content in (b"", b"\xff" * 100, save({}), save({"nll": torch.ones(3)}), save(layer)):
+        path.write_bytes(hashlib.sha256(content).digest() + content)
+        assert Checkpoint(path).load(torch.device("cpu")) is None
+
+
+def test_an_array_without_end_is_not_read(tmp_path: Path) -> None:
+    """A file of 1 TiB that takes no room, and a record that says that it is as long."""
+    path = tmp_path / "x.nll.npy"
+    with path.open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(RecordError, match="longer than 256 MiB"):
+        checked.read_array(path, 1 << 38, None)
+
+
+@pytest.mark.parametrize("note", ["```", "~~~", "# x", "> x", "- x", "+ x", "* x", "===", "---"])
+def test_a_note_begins_no_block_of_its_own(note: str) -> None:
+    (line,) = render.markdown(Table("", (), (), (note,))).splitlines()[-1:]
+    assert line == f"\\{note}."
 
 
 def test_a_link_within_the_folder_is_followed(tmp_path: Path) -> None:

@@ -204,6 +204,17 @@ def test_a_baseline_in_a_file_of_its_own_is_found_there(tmp_path: Path) -> None:
     assert len(list((tmp_path / "runs").rglob("*.json"))) == 1
 
 
+def test_a_baseline_in_a_file_of_its_own_leaves_others_of_a_like_name_alone(tmp_path: Path) -> None:
+    """What stands behind the last hyphen of it is no digest, so it is not looked for."""
+    others = [tmp_path / "a-base.json", tmp_path / "my-base.nll.json"]
+    for other in others:
+        other.write_text("mine")
+    path = tmp_path / "my-base.json"
+    found = run(BASELINE, tiny_workload(), ONLY_PPL, Store(tmp_path / "runs"), baseline_file=path)
+    assert found.path == path and [other.read_text() for other in others] == ["mine", "mine"]
+    assert measurement.read(path).record == found.record
+
+
 @pytest.mark.parametrize(
     "field, workload, compared, what",
     [

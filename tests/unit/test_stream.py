@@ -84,7 +84,7 @@ def test_a_measurement_goes_on_and_leaves_no_checkpoint(
     ids = text(80)[0]
     workload = Workload(loaded, TokenizedText("x", ids, "0", "file"), window=None)
     configuration, store = Configuration(POLICY, "streaming"), Store(tmp_path)
-    monkeypatch.setattr(Checkpoint.__init__, "__defaults__", (0.0,))
+    monkeypatch.setattr(Checkpoint.__init__, "__defaults__", (0.0, None))
     real, fed = one_pass.OnePass.feed, []
 
     def feed(self: Any, tokens: torch.Tensor, **options: Any) -> Any:
