@@ -12,8 +12,8 @@ import click
 from streamcache import ranks
 from streamcache.cli.console import err, out, print_in_any_encoding, show
 from streamcache.cli.declarations import COMMANDS
+from streamcache.plain import plain
 from streamcache.policy import PolicyError
-from streamcache.report.plain import plain
 from streamcache.version import VERSION
 
 # These keep what an interrupted run has finished.
@@ -80,7 +80,7 @@ def _quietly() -> Iterator[None]:
             print(f"warning: {plain(text)}", file=sys.stderr)
 
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler writes when it starts
-    for name in ("torchao", "torch.utils._pytree"):
+    for name in ("torchao", "torch.utils._pytree", "huggingface_hub"):
         logging.getLogger(name).setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.showwarning = show

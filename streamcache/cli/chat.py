@@ -22,8 +22,8 @@ from streamcache.decoding.text import (
 )
 from streamcache.inputs.models import LoadedModel
 from streamcache.measure.workload import default_window
+from streamcache.plain import plain
 from streamcache.policy import EvictionPolicy
-from streamcache.report.plain import plain
 
 
 def generate(prompt: str | None, max_new_tokens: int, **settings: Any) -> None:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from streamcache.report.plain import plain
+from streamcache.plain import plain
 
 _FIXED = "\N{NO-BREAK SPACE}"  # within a cell: no line ends there
 _NAME = 13  # columns that a name has at least

@@ -56,6 +56,16 @@ streaming_mode_option = click.option(
 )
 
 
+class _Command(click.Command):
+    """A command whose options are never empty: that is a shell variable that is not set."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        for option, value in zip(args, [*args[1:], None]):
+            if option.startswith("--") and (value == "" or option.endswith("=")):
+                raise click.UsageError(f"{option.rstrip('=')} is empty: give a value", ctx)
+        return super().parse_args(ctx, args)
+
+
 def _count(name: str, default: int, what: str, least: int, most: int | None = None) -> Decorator:
     """An option that is a whole number, and whose default the help shows."""
     number = click.IntRange(least, most)
@@ -75,7 +85,9 @@ def _command(name: str, where: str, what: str, *options: Decorator) -> click.Com
     with_options: Callable[..., Any] = call
     for option in reversed(options):
         with_options = option(with_options)
-    return click.command(name, help=what, short_help=what.partition("\n")[0])(with_options)
+    return click.command(name, cls=_Command, help=what, short_help=what.partition("\n")[0])(
+        with_options
+    )
 
 
 COMMANDS = (

@@ -32,6 +32,10 @@ def stream(
     if unknown := [name for name in names if name not in known and ":" not in name]:
         raise click.UsageError(f"no configuration {unknown[0]!r}: choose one of {', '.join(known)}")
     loaded = load_one(**model)
+    try:
+        chosen = [configuration_of(name, loaded, cap_total) for name in names]
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
     books = load_books(
         tokenizer=loaded.tokenizer,
         max_tokens=max_eval_tokens,
@@ -40,10 +44,6 @@ def stream(
     )
     if reason := Workload(loaded, books.text).ppl_unavailable_reason:
         raise click.UsageError(f"nothing to stream: {reason}")
-    try:
-        chosen = [configuration_of(name, loaded, cap_total) for name in names]
-    except ValueError as error:
-        raise click.UsageError(str(error)) from error
     with bars() as progress:
         found = measure_stream(loaded, books, chosen, Store(output_dir), progress)
     for measured in found.by_name.values():

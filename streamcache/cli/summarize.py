@@ -6,6 +6,7 @@ import click
 
 from streamcache.cli.console import err, out
 from streamcache.files import remove_leftovers, write_bytes
+from streamcache.plain import in_markdown
 from streamcache.report import audit, collect, page, render, tables
 from streamcache.report.sinks import sinks_tables
 from streamcache.report.tables import Table
@@ -37,9 +38,9 @@ def summarize(output_dir: Path, audit_file: Path | None) -> None:
     markdown = ["# Summary\n", "## Audit\n", render.markdown(verdicts)]
     latex = [render.latex(verdicts)]
     for title, shown in sections:
-        markdown.append(f"## {render.in_markdown(title)}\n")
+        markdown.append(f"## {in_markdown(title)}\n")
         for table in shown:
-            markdown += [f"### {render.in_markdown(table.title)}\n", render.markdown(table)]
+            markdown += [f"### {in_markdown(table.title)}\n", render.markdown(table)]
             latex.append(render.latex(table))
     write(output_dir / "summary.md", "\n".join(markdown), output_dir)
     write(output_dir / "summary.tex", "\n".join(latex), output_dir)

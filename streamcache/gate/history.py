@@ -13,12 +13,15 @@ from typing import NamedTuple
 
 import msgspec
 
+from streamcache.files import read_bytes
 from streamcache.gate.environment import Value
 from streamcache.gate.samples import Process
 from streamcache.gate.stats import error_of_median
+from streamcache.plain import plain_values
 
 SPEED = "candidate / baseline"
 _MIN_RUNS = 8  # fewer have no trend
+_MAX_LOG = 100.0  # of a ratio of times
 _MIN_EVIDENCE = 10.0  # difference of two BICs, from which on the better model is certain
 _NORMAL = 1.4826  # a normal deviation over the median of the absolute values
 _MIN_MAGNITUDE = 0.01  # of a change point, relative
@@ -107,15 +110,18 @@ def read(path: Path) -> list[Line]:
         HistoryError: the file cannot be read, or a line is none of a history.
     """
     try:
-        rows = path.read_bytes().split(b"\n")
+        rows = read_bytes(path).split(b"\n")
     except OSError as error:
         raise HistoryError(f"{path}: {error.strerror}") from error
     found = []
     for number, row in enumerate(rows[:-1], 1):  # behind the last end of line is nothing, or a half
         try:
-            found.append(msgspec.json.decode(row, type=Line))
-        except msgspec.MsgspecError as error:
+            line = msgspec.convert(plain_values(msgspec.json.decode(row)), Line)
+        except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
             raise HistoryError(f"{path}, line {number}: {error}") from error
+        if abs(line.log_ratio or 0) > _MAX_LOG:
+            raise HistoryError(f"{path}, line {number}: no time has the log-ratio {line.log_ratio}")
+        found.append(line)
     return sorted(found, key=lambda line: line.date)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from streamcache.gate.stats import percent
 from streamcache.gate.verdicts import Status, Verdict, worst
+from streamcache.plain import in_markdown, plain
 
 _MARKS = {
     Status.PASS: "ok",
@@ -55,7 +56,7 @@ def rows(verdicts: Sequence[Verdict]) -> list[tuple[str, ...]]:
         )
         for v in kept
     ]
-    return [tuple(" ".join(cell.splitlines()) for cell in row) for row in found]
+    return [tuple(plain(" ".join(cell.splitlines())) for cell in row) for row in found]
 
 
 def _short(name: str) -> str:
@@ -90,6 +91,5 @@ def markdown(verdicts: Sequence[Verdict], notes: Sequence[str] = (), n_failed: i
     lines = [f"### {headline(verdicts, n_failed)}", ""]
     lines += ["| " + " | ".join(HEADER) + " |", "|" + " --- |" * len(HEADER)]
     for row in rows(verdicts):
-        cells = [cell.replace("|", "\\|") for cell in row]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", *notes, ""])
+        lines.append("| " + " | ".join(map(in_markdown, row)) + " |")
+    return "\n".join([*lines, "", *(f"- {in_markdown(note)}" for note in notes), ""])

@@ -11,6 +11,7 @@ import msgspec
 from streamcache.files import read_bytes, write_bytes
 from streamcache.gate.goldens import SCHEMA, VERSION, Golden, GoldenError
 from streamcache.gate.validation import golden_error
+from streamcache.plain import plain_values
 
 _CHECKSUM = "checksum"
 _MAX_BYTES = 1 << 25
@@ -62,8 +63,9 @@ def decoded(path: Path) -> dict[str, Any]:
 
 
 def validated(found: dict[str, Any], path: Path) -> Golden:
-    """A golden from its JSON. A file without a checksum was written by hand, or by a release
-    that wrote none.
+    """A golden from its JSON, with escapes in place of signs that no one sees in its names.
+
+    A file without a checksum was written by hand, or by a release that wrote none.
 
     Raises:
         GoldenError: a field is unknown or of another type, it could hold nothing, or it was
@@ -72,6 +74,7 @@ def validated(found: dict[str, Any], path: Path) -> Golden:
     fields = {name: value for name, value in found.items() if name != _CHECKSUM}
     try:
         golden = msgspec.convert(fields, Golden)
+        shown = msgspec.convert(plain_values(fields), Golden)
     except msgspec.ValidationError as error:
         raise GoldenError(f"{path} is not a valid golden file: {error}") from error
     if wrong := golden_error(golden):
@@ -81,7 +84,7 @@ def validated(found: dict[str, Any], path: Path) -> Golden:
             f"{path} was damaged or edited: its checksum is another one; after an edit that is "
             'meant, remove the line "checksum"'
         )
-    return golden
+    return shown
 
 
 def duplicate_keys(data: bytes) -> set[str]:

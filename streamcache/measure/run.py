@@ -31,7 +31,7 @@ from streamcache.measure.speed import measure_speed
 from streamcache.measure.steps import decoded_nll
 from streamcache.measure.store import Store, state_path
 from streamcache.measure.workload import Workload
-from streamcache.policy import Evictions, count_evictions
+from streamcache.policy import EvictionPolicy, Evictions, count_evictions
 from streamcache.ranks import is_together
 
 Method = Literal["one-pass", "sequential"]
@@ -124,6 +124,13 @@ def _run(
     ppl_done = what.ppl is None or (stored is not None and _has_ppl(stored, workload, what))
     times_done = not what.tpot_tokens or (stored is not None and _has_times(stored, what))
     if stored is not None and ppl_done and times_done:
+        if baseline_file is not None and baseline_file.exists() and workload.window is not None:
+            stored_baseline(
+                _baseline_of(configuration, workload.window),
+                workload,
+                positions_of(what, workload),
+                baseline_file,
+            )
         return stored
     record, nll, times = (stored.record, stored.nll, stored.tpot_ms) if stored else (None,) * 3
     notes = record.notes if record else ()
@@ -241,8 +248,7 @@ def _ppl(
     baseline: Floats | None = None
     notes: tuple[str, ...] = ()
     if workload.window is not None:
-        weights = configuration.weights
-        reference = Configuration(workload.window, RECOMPUTE, weights=weights, label="baseline")
+        reference = _baseline_of(configuration, workload.window)
         only_ppl = dataclasses.replace(what, tpot_tokens=0)
         compared = run(
             reference, workload, only_ppl, store, progress=progress, baseline_file=baseline_file
@@ -264,6 +270,11 @@ def _ppl(
     floor = 0 if workload.window is None else workload.window.floor
     quality = qualities.of_stream(nll, configuration.policy.floor, method, baseline, floor, late)
     return nll, quality, notes
+
+
+def _baseline_of(configuration: Configuration, window: EvictionPolicy) -> Configuration:
+    """What a configuration is compared with: the same weights, and no cache."""
+    return Configuration(window, RECOMPUTE, weights=configuration.weights, label="baseline")
 
 
 def _record(

@@ -16,8 +16,8 @@ from streamcache.measure.measurement import Fields, Measurement, Record, with_ar
 from streamcache.measure.profile import Profile
 from streamcache.measure.sinks import Sinks
 from streamcache.measure.version1 import from_version_1, is_version_1
+from streamcache.plain import plain_values
 from streamcache.policy import PolicyError
-from streamcache.report.plain import plain_values
 
 _PARTIAL = "streamcache-partial"  # of a baseline that was interrupted: not for people
 _Other = Diagnosis | Profile | Ladder | Sinks

@@ -2,10 +2,9 @@
 
 from collections.abc import Iterable
 
-from streamcache.report.plain import plain
+from streamcache.plain import in_markdown, plain
 from streamcache.report.tables import Table
 
-_MARKDOWN = {"<": "&lt;", "&": "&amp;", **{sign: f"\\{sign}" for sign in "\\|[]"}}
 # A table is made smaller where it is wider than the page.
 _AT_MOST_A_LINE = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{"
 _LATEX = {
@@ -33,11 +32,6 @@ def markdown(table: Table) -> str:
     rows = [line(table.header), rule, *map(line, table.rows)]
     notes = (f"{_in_own_line(note)}.  " for note in table.notes)
     return "\n".join([*rows, "", *notes]).rstrip() + "\n"
-
-
-def in_markdown(text: str) -> str:
-    """As text in a line: no table, link, image or HTML of its own."""
-    return "".join(_MARKDOWN.get(sign, sign) for sign in plain(text))
 
 
 def _in_own_line(text: str) -> str:

@@ -179,6 +179,7 @@ def test_random_weights_have_a_speed_and_no_ppl(run: Run, tmp_path: Path) -> Non
         (["compare", "--configs", "mit,fats"], ["'fats'", "baseline, mit"]),
         (["eval", "--max-eval-tokens", "30000"], ["24000", "30000"]),
         (["evaluate"], ["evaluate"]),
+        (["stream", "--cap-total", "0"], ["total=0 leaves no window"]),
     ],
 )
 def test_bad_input_gets_one_line_and_status_2(
@@ -498,7 +499,10 @@ def test_the_record_is_not_written_over_the_baseline_that_was_read(
     [
         (["--dataset-name", "pipe"], "cannot read pipe: not a regular file"),
         (["--dataset-name", "empty"], "empty is empty"),
-        (["--dataset-name", ""], "no dataset and no file is called ''"),
+        (["--dataset-name", ""], "--dataset-name is empty: give a value"),
+        (["--output-file", ""], "--output-file is empty: give a value"),
+        (["--output-dir="], "--output-dir is empty: give a value"),
+        (["--device", ""], "--device is empty: give a value"),
         (["--tpot-tokens", str(10**12)], "is not in the range"),
         (["--window-size", str(10**18)], "is not in the range"),
         (["--compress-every", str(2**70)], "is not in the range"),

@@ -88,9 +88,16 @@ def test_text_is_a_table_that_ends_with_the_headline() -> None:
 
 
 def test_markdown_keeps_each_check_in_one_row() -> None:
-    lines = render.markdown(ALL, ["- a note"]).splitlines()
+    lines = render.markdown(ALL, ["a note"]).splitlines()
     assert lines[0] == "### golden: FAIL (2 fail, 1 missing, 2 pass)"
     table = [line for line in lines if line.startswith("|")]
     assert len(table) == 2 + len(render.rows(ALL))
     assert {columns(line) for line in table} == {len(render.HEADER)}
     assert lines[-1] == "- a note" or lines[-2] == "- a note"
+
+
+def test_names_are_no_markup_in_a_comment_on_a_pull_request() -> None:
+    name = "<img src=x> [a](http://x) ![b](http://y) \x1b[2J\u202e"
+    text = render.markdown([Verdict(name, name, Status.FAIL, name, name, cause=name)], [name])
+    assert "<img" not in text and "\x1b" not in text and "\u202e" not in text
+    assert not re.search(r"(?<!\\)\]\(", text)

@@ -20,8 +20,8 @@ from streamcache.measure.checked import RecordError
 from streamcache.measure.configurations import NAMED
 from streamcache.measure.measurement import Measurement
 from streamcache.measure.store import Store, write_partial
+from streamcache.plain import plain
 from streamcache.report import collect, render
-from streamcache.report.plain import plain
 from streamcache.report.tables import Table
 from tests import made
 from tests.shell import Run

@@ -253,6 +253,22 @@ def test_the_way_out_of_a_mismatch_is_the_command_that_makes_a_fitting_one(tmp_p
     assert f"`streamcache baseline {command} --baseline-file {path}`" in str(caught.value)
 
 
+def test_a_baseline_that_is_named_is_looked_at_though_nothing_is_left_to_measure(
+    tmp_path: Path,
+) -> None:
+    store, path = Store(tmp_path / "runs"), tmp_path / "b.json"
+    measured = run(STREAMING, tiny_workload(), ONLY_PPL, store)
+    found = run(STREAMING, tiny_workload(), ONLY_PPL, store, baseline_file=path)
+    assert found.record == measured.record
+    path.write_text("some text")
+    with pytest.raises(RecordError, match="not a readable streamcache record"):
+        run(STREAMING, tiny_workload(), ONLY_PPL, store, baseline_file=path)
+    path.unlink()
+    run(BASELINE, tiny_workload(59), ONLY_PPL, store, baseline_file=path)
+    with pytest.raises(BaselineMismatch, match="its text_digest is"):
+        run(STREAMING, tiny_workload(), ONLY_PPL, store, baseline_file=path)
+
+
 def test_a_file_that_is_no_baseline_is_refused(tmp_path: Path) -> None:
     path, store = tmp_path / "b.json", Store(tmp_path / "runs")
     path.write_text('{"schema": "streamcache-measurement"')

@@ -188,7 +188,7 @@ def _write(
     config: pytest.Config, verdicts: list[Verdict], notes: list[str], rounds: list[Round]
 ) -> list[str]:
     head = git(config, "rev-parse", "HEAD") or ""
-    text = render.markdown(verdicts, [f"- {line}" for line in notes]).encode()
+    text = render.markdown(verdicts, notes).encode()
     process = rounds[0].new
     results = {
         "version": goldens.VERSION,

@@ -231,8 +231,7 @@ class Session:
             path = outputs.samples(self.config)
             return unwritten + outputs.write(path, msgspec.json.encode(self.process()))
         others = self.failed - {report.nodeid for report in self.red}
-        notes = [f"- {line}" for line in self.notes]
-        text = render.markdown(self.verdicts, notes, n_failed=len(others)).encode()
+        text = render.markdown(self.verdicts, self.notes, n_failed=len(others)).encode()
         unwritten += outputs.write(outputs.markdown(self.config), text)
         results = msgspec.json.encode({"streamcache": self._results()})
         unwritten += outputs.write(outputs.results(self.config), results)

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+_MARKDOWN = {"<": "&lt;", "&": "&amp;", **{sign: f"\\{sign}" for sign in "\\|[]"}}
+
 
 def plain(text: str, keep: str = "") -> str:
     r"""The text with signs that no one sees as escapes: `\n`, `\x1b`, `\u202e`.
@@ -21,3 +23,8 @@ def plain_values(value: Any) -> Any:
     if isinstance(value, dict):
         return {plain(name): plain_values(each) for name, each in value.items()}
     return [plain_values(each) for each in value] if isinstance(value, list) else value
+
+
+def in_markdown(text: str) -> str:
+    """As text in a line of markdown: no table, link, image or HTML of its own."""
+    return "".join(_MARKDOWN.get(sign, sign) for sign in plain(text))
