@@ -179,7 +179,7 @@ def test_random_weights_have_a_speed_and_no_ppl(run: Run, tmp_path: Path) -> Non
         (["compare", "--configs", "mit,fats"], ["'fats'", "baseline, mit"]),
         (["eval", "--max-eval-tokens", "30000"], ["24000", "30000"]),
         (["evaluate"], ["evaluate"]),
-        (["stream", "--cap-total", "0"], ["total=0 leaves no window"]),
+        (["stream", "--cap-total", "0"], ["total must be an integer >= 1"]),
     ],
 )
 def test_bad_input_gets_one_line_and_status_2(
