@@ -15,6 +15,9 @@ PYTEST = """#!/bin/sh
 echo "$*" >> calls
 read status < statuses
 sed -i 1d statuses
+for argument; do
+  case $argument in --golden-markdown=*) cat report > "${argument#*=}"; esac
+done
 exit $status
 """
 
@@ -31,8 +34,11 @@ def clone(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def compare(clone: Path, *statuses: int, base: str = "") -> tuple[int, list[str], str]:
+def compare(
+    clone: Path, *statuses: int, base: str = "", report: str = "golden: PASS"
+) -> tuple[int, list[str], str]:
     """The exit status, what pytest was called with, and what was said."""
+    (clone / "report").write_text(report)
     (clone / "statuses").write_text("".join(f"{status}\n" for status in statuses))
     path = f"{clone / 'bin'}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "STREAMCACHE_BASE": base}
@@ -59,7 +65,14 @@ def test_red_fails_and_a_disturbed_machine_does_not(
     commits(clone, 2)
     status, calls, said = compare(clone, *statuses)
     assert (status, len(calls), said) == (ends, len(statuses), says)
-    assert "--golden-against=merge-base --golden-required" in calls[0]
+    assert "-o addopts= --golden-against=merge-base --golden-required" in calls[0]
+
+
+def test_a_run_that_ends_without_a_report_has_not_passed(clone: Path) -> None:
+    """As where something in the tree ends the process by itself, with status 0."""
+    commits(clone, 2)
+    status, _, said = compare(clone, 0, report="")
+    assert (status, said) == (1, "the comparison ended without a report\n")
 
 
 def test_a_first_commit_has_nothing_to_compare_with(clone: Path) -> None:
