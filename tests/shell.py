@@ -1,7 +1,10 @@
 """The command line as a shell sees it."""
 
+import copy
 import sys
 from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import pytest
@@ -22,15 +25,22 @@ def measure_little(set_attribute: SetAttribute) -> None:
 
 
 def load_two_layers(set_attribute: SetAttribute) -> None:
-    """Have commands load two layers of a model, where its PPL need mean nothing."""
+    """Have commands load two layers of a model, where its PPL need mean nothing; from the disk
+    once."""
 
     def load(name: str, **how: Any) -> LoadedModel:
-        loaded = load_model(name, **how)
-        del loaded.model.get_decoder().layers[2:]
-        loaded.model.config.num_hidden_layers = 2
-        return loaded
+        loaded = _two_layers(name, *how.items())
+        return replace(loaded, model=copy.deepcopy(loaded.model))
 
     set_attribute(common, "load_model", load)
+
+
+@cache
+def _two_layers(name: str, *how: tuple[str, Any]) -> LoadedModel:
+    loaded = load_model(name, **dict(how))
+    del loaded.model.get_decoder().layers[2:]
+    loaded.model.config.num_hidden_layers = 2
+    return loaded
 
 
 class Ran:

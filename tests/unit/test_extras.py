@@ -83,6 +83,7 @@ def test_every_command_names_the_extra_of_the_command_line(command: str, tmp_pat
 
 
 LIBRARY = """
+import streamcache.testing
 from streamcache import EvictionPolicy, StreamingCache, streaming_nll
 from streamcache.extras import MissingExtra
 from streamcache.inputs.corpora import load_tokens
@@ -107,7 +108,8 @@ print(message(lambda: __import__("streamcache.measure")))
 
 
 def test_the_library_needs_no_extra_and_names_those_that_parts_of_it_need(tmp_path: Path) -> None:
-    optional = ["click", "rich", "msgspec", "matplotlib", "datasets", "torchao", "pytest"]
+    optional = ["click", "rich", "msgspec", "matplotlib", "datasets", "torchao"]
+    optional += ["pytest", "hypothesis"]  # nor does the test kit
     ran = run_without(optional, LIBRARY, tmp_path)
     assert ran.returncode == 0, ran.stderr
     datasets, quantization, measure = ran.stdout.splitlines()

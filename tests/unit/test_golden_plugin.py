@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
@@ -85,14 +86,22 @@ def git(where: Path, *arguments: str) -> None:
 
 
 def lay_out(where: Path, clock: str = CLOCK) -> None:
-    """A repository with the example in it."""
+    """A repository with the example in it: a copy, since git takes longer."""
+    shutil.copytree(Path(committed(clock).name), where, dirs_exist_ok=True)
+
+
+@cache
+def committed(clock: str) -> "TemporaryDirectory[str]":
+    folder = TemporaryDirectory()
+    where = Path(folder.name)
     (where / "test_toy.py").write_text(EXAMPLE)
     (where / "conftest.py").write_text(SURROUNDINGS + clock)
     (where / "pytest.ini").write_text("[pytest]\ngolden_dir = goldens\n")
     (where / ".gitignore").write_text("__pycache__\n.pytest_cache\n*.out\n")
-    git(where, "init", "-q")
+    git(where, "init", "-q", "--template=")
     git(where, "add", ".")
     git(where, "commit", "-qm", "toy")
+    return folder
 
 
 RECORD = ["--golden=toy", "--golden-update", "--golden-reason", "first"]
