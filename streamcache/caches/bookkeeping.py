@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.compiler import is_dynamo_compiling
 
 from streamcache.caches.admission import UnsupportedModelError, decoder_of
+from streamcache.caches.call import Call
 from streamcache.caches.fingerprint import Fingerprint
-from streamcache.caches.hooks import Call
 from streamcache.caches.layer_states import cut_gradients, select, state_layers
 from streamcache.caches.recent_evictions import Eviction, RecentEvictions
 from streamcache.caches.retained_attention import States

@@ -1,6 +1,6 @@
 """The errors a user can cause: their messages say what is wrong and what would be right."""
 
-from streamcache.caches.hooks import PaddingError
+from streamcache.caches.padding import PaddingError
 from streamcache.caches.probe import UnsupportedModelError
 from streamcache.decoding.nll import NotFiniteError
 from streamcache.decoding.onepass import OnePassUnsupported

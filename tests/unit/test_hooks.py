@@ -13,7 +13,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from streamcache.caches import one_pass
 from streamcache.caches.base import BoundedCache
-from streamcache.caches.hooks import PaddingError
+from streamcache.caches.padding import PaddingError
 from streamcache.caches.streaming import StreamingCache
 from streamcache.policy import EvictionPolicy
 from tests.cases import CACHES, each_cache

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from streamcache.caches import hooks, one_pass, retained_attention
+from streamcache.caches import feeding, one_pass, retained_attention
 from streamcache.caches.base import BoundedCache
 from streamcache.caches.refresh import RefreshCache
 from streamcache.caches.streaming import StreamingCache
@@ -164,7 +164,7 @@ def test_models_whose_attention_cannot_be_replaced_get_pieces(
     model, ids = tiny(family, **shapes[family]), text(90)
     if family == "bloom" and cache_type is not StreamingCache:
         return
-    passed = hooks._feed_in_passes(model.get_decoder(), cache_type(model, POLICY), ids, {})
+    passed = feeding._feed_in_passes(model.get_decoder(), cache_type(model, POLICY), ids, {})
     assert passed is None
     logits = stream(model, cache_type(model, POLICY), ids, [60, 1, 29])
     single = stream(model, cache_type(model, POLICY), ids)

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from streamcache import CapturedGeneration
 from streamcache.caches.base import BoundedCache
-from streamcache.caches.hooks import PaddingError
+from streamcache.caches.padding import PaddingError
 from streamcache.caches.refresh import RefreshCache
 from streamcache.caches.streaming import StreamingCache
 from streamcache.decoding.captured import CapturedDecoder

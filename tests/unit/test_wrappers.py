@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
 
 from streamcache import CapturedDecoder, CapturedGeneration, recompute_nll, streaming_nll
-from streamcache.caches.hooks import PaddingError
+from streamcache.caches.padding import PaddingError
 from streamcache.caches.probe import UnsupportedModelError
 from streamcache.caches.shared_copy import fingerprint
 from streamcache.caches.streaming import StreamingCache
