@@ -43,21 +43,23 @@ def quantize(model: PreTrainedModel, how: Quantization) -> None:
     except ImportError as error:  # a torchao that was built for another torch
         raise QuantizationError(f"torchao cannot be imported: {error}") from error
 
-    if how == "int8":
-        config: Any = ao.Int8WeightOnlyConfig(version=2)
-    elif how == "fp8":
-        config = ao.Float8WeightOnlyConfig(granularity=ao.granularity.PerRow())
-    elif model.device.type == "cuda" and model.dtype == torch.bfloat16:
-        config = ao.Int4WeightOnlyConfig(group_size=_GROUP, int4_packing_format="tile_packed_to_4d")
-    else:
-        group = ao.granularity.PerGroup(_GROUP)
-        int4: Any = getattr(torch, "int4")  # noqa: B009 (a type of no stub)
-        config = ao.IntxWeightOnlyConfig(weight_dtype=int4, granularity=group)
     try:
-        ao.quantize_(model, config)
+        ao.quantize_(model, _config(ao, how, model))
     except Exception as error:  # torchao has no class of errors
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise QuantizationError(f"torchao cannot quantize this model to {how}: {reason}") from error
+
+
+def _config(ao: Any, how: Quantization, model: PreTrainedModel) -> Any:
+    if how == "int8":
+        return ao.Int8WeightOnlyConfig(version=2)
+    if how == "fp8":
+        return ao.Float8WeightOnlyConfig(granularity=ao.granularity.PerRow())
+    if model.device.type == "cuda" and model.dtype == torch.bfloat16:
+        return ao.Int4WeightOnlyConfig(group_size=_GROUP, int4_packing_format="tile_packed_to_4d")
+    group = ao.granularity.PerGroup(_GROUP)
+    int4: Any = getattr(torch, "int4")  # noqa: B009 (a type of no stub)
+    return ao.IntxWeightOnlyConfig(weight_dtype=int4, granularity=group)
 
 
 def _converts_fp8(device: torch.device) -> bool:

@@ -9,13 +9,16 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from streamcache.caches.attention_override import HeadNorms, Scores
+from streamcache.caches.attention_override import HeadNorms, Scores, use_attention
 from streamcache.caches.ring import Step
 from streamcache.caches.rope import RopeTable, Rotation
+from streamcache.decoding.captured import CapturedDecoder
 from streamcache.decoding.kernels import linear
 from streamcache.decoding.kernels.attention import attend
 from streamcache.decoding.kernels.fusion import fuse
 from streamcache.decoding.kernels.quantized import QuantizedLinear
+from streamcache.policy import EvictionPolicy
+from tests.tiny import tiny
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 1.5e-2}
@@ -312,6 +315,7 @@ def test_gated_linear(
     height=HEIGHTS,
     biased=st.booleans(),
     residual=st.booleans(),
+    early=st.booleans(),
     quantised=st.lists(QUANTISED, min_size=3, max_size=3),
     dtype=st.sampled_from(list(TOLERANCE)),
     seed=st.integers(0, 2**32),
@@ -322,6 +326,7 @@ def test_summed_linear(
     height: int,
     biased: bool,
     residual: bool,
+    early: bool,
     quantised: list[str],
     dtype: torch.dtype,
     seed: int,
@@ -332,7 +337,7 @@ def test_summed_linear(
     weights, scales = zip(*made)
     biases = [_random(height, **how) if biased else None for _ in widths]
     rest = _random(n_tokens, 1, height, **how) if residual else None
-    out = linear.summed_linear(xs, weights, scales, biases, rest)
+    out = linear.summed_linear(xs, weights, scales, biases, rest, early)
     products = [_product(*layer) for layer in zip(xs, weights, scales)]
     y = torch.stack(
         [*products, *(b.double().expand_as(products[0]) for b in biases if b is not None)]
@@ -458,3 +463,27 @@ def test_an_rms_norm_of_other_numbers_is_left_alone(kind: str) -> None:
 
     targets = _targets_after_fusing(Other(), torch.randn(1, 1, 32))
     assert sum("rsqrt" in target for target in targets) == 1
+
+
+@pytest.mark.parametrize(("family", "n_early"), [("gpt_neox", 2), ("llama", 0)])
+def test_the_mlp_of_a_parallel_block_does_not_wait_for_the_attention(
+    family: str, n_early: int
+) -> None:
+    decoder = CapturedDecoder(tiny(family), EvictionPolicy(n_sink=2, window_size=6))
+    sums: list[Any] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        fuse(graph)
+        sums.extend(node for node in graph.graph.nodes if "summed_linear" in str(node.target))
+        return graph.forward
+
+    torch._dynamo.reset()
+    with torch.inference_mode(), use_attention(decoder._attend):
+        token = torch.zeros(1, 1, dtype=torch.long)
+        expected = decoder._model(token)
+        torch.testing.assert_close(torch.compile(decoder._model, backend=backend)(token), expected)
+    early = [node for node in sums if node.args[-1] is True]
+    assert len(early) == n_early
+    for node in early:
+        first, other = (str(x.args[0].target) for x in node.args[0])
+        assert "grouped_linear" in first and "grouped_linear" not in other

@@ -20,10 +20,11 @@ from streamcache.caches.rope import RopeTable
 from streamcache.decoding.kernels.launch import launch, wait
 
 # Keys a step, warps, and how many programs fill an H200: for query heads with keys of their own,
-# and for groups of them, with few dimensions and with more.
+# for groups of them, and for groups of wide heads, whose keys take the registers of more warps.
 SINGLE = {"BLOCK": 16, "num_warps": 1, "programs": 1056}
-NARROW = {"BLOCK": 128, "num_warps": 4, "programs": 136}
 GROUPED = {"BLOCK": 64, "num_warps": 4, "programs": 264}
+WIDE = {"BLOCK": 64, "num_warps": 8, "programs": 136}
+WIDEST = 128  # dimensions of a head, beyond which it is wide
 STAGES = 3  # steps on their way, where a program of a group takes several
 SHARED = 96 << 10  # bytes of them, of a program
 
@@ -129,7 +130,7 @@ def _attend(
     KV_HEADS: tl.constexpr, GROUPS: tl.constexpr, GROUPS_PAD: tl.constexpr, SLOTS: tl.constexpr,
     SINKS: tl.constexpr, WINDOW: tl.constexpr, D: tl.constexpr, DV: tl.constexpr,
     D_PAD: tl.constexpr, DV_PAD: tl.constexpr, KEYS: tl.constexpr, PARTS: tl.constexpr,
-    PARTS_PAD: tl.constexpr, TOGETHER: tl.constexpr, BLOCK: tl.constexpr,
+    MOST: tl.constexpr, TOGETHER: tl.constexpr, BLOCK: tl.constexpr,
     STAGES: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     MATRIX: tl.constexpr = GROUPS_PAD >= 16
@@ -216,20 +217,35 @@ def _attend(
     tl.debug_barrier()  # all of the program's results are written before it is counted
     if tl.atomic_add(count_ptr + pair, 1) == PARTS - 1:
         tl.store(count_ptr + pair, 0)
-        i = tl.arange(0, PARTS_PAD)[:, None]
+        i = tl.arange(0, MOST)[:, None]
         for head in tl.static_range(0, GROUPS, TOGETHER):
             heads = head + tl.arange(0, TOGETHER)
-            mask = (i < PARTS) & (heads < GROUPS)[None, :]
-            all_at = (pair * PARTS + i) * GROUPS + heads[None, :]
-            parts_at = part_ptr + all_at[:, :, None] * DV_PAD + dv[None, None, :]
-            parts = tl.load(parts_at, mask[:, :, None], other=0.0, cache_modifier=".cg")
-            tops = tl.load(sum_ptr + 2 * all_at, mask, other=-1e30, cache_modifier=".cg")
-            masses = tl.load(sum_ptr + 2 * all_at + 1, mask, other=0.0, cache_modifier=".cg")
-            shares = tl.exp2(tops - tl.max(tops, 0)[None, :])
-            out = tl.sum(shares[:, :, None] * parts, 0) / tl.sum(shares * masses, 0)[:, None]
+            known = heads < GROUPS
+            both = (i < PARTS) & known[None, :]
+            some_at = (pair * PARTS + i) * GROUPS + heads[None, :]
+            parts_at = part_ptr + some_at[:, :, None] * DV_PAD + dv[None, None, :]
+            parts = tl.load(parts_at, both[:, :, None], other=0.0, cache_modifier=".cg")
+            tops = tl.load(sum_ptr + 2 * some_at, both, other=-1e30, cache_modifier=".cg")
+            masses = tl.load(sum_ptr + 2 * some_at + 1, both, other=0.0, cache_modifier=".cg")
+            highest = tl.max(tops, 0)
+            if MOST < PARTS:
+                one_at = (pair * PARTS + MOST) * GROUPS + heads
+                one = tl.load(
+                    part_ptr + one_at[:, None] * DV_PAD + dv[None, :], known[:, None], other=0.0,
+                    cache_modifier=".cg",
+                )  # fmt: skip
+                one_top = tl.load(sum_ptr + 2 * one_at, known, other=-1e30, cache_modifier=".cg")
+                one_mass = tl.load(sum_ptr + 2 * one_at + 1, known, other=0.0, cache_modifier=".cg")
+                highest = tl.maximum(highest, one_top)
+            shares = tl.exp2(tops - highest[None, :])
+            total, whole = tl.sum(shares[:, :, None] * parts, 0), tl.sum(shares * masses, 0)
+            if MOST < PARTS:
+                share = tl.exp2(one_top - highest)
+                total += share[:, None] * one
+                whole += share * one_mass
             out_at = out_ptr + (pair * GROUPS + heads)[:, None] * DV + dv[None, :]
-            out_mask = (heads < GROUPS)[:, None] & (dv < DV)[None, :]
-            tl.store(out_at, out.to(out_ptr.dtype.element_ty), out_mask)
+            out_mask = known[:, None] & (dv < DV)[None, :]
+            tl.store(out_at, (total / whole[:, None]).to(out_ptr.dtype.element_ty), out_mask)
 
 
 _scratch: dict[tuple[torch.device, int, int, int], tuple[Tensor, Tensor, Tensor]] = {}
@@ -266,7 +282,7 @@ def attend(
     value_width = values.shape[-1]
     groups = n_heads // n_kv_heads
     run, pairs = n_slots - n_sink, batch * n_kv_heads
-    best = SINGLE if groups == 1 else NARROW if pairs <= 32 and width <= 64 else GROUPED
+    best = SINGLE if groups == 1 else GROUPED if width <= WIDEST else WIDE
     tuned = {**best, **launch(query), **tuned}
     most = triton.cdiv(run, tuned["BLOCK"])
     splits = max(1, min(round(tuned.pop("programs") / pairs), most))
@@ -289,7 +305,9 @@ def attend(
         step.stride(0) if step.dim() > 1 else 0, scores.scaling, scores.softcap or None,
         n_kv_heads, groups, 1 if groups == 1 else max(16, triton.next_power_of_2(groups)), n_slots,
         n_sink, scores.sliding_window, width, value_width, max(16, triton.next_power_of_2(width)),
-        max(16, padded), keys_each, parts, triton.next_power_of_2(parts),
+        max(16, padded), keys_each, parts,
+        # Of 33 parts, 32 are added up together and one alone: 64 take twice the registers.
+        triton.next_power_of_2(parts - 1),
         min(4, triton.next_power_of_2(groups)), **tuned,
     )  # fmt: skip
     return out

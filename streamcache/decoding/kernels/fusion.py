@@ -18,7 +18,8 @@ from torch.fx import Graph, GraphModule, Node
 from torch.nn import functional as F
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from streamcache.decoding.kernels import linear, quantized  # noqa: F401 (registers its op)
+from streamcache.caches import attention_override  # noqa: F401 (registers its op)
+from streamcache.decoding.kernels import linear, quantized  # noqa: F401 (likewise)
 from streamcache.decoding.kernels.fold_rope import drop_rotations
 from streamcache.decoding.kernels.ranks import move_sums_inside
 
@@ -28,6 +29,7 @@ _GROUPED = torch.ops.streamcache.grouped_linear.default
 _GATED = torch.ops.streamcache.gated_linear.default
 _SUMMED_NORM = torch.ops.streamcache.summed_norm.default
 _SUMMED = torch.ops.streamcache.summed_linear.default
+_ATTEND = torch.ops.streamcache.attend.default
 _ACTIVATIONS: dict[Any, str] = {F.gelu: "gelu", F.silu: "silu", F.relu: "relu"}
 
 
@@ -58,8 +60,11 @@ def fuse(module: GraphModule) -> None:
         if node.target is operator.add:
             _fuse_summed_norm(graph, node)
     for node in list(graph.nodes):
-        if node.target is torch.ops.streamcache.attend.default:
+        if node.target is _ATTEND:
             _fuse_head_norms(node)
+    for node in graph.nodes:
+        if node.target is _SUMMED:
+            _start_early(node)
     graph.eliminate_dead_code()
     graph.lint()
     module.recompile()
@@ -273,6 +278,32 @@ def _fuse_head_norms(node: Node) -> None:
     if (query.eps, query.kind) == (key.eps, key.kind):
         offset = float(query.kind == "rms_unit_offset")
         node.args = (*plain, *node.args[2:8], query.gain, key.gain, query.eps, offset)
+
+
+def _start_early(node: Node) -> None:
+    """In a parallel block, the product of the MLP need not wait for the attention.
+
+    Its input comes from the launch that gives the attention its query, and the other input from
+    the attention, so that the attention is always launched between that launch and the sum.
+    """
+    xs, *parts, residual = node.args
+    for i, x in enumerate(xs):  # type: ignore[arg-type, union-attr]
+        origin = _origin(x, _GROUPED)
+        others = [_origin(other, _ATTEND) for j, other in enumerate(xs) if j != i]  # type: ignore[arg-type, union-attr]
+        if x.target is not operator.getitem or origin is None or not others:
+            continue
+        if all(other is not None and _origin(other, _GROUPED) is origin for other in others):
+            order = [i, *(j for j in range(len(others) + 1) if j != i)]
+            node.args = (*([column[j] for j in order] for column in (xs, *parts)), residual, True)  # type: ignore[index]
+            return
+
+
+def _origin(node: Any, target: Any) -> Node | None:
+    """The nearest node of a target from which a node comes, by first arguments."""
+    node = node.args[0] if isinstance(node, Node) and node.args else None
+    while isinstance(node, Node) and node.target is not target:
+        node = node.args[0] if node.args else None
+    return node
 
 
 def _norm_before(node: Any) -> _Norm:

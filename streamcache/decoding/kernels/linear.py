@@ -174,6 +174,7 @@ def summed_linear(
     scales: Sequence[Tensor | None],
     biases: Sequence[Tensor | None],
     residual: Tensor | None,
+    early: bool = False,
 ) -> Tensor:
     """The sum of x W^T * scale + b over the layers, and of a residual.
 
@@ -181,6 +182,8 @@ def summed_linear(
         xs: [..., K] each; K may differ.
         weights, scales, biases: of each layer, as for `grouped_linear`.
         residual: [..., N] or None.
+        early: on a GPU, the first x is older than the launch in front, so that its product need
+            not wait for that one.
 
     Returns:
         [..., N].
@@ -188,7 +191,7 @@ def summed_linear(
     if supports(xs[0]):
         from streamcache.decoding.kernels import linear_triton
 
-        return linear_triton.summed_linear(xs, weights, scales, biases, residual)
+        return linear_triton.summed_linear(xs, weights, scales, biases, residual, early)
     total, layers = residual, list(zip(xs, weights, scales, biases))
     if total is None:
         total = scaled_linear(*layers.pop(0))
@@ -208,6 +211,7 @@ def _(
     scales: Sequence[Tensor | None],
     biases: Sequence[Tensor | None],
     residual: Tensor | None,
+    early: bool = False,
 ) -> Tensor:
     return xs[0].new_empty(*xs[0].shape[:-1], weights[0].shape[0])
 

@@ -21,25 +21,32 @@ from streamcache.decoding.kernels.norm_triton import norms
 
 # Rows a program, columns a step and warps, as measured on an H200 in chains of whole layers. A loop
 # over columns is unrolled, so long rows take long steps.
-GROUPED = {"ROWS": 4, "BLOCK": 512, "num_warps": 1}
-GATED = {  # by the columns up to which it is best
+GROUPED = {  # by the columns up to which it is best
+    2816: {"ROWS": 4, "BLOCK": 512, "num_warps": 1},
+    3584: {"ROWS": 2, "BLOCK": 1024, "num_warps": 1},
+    4096: {"ROWS": 4, "BLOCK": 512, "num_warps": 1},
+}
+GATED = {
     2048: {"ROWS": 2, "BLOCK": 256, "num_warps": 1},
     2816: {"ROWS": 1, "BLOCK": 256, "num_warps": 1},
-    3584: {"ROWS": 4, "BLOCK": 1024, "num_warps": 4},
+    3584: {"ROWS": 4, "BLOCK": 512, "num_warps": 1},
     4096: {"ROWS": 2, "BLOCK": 4096, "num_warps": 4},
 }
 SUMMED = {
     2048: {"ROWS": 4, "BLOCK": 1024, "num_warps": 2},
     4096: {"ROWS": 1, "BLOCK": 1024, "num_warps": 2},
 }
-SUMMED_LONG = {  # by the rows up to which it is best, of more columns
+SUMMED_SEVERAL = {"ROWS": 2, "BLOCK": 512, "num_warps": 1}  # layers, of more columns
+SUMMED_LONG = {  # one layer, by the rows up to which it is best
+    2048: {"ROWS": 2, "BLOCK": 1024, "num_warps": 2},
     3072: {"ROWS": 4, "BLOCK": 512, "num_warps": 2},
     1 << 30: {"ROWS": 2, "BLOCK": 2048, "num_warps": 4},
 }
-LONGEST = 4096  # columns beyond which other layers are
+LONGEST = 4096  # columns beyond which layers side by side and gates are
 LONG = {"ROWS": 2, "BLOCK": 1024, "num_warps": 4}
 OWN_NORM = 4096  # columns from which on an RMS norm is a launch of its own
-GATED_BYTES = {"ROWS": 1, "BLOCK": 256, "num_warps": 1}  # of weights of a byte
+GROUPED_BYTES = {"ROWS": 4, "BLOCK": 512, "num_warps": 1}  # of weights of a byte
+GATED_BYTES = {"ROWS": 1, "BLOCK": 256, "num_warps": 1}
 SUMMED_BYTES = {"ROWS": 4, "BLOCK": 1024, "num_warps": 2}
 
 
@@ -198,7 +205,8 @@ def grouped_linear(
         return linear_tokens_triton.grouped_linear(
             inputs, weights, scales, biases, activations, **tuned
         )
-    best = GROUPED if x.shape[-1] <= LONGEST or weights[0].itemsize == 1 else LONG
+    best = _at(GROUPED, x.shape[-1]) if x.shape[-1] <= LONGEST else LONG
+    best = GROUPED_BYTES if weights[0].itemsize == 1 else best
     tuned = {**best, **launch(x), **tuned}
     outs = [x.new_empty(*x.shape[:-1], weight.shape[0]) for weight in weights]
     absent = 3 - len(weights)
@@ -278,11 +286,12 @@ def gated_linear(
 def _summed(
     x0, w0, s0, b0, x1, w1, s1, b1, x2, w2, s2, b2, residual, out,
     N: tl.constexpr, K0: tl.constexpr, K1: tl.constexpr, K2: tl.constexpr,
-    ROWS: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
+    EARLY: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     first = _weights(w0, rows, 0, N, K0, BLOCK)
-    wait(PDL)
+    if not EARLY:
+        wait(PDL)
     zeros = tl.zeros([ROWS, BLOCK], tl.float32)
     total, _ = _product(zeros, first, x0, None, w0, rows, N, K0, 0.0, BLOCK)
     y = tl.zeros([ROWS], tl.float32)
@@ -291,6 +300,8 @@ def _summed(
             y += scaled(tl.sum(total, 1), s0, rows, N)
             total = zeros
         first = _weights(w1, rows, 0, N, K1, BLOCK)
+        if EARLY:
+            wait(PDL)
         total, _ = _product(total, first, x1, None, w1, rows, N, K1, 0.0, BLOCK)
     if K2 > 0:
         if s1 is not None or s2 is not None:
@@ -315,6 +326,7 @@ def summed_linear(
     scales: Sequence[Tensor | None],
     biases: Sequence[Tensor | None],
     residual: Tensor | None,
+    early: bool = False,
     **tuned: Any,
 ) -> Tensor:
     """`linear.summed_linear` on a GPU, for at most three layers."""
@@ -326,6 +338,7 @@ def summed_linear(
         return linear_tokens_triton.summed_linear(layers, residual, **tuned)
     width, n_rows = max(x.shape[-1] for x in xs), weights[0].shape[0]
     best = _at(SUMMED, width) if width <= LONGEST else _at(SUMMED_LONG, n_rows)
+    best = SUMMED_SEVERAL if len(xs) > 1 and width > LONGEST else best
     best = SUMMED_BYTES if weights[0].itemsize == 1 else best
     tuned = {**best, **launch(xs[0]), **tuned}
     absent = 3 - len(xs)
@@ -334,6 +347,6 @@ def summed_linear(
     widths = [x.shape[-1] for x in xs] + [0] * absent
     _summed[(-(-n_rows // tuned["ROWS"]),)](
         *(part for layer in layers for part in layer), residual, out,
-        n_rows, *widths, **tuned,
+        n_rows, *widths, early, **tuned,
     )  # fmt: skip
     return out
