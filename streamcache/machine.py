@@ -2,7 +2,9 @@
 
 import os
 import platform
+import re
 import subprocess
+import time
 from functools import cache
 from pathlib import Path
 
@@ -20,11 +22,31 @@ def cpu_model() -> str:
     return f"{facts.get('model name', 'unknown')} ({'.'.join(numbers)})"
 
 
-def n_cores() -> int:
-    """Cores that this process may use, which are fewer than the machine's in some containers."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def idle_cores(seconds: float = 0.5) -> float:
+    """How many of the cores that this process may use nobody used meanwhile.
+
+    Where the system does not say, all of them.
+    """
+    cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+    before = _core_times()
+    if not cores or not cores <= before.keys():
+        return len(cores) or os.cpu_count() or 1
+    time.sleep(seconds)
+    after = _core_times()
+    changes = [[b - a for a, b in zip(before[core], after[core])] for core in cores]
+    if not any(map(any, changes)):
+        return len(cores)
+    return sum(sum(change[3:5]) / max(1, sum(change)) for change in changes)
+
+
+def _core_times(path: Path = Path("/proc/stat")) -> dict[int, list[int]]:
+    """Ticks of each core so far: user, nice, system, idle, waiting for a disk, and others."""
+    try:
+        lines = path.read_text(encoding="ascii").splitlines()
+    except OSError:
+        return {}
+    rows = (line.split() for line in lines if re.match(r"cpu\d", line))
+    return {int(name[3:]): [int(ticks) for ticks in times[:8]] for name, *times in rows}
 
 
 @cache

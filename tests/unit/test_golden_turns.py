@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from streamcache import machine
 from streamcache.gate.environment import Environment
 from streamcache.gate.plugin import processes
 from streamcache.gate.plugin.processes import Order, in_turns, wait_for_turn
@@ -32,7 +33,7 @@ def events(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(processes, "fresh", fresh)
     monkeypatch.setattr(processes, "_POLL_S", 1e-3)
-    monkeypatch.setattr(processes, "n_cores", lambda: 2)
+    monkeypatch.setattr(processes, "idle_cores", lambda: 1.9)
     return found
 
 
@@ -50,10 +51,10 @@ def test_the_next_has_started_by_then(events: list[str]) -> None:
     assert all(events.index(f"start {i + 1}") < events.index(f"end {i}") for i in range(5))
 
 
-def test_on_one_core_none_starts_beside_another(
+def test_on_one_idle_core_none_starts_beside_another(
     events: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(processes, "n_cores", lambda: 1)
+    monkeypatch.setattr(processes, "idle_cores", lambda: 1.1)
     list(in_turns(CONFIG, ORDERS, Path()))
     assert events == [f"{what} {i}" for i in range(6) for what in ("start", "measure", "end")]
 
@@ -62,6 +63,23 @@ def test_one_that_fails_ends_it_and_keeps_nobody_waiting(events: list[str]) -> N
     with pytest.raises(SampleError):
         list(in_turns(CONFIG, [(Order(), Path("broken")), *ORDERS], Path()))
     assert len(measuring(events)) < 2 * len(ORDERS)
+
+
+def test_a_core_is_idle_where_nobody_used_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {0: [5, 0, 5, 10, 0], 1: [5, 0, 5, 10, 0]}
+    ticks = iter([before, {0: [55, 0, 5, 10, 0], 1: [6, 0, 5, 58, 1]}])
+    monkeypatch.setattr(machine, "_core_times", lambda: next(ticks))
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1}, raising=False)
+    assert machine.idle_cores(0) == pytest.approx(0.98)
+
+
+@pytest.mark.parametrize("says", [{}, {0: [5, 0, 5, 10, 0], 1: [5, 0, 5, 10, 0]}])
+def test_all_cores_are_idle_where_the_system_does_not_say(
+    says: dict[int, list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "_core_times", lambda: says)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1}, raising=False)
+    assert machine.idle_cores(0) == 2
 
 
 def test_nobody_waits_for_a_parent_that_has_ended(
