@@ -108,15 +108,23 @@ class HybridOracle(Oracle):
         kept: Sequence[Sequence[int]],
         known: Sequence[Tensor],
     ) -> Tensor:
-        """The output of an attention for every query [T, hidden]."""
+        """The output of an attention of the last layer known, for every query [T, hidden].
+
+        Layers may share it (Zamba 2), so what it gave last before that layer ended is taken.
+        """
+        given: list[Tensor] = []
         rows: list[Tensor] = []
-        hook = attention.register_forward_hook(lambda _, __, out: rows.append(out[0]))
+        layer = self.layers[len(known) - 1]
+        hooks = [
+            attention.register_forward_hook(lambda _, __, out: given.append(out[0])),
+            layer.register_forward_hook(lambda *_: rows.append(given[-1][0, -1])),
+        ]
         try:
-            for t, tokens in enumerate(kept):
+            for tokens in kept:
                 super()._last(input_ids, [tokens], known, None)
-                rows[t] = rows[t][0, -1]
         finally:
-            hook.remove()
+            for hook in hooks:
+                hook.remove()
         return torch.stack(rows)
 
 

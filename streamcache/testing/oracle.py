@@ -56,7 +56,7 @@ class Oracle:
             if layer is not None:
                 hooks.append(layer.register_forward_pre_hook(record(came), with_kwargs=True))
             try:
-                logits = self.model(input_ids=input_ids[tokens], use_cache=False).logits
+                logits = self._run(input_ids, tokens)
             except Recorded:
                 pass
             finally:
@@ -65,6 +65,11 @@ class Oracle:
             for run, states in zip(batch, came[0] if came else logits, strict=True):
                 results.update((t, states[len(kept[t]) - 1]) for t in run)
         return torch.stack([results[t] for t in range(len(kept))])
+
+    def _run(self, input_ids: Tensor, tokens: Tensor) -> Tensor:
+        """Logits [B, n, V] of texts of tokens of the stream, int64 [B, n], each at its place."""
+        logits: Tensor = self.model(input_ids=input_ids[tokens], use_cache=False).logits
+        return logits
 
 
 def runs(kept: Sequence[Sequence[int]]) -> Iterator[list[int]]:
