@@ -92,11 +92,17 @@ def _failed(name: str) -> Verdict:
 
 
 def undecided(verdicts: Iterable[Verdict]) -> list[str]:
-    """Benchmarks whose times need more rounds: what may be a failure or only noise, and losses that
-    chance still explains."""
-    open_ = (Status.FAIL, Status.INCONCLUSIVE)
-    times = (v for v in verdicts if v.margin is not None)
+    """Benchmarks whose times need more rounds: what may be a failure or only noise, losses that
+    chance still explains, and times that were disturbed."""
+    open_ = (Status.FAIL, Status.INCONCLUSIVE, Status.INVALID)
+    times = filter(_of_times, verdicts)
     return sorted({v.name for v in times if v.status in open_ or _shows_loss(v)})
+
+
+def _of_times(verdict: Verdict) -> bool:
+    """Whether more rounds may change it."""
+    disturbed = verdict.check == "speed" and verdict.status in (Status.FAIL, Status.INVALID)
+    return verdict.margin is not None or disturbed
 
 
 def confirmed(
@@ -115,7 +121,7 @@ def confirmed(
     verdicts = list(verdicts)
     first = {(v.name, v.check): v for v in verdicts}
     names = undecided(verdicts)
-    kept = [v for v in verdicts if v.name not in names or v.margin is None]
+    kept = [v for v in verdicts if v.name not in names or not _of_times(v)]
     for name in names:
         known = noise.get(name, 0.0)
         again = {v.check: v for v in compare_times(name, more, known)}

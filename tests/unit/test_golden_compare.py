@@ -177,6 +177,11 @@ def test_a_disturbed_round_does_not_count_and_too_few_are_invalid(disturb: Any) 
     found = {v.check: v for v in compare([calm, odd, odd, calm])}
     assert found["speed"].status is Status.INVALID and "3 are needed" in found["speed"].cause
     assert found["ppl"].status is Status.PASS
+    assert undecided(found.values()) == [NAME], "further rounds may be calm"
+    more = confirmed(found.values(), [calm, odd, odd, calm], [calm, odd, calm, calm])
+    assert statuses(more) == dict.fromkeys(
+        ("positions", "ppl", "speed", "mean", "baseline"), Status.PASS
+    )
 
 
 @pytest.mark.parametrize(
