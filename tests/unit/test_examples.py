@@ -8,6 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from streamcache import StreamingCache
+from streamcache.testing import check_cache, check_policy, kept_tokens
+from tests.tiny import llama
+
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 
@@ -49,6 +53,24 @@ def test_a_growing_file_is_followed_and_odd_lines_surprise(
     surprise = [float(line.split()[0]) for line in out.splitlines()]
     assert len(surprise) == 14, "a line counts when it has ended"
     assert surprise[12] == max(surprise) and surprise[11] < surprise[0]
+
+
+def test_turns_are_evicted_whole_and_the_system_prompt_stays(example: Example) -> None:
+    lines = "".join(f"Turn {i}.\n" for i in range(8))
+    _, err = example("whole_turns.py", "--total", "96", "--tokens", "16", stdin=lines)
+    held = re.findall(r"\[(\d+) entries: the prefix and (\d+) turns\]", err)
+    assert len(held) == 8, "none is cut"
+    assert [int(turns) for _, turns in held][-1] < 8 and max(int(size) for size, _ in held) <= 96
+
+
+def test_the_rule_of_whole_turns_keeps_what_a_rule_must_keep() -> None:
+    rule = runpy.run_path(str(EXAMPLES / "whole_turns.py"))["WholeTurns"]
+    turns = [5, 9, 14, 30, 33, 41, 60, 61]
+    check_policy(rule(5, 16, turns))
+    check_cache(StreamingCache, llama(), rule(5, 16, turns))
+    kept = kept_tokens(rule(5, 16, turns), 70)
+    assert kept[16] == [0, 1, 2, 3, 4, *range(9, 17)], "the turn of the tokens 5 to 8 went"
+    assert kept[29][5] == 29 - 10, "a turn that fills the cache alone loses single tokens"
 
 
 def test_each_user_of_a_batch_has_a_stream(example: Example) -> None:
