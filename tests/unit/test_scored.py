@@ -63,17 +63,18 @@ class ByHand:
             entries = self.kept[layer][head]
             values = [float(x) for x in used]  # type: ignore[union-attr]
             if self.looks_at == "keys":
-                unit = [k / k.norm() for k, _ in entries]
-                mean = sum(unit) / len(unit)
-                values = [-float(u @ mean / mean.norm()) for u in unit]
+                unit = torch.stack([k / k.norm() for k, _ in entries])
+                mean = unit.mean(dim=0)
+                values = [-float(x) for x in unit @ (mean / mean.norm())]
             candidates = range(self.n_sink, len(entries) - 1)
             del entries[min(candidates, key=values.__getitem__)]
 
-    def turn(self, x: Tensor, position: int) -> Tensor:
-        half = len(x) // 2
-        angle = position * 10000.0 ** (-torch.arange(half).double() / half)
-        a, b = x[:half], x[half:]
-        return torch.cat([a * angle.cos() - b * angle.sin(), b * angle.cos() + a * angle.sin()])
+    def turn(self, x: Tensor, position: Tensor) -> Tensor:
+        """Vectors [n, D] at positions [n]."""
+        half = x.shape[-1] // 2
+        angle = position[:, None] * 10000.0 ** (-torch.arange(half).double() / half)
+        a, b = x[:, :half], x[:, half:]
+        return torch.cat([a * angle.cos() - b * angle.sin(), b * angle.cos() + a * angle.sin()], 1)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         self.evict(layer)
@@ -82,11 +83,12 @@ class ByHand:
         for head in self.heads:
             entries = self.kept[layer][head]
             entries.append((k[head], v[head]))
-            keys = torch.stack([self.turn(key, i) for i, (key, _) in enumerate(entries)])
+            places = torch.arange(len(entries)).double()
+            keys = self.turn(torch.stack([key for key, _ in entries]), places)
             values = torch.stack([value for _, value in entries])
             used = torch.zeros(len(entries)).double()
             for query in q[head * per_group : (head + 1) * per_group]:
-                turned = self.turn(query, len(entries) - 1)
+                turned = self.turn(query[None], places[-1:])[0]
                 weights = (keys @ turned / math.sqrt(len(query))).softmax(0)
                 used += weights
                 outputs.append(weights @ values)
@@ -109,17 +111,22 @@ class ByHand:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize(
+    "total", [10, *(pytest.param(n, marks=pytest.mark.slow) for n in (256, 512, 1024))]
+)
 @pytest.mark.parametrize(("rule", "looks_at"), [(KeyDiff, "keys"), (Tova, "attention")])
-def test_the_worked_examples_agree_with_a_decode_by_hand(rule: Any, looks_at: str) -> None:
-    model, ids = llama(), text(40)
-    cache = ScoredCache(model, rule(n_sink=1, total=10))
+def test_the_worked_examples_agree_with_a_decode_by_hand(
+    rule: Any, looks_at: str, total: int
+) -> None:
+    model, ids = llama(max_position_embeddings=2048), text(total + 40)
+    cache = ScoredCache(model, rule(n_sink=1, total=total))
     found = torch.cat(
         [cache.model(input_ids=t, past_key_values=cache).logits[0] for t in ids.split(1, dim=1)]
     )
-    hand = ByHand(llama(), 1, 10, looks_at)
+    hand = ByHand(llama(max_position_embeddings=2048), 1, total, looks_at)
     expected = torch.stack([hand.step(int(token)) for token in ids[0]])
     assert logit_error(found, expected) < 1e-4
-    fifo = streaming_nll(model, ids[0], EvictionPolicy(1, 9))
+    fifo = streaming_nll(model, ids[0], EvictionPolicy(1, total - 1))
     own = torch.nn.functional.cross_entropy(found[:-1], ids[0, 1:], reduction="none")
     assert (own - fifo).abs().max() > 0.01, "it keeps something else than the newest"
 
