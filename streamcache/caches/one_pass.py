@@ -114,6 +114,14 @@ class OnePass:
         size = block_size(tokens.device)
         return [self.feed(block, **options) for block in tokens.split(size, dim=1)]
 
+    def positions(self, tokens: Tensor) -> Tensor:
+        """Of tokens with these numbers [n]: keys of sinks and run, and queries to the run."""
+        return tokens
+
+    def positions_for_sinks(self, tokens: Tensor, evicted: Tensor) -> Tensor:
+        """Of queries with these numbers [n] to the sinks, where so many [n] were evicted."""
+        return tokens - evicted
+
     def held(self, layer: int) -> States:
         """What a layer holds [B, Hkv, size, D], in order of the stream.
 
@@ -126,7 +134,8 @@ class OnePass:
             sinks = self._sinks[layer]
             tokens = torch.cat([torch.arange(self.policy.n_sink, device=keys.device), tokens])
             keys, values = (torch.cat(s, dim=2) for s in zip(sinks, (keys, values)))
-        return States(rotated(widened(keys), self.layers[layer].rotation, -tokens), values)
+        back = -self.positions(tokens)
+        return States(rotated(widened(keys), self.layers[layer].rotation, back), values)
 
     def newest(self, layer: int, n_tokens: int, base: int) -> States:
         """The states of the newest tokens [B, Hkv, n, D], keys at their positions less `base`."""
@@ -142,7 +151,8 @@ class OnePass:
         tokens = torch.arange(oldest, self.seen, device=held.keys.device)
         if self.evicted:
             tokens = torch.cat([torch.arange(n_sink, device=tokens.device), tokens])
-        keys = rotated(held.keys, self.layers[layer].rotation, tokens).to(held.values.dtype)
+        positions = self.positions(tokens)
+        keys = rotated(held.keys, self.layers[layer].rotation, positions).to(held.values.dtype)
         states = States(keys, held.values)
         self._sinks[layer] = States(*(s[:, :, :n_sink].clone() for s in states))
         n_apart = n_sink if self.evicted else 0
@@ -206,8 +216,11 @@ class OnePass:
         """What `_angles_of` gives, as tables for states of a width."""
         if (id(rotation), width) not in self._tables:
             tokens, evicted = band.queries()
-            in_cache = RopeTable.at(rotation, width, tokens - evicted)
-            self._tables[id(rotation), width] = RopeTable.at(rotation, width, tokens), in_cache
+            here, in_cache = self.positions(tokens), self.positions_for_sinks(tokens, evicted)
+            self._tables[id(rotation), width] = (
+                RopeTable.at(rotation, width, here),
+                RopeTable.at(rotation, width, in_cache),
+            )
         return self._tables[id(rotation), width]
 
     def _angles_of(self, rotation: Rotation, band: Band) -> tuple["Angles", "Angles"]:
@@ -215,8 +228,8 @@ class OnePass:
         if id(rotation) not in self._angles:
             tokens, evicted = band.queries()
             self._angles[id(rotation)] = (
-                angles(rotation, tokens),
-                angles(rotation, tokens - evicted),
+                angles(rotation, self.positions(tokens)),
+                angles(rotation, self.positions_for_sinks(tokens, evicted)),
             )
         return self._angles[id(rotation)]
 

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from streamcache.caches.base import BoundedCache
 from streamcache.decoding.captured import CapturedDecoder
-from streamcache.decoding.nll import Advance, token_nll
+from streamcache.decoding.nll import Advance, Score, token_nll
 
 _PREFILL = 512  # tokens a forward while the cache fills up
 
@@ -20,8 +20,9 @@ def prefill(
     cache: BoundedCache,
     advance: Advance | None = None,
     batch: int = 1,
+    score: Score = token_nll,
 ) -> Tensor:
-    """Feed the first tokens of a stream [T] until the cache holds S + W; their NLL.
+    """Feed the first tokens of a stream [T] until the cache holds S + W; their NLL, or other score.
 
     With a batch, that many streams are fed the same tokens.
 
@@ -37,7 +38,7 @@ def prefill(
         logits = model(
             input_ids=input_ids[start:stop].expand(batch, -1), past_key_values=cache
         ).logits[0]
-        rows.append(token_nll(logits, input_ids[start + 1 : stop + 1]))
+        rows.append(score(logits, input_ids[start + 1 : stop + 1]))
         if advance:
             advance(stop - start)
     return torch.cat(rows)
@@ -45,7 +46,11 @@ def prefill(
 
 @torch.inference_mode()
 def sequential_nll(
-    model: PreTrainedModel, input_ids: Tensor, cache: BoundedCache, advance: Advance | None = None
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    cache: BoundedCache,
+    advance: Advance | None = None,
+    score: Score = token_nll,
 ) -> Tensor:
     """NLL of a teacher-forced stream, decoded token by token: float32 [T - 1].
 
@@ -55,6 +60,7 @@ def sequential_nll(
         input_ids: the stream [T], T >= 2, on the model's device.
         cache: empty; used up.
         advance: called with the number of tokens just finished.
+        score: what is taken of each token in place of its NLL.
 
     Raises:
         ValueError: fewer than two tokens.
@@ -63,28 +69,36 @@ def sequential_nll(
     def step(token: Tensor) -> Tensor:
         return model(input_ids=token[None], past_key_values=cache).logits[0]
 
-    return _nll_by(step, prefill(model, input_ids, cache, advance), input_ids, advance)
+    head = prefill(model, input_ids, cache, advance, score=score)
+    return _nll_by(step, head, input_ids, advance, score)
 
 
 @torch.inference_mode()
 def captured_nll(
-    decoder: CapturedDecoder, input_ids: Tensor, advance: Advance | None = None
+    decoder: CapturedDecoder,
+    input_ids: Tensor,
+    advance: Advance | None = None,
+    score: Score = token_nll,
 ) -> Tensor:
     """`sequential_nll` by a decoder, which starts a new stream."""
     decoder.reset()
-    head = prefill(decoder.model, input_ids, decoder.cache, advance)
-    return _nll_by(decoder.step, head, input_ids, advance)
+    head = prefill(decoder.model, input_ids, decoder.cache, advance, score=score)
+    return _nll_by(decoder.step, head, input_ids, advance, score)
 
 
 def _nll_by(
-    step: Callable[[Tensor], Tensor], head: Tensor, input_ids: Tensor, advance: Advance | None
+    step: Callable[[Tensor], Tensor],
+    head: Tensor,
+    input_ids: Tensor,
+    advance: Advance | None,
+    score: Score,
 ) -> Tensor:
-    """NLL [T - 1]: of the head, and of the rest by a step from a token [1] to logits [1, V]."""
-    rows = torch.empty(len(input_ids) - 1, dtype=torch.float32, device=input_ids.device)
+    """Scores of T - 1 tokens: of the head, and of the rest by a step from token [1] to logits."""
+    rows = head.new_empty(len(input_ids) - 1, *head.shape[1:])
     rows[: head.shape[0]] = head
     for t in range(head.shape[0], input_ids.shape[0] - 1):
         logits = step(input_ids[t : t + 1])
-        rows[t] = token_nll(logits, input_ids[t + 1 : t + 2])[0]
+        rows[t] = score(logits, input_ids[t + 1 : t + 2])[0]
         if advance:
             advance(1)
     return rows
@@ -92,16 +106,20 @@ def _nll_by(
 
 @torch.inference_mode()
 def nll_between_evictions(
-    model: PreTrainedModel, input_ids: Tensor, cache: BoundedCache, advance: Advance | None = None
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    cache: BoundedCache,
+    advance: Advance | None = None,
+    score: Score = token_nll,
 ) -> Tensor:
     """`sequential_nll`, from eviction to eviction in one forward: in between a cache only grows."""
-    head = prefill(model, input_ids, cache, advance)
+    head = prefill(model, input_ids, cache, advance, score=score)
     rows = [head]
     begin, last = len(head), len(input_ids) - 1
     pieces = input_ids[begin:last].split(cache.pieces(last - begin)) if begin < last else ()
     for piece in pieces:
         logits = model(input_ids=piece[None], past_key_values=cache).logits[0]
-        rows.append(token_nll(logits, input_ids[cache.seen - len(piece) + 1 : cache.seen + 1]))
+        rows.append(score(logits, input_ids[cache.seen - len(piece) + 1 : cache.seen + 1]))
         if advance:
             advance(len(piece))
     return torch.cat(rows)

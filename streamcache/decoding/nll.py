@@ -8,6 +8,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 Advance = Callable[[int], None]  # called with the number of tokens just finished
+# Of each token: from logits [n, V] and targets [n] to float32 [n], or [n, k] of k figures.
+Score = Callable[[Tensor, Tensor], Tensor]
 
 
 def integers(name: str, values: object) -> Tensor:
@@ -62,6 +64,16 @@ def token_ids(input_ids: Tensor | Sequence[int], model: PreTrainedModel) -> Tens
 def token_nll(logits: Tensor, targets: Tensor) -> Tensor:
     """Negative log-likelihood [n] (float32) of targets [n] under logits [n, vocabulary]."""
     return torch.nn.functional.cross_entropy(logits.float(), targets, reduction="none")
+
+
+def nll_and_rank(logits: Tensor, targets: Tensor) -> Tensor:
+    """NLL and rank [n, 2] (float32) of targets [n] under logits [n, vocabulary].
+
+    The rank is the number of tokens that the model finds likelier: 0 where greedy decoding would
+    choose the target, or one that is as likely.
+    """
+    likelier = logits > logits.gather(1, targets[:, None])
+    return torch.stack([token_nll(logits, targets), likelier.sum(dim=1).float()], dim=1)
 
 
 class NotFiniteError(ValueError):

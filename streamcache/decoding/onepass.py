@@ -11,7 +11,7 @@ from streamcache.caches.attention_override import AttentionOverrideError, with_o
 from streamcache.caches.one_pass import OnePass, block_size
 from streamcache.caches.probe import probe_rope
 from streamcache.decoding.checkpoint import Checkpoint, Finished
-from streamcache.decoding.nll import token_ids, token_nll
+from streamcache.decoding.nll import Score, token_ids, token_nll
 from streamcache.policy import Policy, require_counts, require_policy, warn_beyond
 
 _ROWS = 1024  # logits that are in float32 at a time
@@ -31,6 +31,8 @@ def streaming_nll(
     policy: Policy,
     advance: Callable[[int], None] | None = None,
     checkpoint: Checkpoint | None = None,
+    score: Score = token_nll,
+    kind: type[OnePass] = OnePass,
 ) -> Tensor:
     """NLL of each token of a teacher-forced stream, predicted from what the cache then holds.
 
@@ -45,6 +47,8 @@ def streaming_nll(
         policy: what to evict and when.
         advance: called with the number of tokens just finished.
         checkpoint: the pass continues from it, and saves its progress in it from time to time.
+        score: what is taken of each token in place of its NLL.
+        kind: which positions the tokens have (see `caches.other_positions`).
 
     Returns:
         float32 [T - 1], nats, on the model's device: entry t is -log p(token t + 1) after token t
@@ -64,11 +68,12 @@ def streaming_nll(
     config = model.config.get_text_config(decoder=True)
     warn_beyond(policy, getattr(config, "max_position_embeddings", None))
     block = block_size(text.device)
-    nll = torch.empty(n_queries, dtype=torch.float32, device=text.device)
+    nll: Tensor | None = None  # [n_queries], made when the form of a score is known
     try:
         finished = checkpoint.load(text.device) if checkpoint else None
-        one_pass = _begin(model, policy, n_queries, finished)
+        one_pass = _begin(model, policy, n_queries, finished, kind)
         if finished is not None:
+            nll = finished.nll.new_empty(n_queries, *finished.nll.shape[1:])
             nll[: one_pass.seen] = finished.nll
             if advance:
                 advance(one_pass.seen)
@@ -76,7 +81,10 @@ def streaming_nll(
             end = min(begin + block, n_queries)
             logits = one_pass.feed(text[None, begin:end]).logits[0]
             rows = zip(logits.split(_ROWS), text[begin + 1 : end + 1].split(_ROWS))
-            nll[begin:end] = torch.cat([token_nll(*few) for few in rows])
+            found = torch.cat([score(*few) for few in rows])
+            if nll is None:
+                nll = found.new_empty(n_queries, *found.shape[1:])
+            nll[begin:end] = found
             if advance:
                 advance(end - begin)
             if checkpoint:
@@ -84,11 +92,16 @@ def streaming_nll(
     except AttentionOverrideError as error:
         reason = f"cannot run {model.config.model_type} in one pass: {error}"
         raise OnePassUnsupported(reason) from error
+    assert nll is not None
     return nll
 
 
 def _begin(
-    model: PreTrainedModel, policy: Policy, n_tokens: int, finished: Finished | None
+    model: PreTrainedModel,
+    policy: Policy,
+    n_tokens: int,
+    finished: Finished | None,
+    kind: type[OnePass],
 ) -> OnePass:
     geometry = probe_rope(model)
     limit = geometry.max_position
@@ -96,6 +109,6 @@ def _begin(
         raise AttentionOverrideError(f"its table of angles holds for {limit} positions")
     copy = with_override(model)
     if finished is None:
-        return OnePass(copy, geometry, policy)
+        return kind(copy, geometry, policy)
     seen = len(finished.nll)
-    return OnePass(copy, geometry, policy, seen, finished.evicted, 0, finished.held)
+    return kind(copy, geometry, policy, seen, finished.evicted, 0, finished.held)

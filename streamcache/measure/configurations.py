@@ -4,6 +4,7 @@ import warnings
 from dataclasses import dataclass, field, replace
 
 from streamcache.caches.kinds import KINDS, Engine
+from streamcache.caches.other_positions import ONE_PASSES
 from streamcache.caches.refresh import RefreshPolicy
 from streamcache.caches.scored import ScoredPolicy
 from streamcache.policy import EvictionPolicy, Policy, PolicyWarning, fields_that_are_set
@@ -26,6 +27,8 @@ class Configuration:
         weights: quantisation of the linear layers; None: the dtype of the model.
         batch: streams decoded side by side, for times.
         label: for people; no code reads it.
+        positions: "compact", as StreamingLLM has them, or an experiment, of which PPL can be taken
+            (see `caches.other_positions`): "gaps" or "wrap".
 
     Raises:
         ValueError: an unknown cache, or fields that exclude each other.
@@ -40,6 +43,7 @@ class Configuration:
     weights: str | None = None
     batch: int = 1
     label: str = field(default="", compare=False)
+    positions: str = "compact"
 
     def __post_init__(self) -> None:
         if self.by_content != (self.cache == SCORED):
@@ -52,6 +56,12 @@ class Configuration:
             raise ValueError(f"captured decoding needs the cache 'ring', not {self.cache!r}")
         if self.refresh and self.cache != "reference":
             raise ValueError("refresh is built on the cache 'reference'")
+        if self.positions not in ONE_PASSES:
+            raise ValueError(
+                f"no positions {self.positions!r}: give one of {', '.join(ONE_PASSES)}"
+            )
+        if self.is_experiment and self.cache != "streaming":
+            raise ValueError(f"positions {self.positions!r} are computed in one pass only")
 
     @property
     def recomputes(self) -> bool:
@@ -62,6 +72,11 @@ class Configuration:
     def by_content(self) -> bool:
         """Whether the rule looks at content, so that there is no one pass."""
         return isinstance(self.policy, ScoredPolicy)
+
+    @property
+    def is_experiment(self) -> bool:
+        """Whether it is computed in one pass only, and no cache carries it out."""
+        return self.positions != "compact"
 
     @property
     def total(self) -> int:
@@ -141,6 +156,8 @@ def _named() -> dict[str, Configuration]:
         "best": Configuration(best, "rerotating"),
         "fast": Configuration(BASELINE, "streaming"),
         "window": Configuration(EvictionPolicy(0, 2048), "streaming"),
+        "gaps": Configuration(BASELINE, "streaming", positions="gaps"),
+        "wrap": Configuration(BASELINE, "streaming", positions="wrap"),
         "best-fast": Configuration(best, "streaming"),
         "captured": Configuration(BASELINE, "ring", "captured"),
         "best-captured": Configuration(best, "ring", "captured"),

@@ -1,8 +1,8 @@
 """A measurement: a record and its arrays, typed, versioned, with checksums, all or nothing.
 
-Three files: the record `<name>.json`, the NLL of each predicted token `<name>.nll.npy` (nats) and
-the time of each timed token `<name>.tpot.npy` (ms). The record is written last, so a record that
-can be read has its arrays.
+The record `<name>.json`, and up to three arrays: the NLL of each predicted token `<name>.nll.npy`
+(nats), its rank `<name>.rank.npy`, and the time of each timed token `<name>.tpot.npy` (ms). The
+record is written last, so a record that can be read has its arrays.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ from streamcache.policy import EvictionPolicy, Evictions, Policy, PolicyWarning
 from streamcache.version import VERSION
 
 Fields = dict[str, str | int]  # the fields of a configuration that are set
-ArrayKind = Literal["nll", "tpot"]
+ArrayKind = Literal["nll", "tpot", "rank"]
 
 
 class Environment(msgspec.Struct, frozen=True):
@@ -184,12 +184,15 @@ class Measurement:
         nll: float64, nats: of tokens 1 ... T - 1, or of the baseline at its positions; None where
             no PPL was taken.
         tpot_ms: float64, one per timed token; None where no times were taken.
+        ranks: float64, for each NLL the number of tokens that the model found likelier; None where
+            they were not asked for.
         path: of the record, where it is on disk.
     """
 
     record: Record
     nll: Floats | None = None
     tpot_ms: Floats | None = None
+    ranks: Floats | None = None
     path: Path | None = dataclasses.field(default=None, compare=False)
 
 
@@ -219,6 +222,8 @@ def write(path: Path, measurement: Measurement, within: Path | None = None) -> M
         arrays["nll"] = array_bytes(measurement.nll)
     if measurement.tpot_ms is not None:
         arrays["tpot"] = array_bytes(measurement.tpot_ms)
+    if measurement.ranks is not None:
+        arrays["rank"] = array_bytes(measurement.ranks)
     digests: dict[str, str] = {kind: sha256(data) for kind, data in arrays.items()}
     record = msgspec.structs.replace(measurement.record, arrays=digests)
     files = [(array_path(path, kind), data) for kind, data in arrays.items()]
@@ -247,6 +252,8 @@ def with_arrays(record: Record, path: Path, problems: list[str]) -> Measurement:
     lengths: dict[ArrayKind, int] = {}
     if record.quality:
         lengths["nll"] = record.quality.n_positions
+        if "rank" in record.arrays:
+            lengths["rank"] = record.quality.n_positions
     if record.speed:
         lengths["tpot"] = record.speed.n_tokens
     for kind, n in lengths.items():
@@ -259,9 +266,9 @@ def with_arrays(record: Record, path: Path, problems: list[str]) -> Measurement:
             found[kind] = read_array(array_path(path, kind), n, digest)
         except RecordError as error:
             problems.append(str(error))
-    return Measurement(record, found.get("nll"), found.get("tpot"), path)
+    return Measurement(record, found.get("nll"), found.get("tpot"), found.get("rank"), path)
 
 
 def array_path(path: Path, kind: ArrayKind) -> Path:
-    """Beside a record: NLL of each token, nats, or ms of each timed token."""
+    """Beside a record: NLL of each token, nats, its rank, or ms of each timed token."""
     return path.with_name(f"{path.name.removesuffix('.json')}.{kind}.npy")

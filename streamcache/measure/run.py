@@ -8,8 +8,9 @@ from typing import Literal
 import numpy
 import torch
 
+from streamcache.caches.other_positions import ONE_PASSES
 from streamcache.decoding.checkpoint import Checkpoint
-from streamcache.decoding.nll import require_finite
+from streamcache.decoding.nll import nll_and_rank, require_finite, token_nll
 from streamcache.decoding.onepass import streaming_nll
 from streamcache.machine import source_commit
 from streamcache.measure import quality as qualities
@@ -43,6 +44,7 @@ class What:
 
     Attributes:
         ppl: how the NLLs are taken; None: not at all.
+        ranks: with each NLL also the number of tokens that the model finds likelier.
         positions: of the recompute baseline with a full window; None: all of the text.
         tpot_tokens: timed tokens, at least; 0: no times.
         pairs: timed blocks, each with one of the baseline.
@@ -56,6 +58,7 @@ class What:
     pairs: int = 8
     baseline_forwards: int = 1
     device_time: bool = False
+    ranks: bool = False
 
 
 def run(
@@ -134,11 +137,12 @@ def _run(
         return stored
     record, nll, times = (stored.record, stored.nll, stored.tpot_ms) if stored else (None,) * 3
     notes = record.notes if record else ()
+    ranks = stored.ranks if stored else None
     quality: Quality | None = record.quality if record else None
     speed: Speed | None = record.speed if record else None
     nll = nll if quality else None  # of an interrupted baseline there are some
     if not ppl_done:
-        nll, quality, notes = _ppl(
+        nll, ranks, quality, notes = _ppl(
             configuration, workload, what, store, progress, baseline_file, path, stored
         )
     if not times_done:
@@ -154,7 +158,9 @@ def _run(
             )
         times = numpy.asarray(token_ms)
     notes = tuple(dict.fromkeys([*([reason] if reason else []), *notes]))
-    measured = Measurement(_record(configuration, workload, quality, speed, notes), nll, times)
+    measured = Measurement(
+        _record(configuration, workload, quality, speed, notes), nll, times, ranks
+    )
     return store.put(path, measured) if store is not None and path is not None else measured
 
 
@@ -183,7 +189,7 @@ def _possible(configuration: Configuration, workload: Workload, what: What) -> W
         return dataclasses.replace(what, ppl=None)
     if configuration.by_content and what.ppl == "one-pass":
         return dataclasses.replace(what, ppl="sequential")
-    return what
+    return dataclasses.replace(what, ranks=False) if configuration.recomputes else what
 
 
 def _stored(
@@ -215,6 +221,8 @@ def _has_ppl(stored: Measurement, workload: Workload, what: What) -> bool:
         return False
     if stored.record.recomputes:
         return True
+    if what.ranks and stored.ranks is None:
+        return False
     compared = found.late_positions >= positions_of(what, workload)
     return found.method == what.ppl and compared
 
@@ -235,8 +243,8 @@ def _ppl(
     baseline_file: Path | None,
     path: Path | None,
     stored: Measurement | None,
-) -> tuple[Floats, Quality, tuple[str, ...]]:
-    """NLLs, what they come to, and what a reader must know of them."""
+) -> tuple[Floats, Floats | None, Quality, tuple[str, ...]]:
+    """NLLs, ranks if they are asked for, what they come to, and what a reader must know of them."""
     ids = workload.ids(workload.loaded)
     late = positions_of(what, workload)
     within = store.within(path) if store is not None and path is not None else None
@@ -244,7 +252,7 @@ def _ppl(
         begun = stored if stored is not None and stored.record.quality is None else None
         known = begun.nll if begun else None
         nll, quality = baseline_ppl(configuration, workload, late, progress, path, known, within)
-        return nll, quality, begun.record.notes if begun else ()
+        return nll, None, quality, begun.record.notes if begun else ()
     baseline: Floats | None = None
     notes: tuple[str, ...] = ()
     if workload.window is not None:
@@ -254,22 +262,28 @@ def _ppl(
             reference, workload, only_ppl, store, progress=progress, baseline_file=baseline_file
         )
         baseline, notes = compared.nll, compared.record.notes
+    score = nll_and_rank if what.ranks else token_nll
     with progress(configuration.name, len(ids) - 1) as advance:
         if what.ppl == "one-pass" and not configuration.refresh:
             method = "one-pass"
             # Processes that run one model together would continue from different tokens.
             is_kept = path is not None and not is_together()
-            checkpoint = Checkpoint(state_path(path), within=within) if path and is_kept else None
+            state = state_path(path, what.ranks) if path and is_kept else None
+            checkpoint = Checkpoint(state, within=within) if state else None
+            kind = ONE_PASSES[configuration.positions]
             found = streaming_nll(
-                workload.loaded.model, ids, configuration.policy, advance, checkpoint
+                workload.loaded.model,
+                *(ids, configuration.policy, advance, checkpoint, score, kind),
             )
         else:
             method = "sequential"
-            found = decoded_nll(configuration, workload.loaded.model, ids, advance)
-    nll = require_finite(found).cpu().double().numpy()
+            found = decoded_nll(configuration, workload.loaded.model, ids, advance, score)
+    columns = found.reshape(len(found), -1).cpu().double()
+    nll = require_finite(columns[:, 0]).numpy().copy()
+    ranks = columns[:, 1].numpy().copy() if what.ranks else None
     floor = 0 if workload.window is None else workload.window.floor
     quality = qualities.of_stream(nll, configuration.policy.floor, method, baseline, floor, late)
-    return nll, quality, notes
+    return nll, ranks, quality, notes
 
 
 def _baseline_of(configuration: Configuration, window: EvictionPolicy) -> Configuration:

@@ -17,9 +17,10 @@ from streamcache.decoding.loop import (
     nll_between_evictions,
     sequential_nll,
 )
-from streamcache.decoding.nll import Advance
+from streamcache.decoding.nll import Advance, Score, token_nll
 from streamcache.decoding.recompute import recompute_step
 from streamcache.measure.configurations import Configuration
+from streamcache.policy import PolicyError
 
 
 def cache_of(configuration: Configuration, model: PreTrainedModel) -> BoundedCache:
@@ -27,9 +28,15 @@ def cache_of(configuration: Configuration, model: PreTrainedModel) -> BoundedCac
 
     Raises:
         ValueError: the configuration recomputes its context and has no cache.
+        PolicyError: it is an experiment that is computed in one pass only.
     """
     if configuration.recomputes:
         raise ValueError(f"{configuration.name} recomputes its context and has no cache")
+    if configuration.is_experiment:
+        raise PolicyError(
+            f"{configuration.name} is computed in one pass only, and has a PPL and no times: "
+            "--tpot-tokens 0"
+        )
     if configuration.by_content:
         return ScoredCache(model, configuration.policy)
     if configuration.refresh:
@@ -49,7 +56,7 @@ def steady_step(
     if configuration.engine == "captured":
         return CapturedSteadyDecode(CapturedDecoder(model, policy, batch), input_ids)
     cache = cache_of(configuration, model)
-    return SteadyDecode(_fed(cache, model), input_ids, cache, batch)
+    return SteadyDecode(fed_model(cache, model), input_ids, cache, batch)
 
 
 def decoded_nll(
@@ -57,20 +64,21 @@ def decoded_nll(
     model: PreTrainedModel,
     input_ids: Tensor,
     advance: Advance | None = None,
+    score: Score = token_nll,
 ) -> Tensor:
-    """NLL [T - 1] of the text [T], decoded with the configuration's cache.
+    """NLL [T - 1] of the text [T], or another score, decoded with the configuration's cache.
 
     Token by token, but from eviction to eviction where evicted tokens are put back: between two
     evictions such a cache only grows, so both agree.
     """
     if configuration.engine == "captured":
         decoder = CapturedDecoder(model, configuration.policy)
-        return captured_nll(decoder, input_ids, advance)
+        return captured_nll(decoder, input_ids, advance, score)
     decode = nll_between_evictions if configuration.refresh else sequential_nll
     cache = cache_of(configuration, model)
-    return decode(_fed(cache, model), input_ids, cache, advance)
+    return decode(fed_model(cache, model), input_ids, cache, advance, score)
 
 
-def _fed(cache: BoundedCache, model: PreTrainedModel) -> PreTrainedModel:
+def fed_model(cache: BoundedCache, model: PreTrainedModel) -> PreTrainedModel:
     """The model that feeds a cache: the one it was built for, or the copy that it made."""
     return cache.model if isinstance(cache, ScoredCache) else model

@@ -87,7 +87,7 @@ class Store:
             kept = write(path, measurement, self.within(path))
         except OSError as error:
             raise NotKeptError(error, measurement) from error
-        for unfinished in (partial_path(path), state_path(path)):
+        for unfinished in (partial_path(path), state_path(path), state_path(path, True)):
             unfinished.unlink(missing_ok=True)
         return kept
 
@@ -156,9 +156,9 @@ def partial_path(path: Path) -> Path:
     return path.with_name(f"{path.stem}.partial.json")
 
 
-def state_path(path: Path) -> Path:
+def state_path(path: Path, ranks: bool = False) -> Path:
     """What an interrupted pass over a long text has finished, next to its record."""
-    return path.with_name(f"{path.stem}.state")
+    return path.with_name(f"{path.stem}{'.ranks' if ranks else ''}.state")
 
 
 def read_partial(path: Path, made_from: str) -> list[float]:
