@@ -184,16 +184,16 @@ class Measurement:
         nll: float64, nats: of tokens 1 ... T - 1, or of the baseline at its positions; None where
             no PPL was taken.
         tpot_ms: float64, one per timed token; None where no times were taken.
+        path: of the record, where it is on disk.
         ranks: float64, for each NLL the number of tokens that the model found likelier; None where
             they were not asked for.
-        path: of the record, where it is on disk.
     """
 
     record: Record
     nll: Floats | None = None
     tpot_ms: Floats | None = None
-    ranks: Floats | None = None
     path: Path | None = dataclasses.field(default=None, compare=False)
+    ranks: Floats | None = None
 
 
 def environment(device: torch.device, n_devices: int = 1) -> Environment:
@@ -266,7 +266,7 @@ def with_arrays(record: Record, path: Path, problems: list[str]) -> Measurement:
             found[kind] = read_array(array_path(path, kind), n, digest)
         except RecordError as error:
             problems.append(str(error))
-    return Measurement(record, found.get("nll"), found.get("tpot"), found.get("rank"), path)
+    return Measurement(record, found.get("nll"), found.get("tpot"), path, found.get("rank"))
 
 
 def array_path(path: Path, kind: ArrayKind) -> Path:

@@ -159,7 +159,7 @@ def _run(
         times = numpy.asarray(token_ms)
     notes = tuple(dict.fromkeys([*([reason] if reason else []), *notes]))
     measured = Measurement(
-        _record(configuration, workload, quality, speed, notes), nll, times, ranks
+        _record(configuration, workload, quality, speed, notes), nll, times, ranks=ranks
     )
     return store.put(path, measured) if store is not None and path is not None else measured
 

@@ -25,6 +25,8 @@ from streamcache.policy import EvictionPolicy
 CAUSAL = "causal"  # all of the text, up to the context that the model was trained with
 _RESAMPLED = 2000  # times
 _FIRST_EDGE = 1024  # of the positions
+_PIECE = 1024  # tokens, by which it is seen where a configuration breaks
+_WORSE = math.log(1.1)  # nats: a PPL that is higher by 10 %
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,18 @@ def edges(n_predictions: int) -> list[int]:
 def by_position(nll: Floats, begin: int, end: int) -> float | None:
     """PPL of the predictions after tokens `begin` to `end` - 1; None where not all are measured."""
     return math.exp(nll[begin:end].mean()) if end <= len(nll) else None
+
+
+def worse_from(nll: Floats, reference: Floats) -> int | None:
+    """The token from which on each piece of 1,024 has a PPL more than 10 % above a reference's.
+
+    None where the last whole piece has not.
+    """
+    n_pieces = min(len(nll), len(reference)) // _PIECE
+    gaps = (nll[: n_pieces * _PIECE] - reference[: n_pieces * _PIECE]).reshape(n_pieces, _PIECE)
+    good = numpy.flatnonzero(gaps.mean(axis=1) <= _WORSE)
+    first_bad = int(good[-1]) + 1 if len(good) else 0
+    return first_bad * _PIECE if first_bad < n_pieces else None
 
 
 def by_book(books: Books, nll: Floats) -> dict[str, Floats]:

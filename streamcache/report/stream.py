@@ -6,7 +6,15 @@ from itertools import pairwise
 from streamcache.measure.checked import Floats
 from streamcache.measure.configurations import settings
 from streamcache.measure.measurement import Record
-from streamcache.measure.stream import CAUSAL, Streamed, by_book, by_position, edges, interval
+from streamcache.measure.stream import (
+    CAUSAL,
+    Streamed,
+    by_book,
+    by_position,
+    edges,
+    interval,
+    worse_from,
+)
 from streamcache.report.tables import DASH, Table, number, percent
 
 
@@ -38,13 +46,19 @@ def _by_position(found: Streamed, names: list[str], nll: dict[str, Floats]) -> T
         (f"{a:,} to {b:,}", *(number(by_position(nll[name], a, b)) for name in names))
         for a, b in pairwise(marks)
     )
+    worse = (worse_from(nll[name], nll[names[0]]) for name in names)
+    row = ("worse from", *(DASH if token is None else f"{token:,}" for token in worse))
     n_books = len(set(found.books.names))
     w = record.workload
     return Table(
         f"{w.model} {w.dtype}: PPL by position, {n_books} books of PG19 as one stream",
         ("tokens", *names),
-        rows,
-        tuple(f"{name}: {_sizes(found.by_name[name].record)}" for name in names),
+        (*rows, row),
+        (
+            *(f"{name}: {_sizes(found.by_name[name].record)}" for name in names),
+            f"worse from: the token from which on every 1,024 have a PPL more than 10 % above that "
+            f"of {names[0]}",
+        ),
     )
 
 

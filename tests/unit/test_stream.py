@@ -18,7 +18,14 @@ from streamcache.measure import stream
 from streamcache.measure.configurations import Configuration
 from streamcache.measure.run import What, run
 from streamcache.measure.store import Store
-from streamcache.measure.stream import by_book, by_position, configuration_of, edges, interval
+from streamcache.measure.stream import (
+    by_book,
+    by_position,
+    configuration_of,
+    edges,
+    interval,
+    worse_from,
+)
 from streamcache.measure.workload import Workload
 from tests.shell import Run
 from tests.tiny import llama, neox, text
@@ -165,6 +172,19 @@ def test_positions_double_and_need_all_their_predictions() -> None:
     nll = np.full(100, math.log(7.0))
     assert by_position(nll, 10, 100) == pytest.approx(7)
     assert by_position(nll, 10, 101) is None
+
+
+def test_a_configuration_is_worse_from_where_it_never_recovers() -> None:
+    reference, nll = np.ones(5 * 1024 + 9), np.ones(5 * 1024 + 9)
+    assert worse_from(nll, reference) is None
+    nll[1024:2048] += 0.2
+    nll[3 * 1024 : 5 * 1024] += 0.1
+    assert worse_from(nll, reference) == 3 * 1024, "it had recovered from the first time"
+    nll[3 * 1024 : 4 * 1024] -= 0.02  # 8 % above
+    assert worse_from(nll, reference) == 4 * 1024
+    nll[4 * 1024 :] = 1.0
+    assert worse_from(nll, reference) is None
+    assert worse_from(nll[:1000], reference) is None
 
 
 def test_the_interval_is_over_books() -> None:
