@@ -17,7 +17,10 @@ from streamcache.policy import PolicyError
 from streamcache.version import VERSION
 
 # These keep what an interrupted run has finished.
-_GO_ON = ("baseline", "compare", "copying", "eval", "paper", "sinks", "stream")
+_GO_ON = (
+    *("baseline", "compare", "copying", "eval", "fluency", "leaderboard", "paper", "recall"),
+    *("sinks", "stream"),
+)
 
 
 @click.group(commands=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})

@@ -31,6 +31,7 @@ Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 DEFAULT_TABLE = "baseline,mit,ours-standard,best,fast"
 
+
 _entries: Any = {"type": ENTRIES, "show_default": True}
 _runs: Any = {
     "type": click.IntRange(1, 10_000),
@@ -197,6 +198,26 @@ COMMANDS = (
         force_option,
     ),
     _command(
+        "fluency",
+        "fluency.fluency",
+        """Have configurations write on from a text: repetition, and the PPL of what they write.
+
+        A text that was written is kept, so the same command continues with the next one.
+        """,
+        model_options,
+        click.option("--dataset-name", default="stream", show_default=True, help="as in eval"),
+        click.option("--dataset-config", help="as in eval"),
+        click.option("--configs", default="fast,window", show_default=True, help="as in recall"),
+        _count("--tokens", 2048, "written by each", 64),
+        _count("--prompt-tokens", 64, "the beginning of the text", 1),
+        click.option(
+            "--temperature", type=click.FloatRange(0, 100), default=0.0, show_default=True
+        ),
+        click.option("--top-p", type=click.FloatRange(0, 1), default=1.0, show_default=True),
+        _count("--seed", 0, "of the random numbers", 0, 1 << 62),
+        click.option("--cap-total", default=256, help="entries of the caches", **_entries),
+    ),
+    _command(
         "generate",
         "chat.generate",
         """Continue a text, token by token, in a cache of fixed size.
@@ -223,6 +244,25 @@ COMMANDS = (
         click.option(
             "--batches", default="8,32", show_default=True, help="of captured decoding, too"
         ),
+    ),
+    _command(
+        "leaderboard",
+        "leaderboard.leaderboard",
+        """Measure methods at one total: PPL, recall in and beyond the cache, memory.
+
+        A finished measurement is kept, so the same command continues where an interrupted one
+        stopped.
+        """,
+        workload_options,
+        click.option(
+            "--configs",
+            default="all",
+            show_default=True,
+            help="named configurations, or rules by their path; all: every named one",
+        ),
+        _count("--questions", 16, "for each distance", 1, 400),
+        click.option("--cap-total", default=256, help="entries of the caches", **_entries),
+        click.option("--page", type=OutputFile, help="replace the table between this page's marks"),
     ),
     _command(
         "paper",
@@ -265,6 +305,28 @@ COMMANDS = (
         _count("--rows", 12, "printed", 1),
         click.option(
             "--trace", type=OutputFile, help="write a trace for Perfetto (.json or .json.gz)"
+        ),
+    ),
+    _command(
+        "recall",
+        "recall.recall",
+        "Measure which facts of a long text are still known when they are asked for, by distance.",
+        model_options,
+        click.option("--dataset-name", default="stream", show_default=True, help="as in eval"),
+        click.option("--dataset-config", help="as in eval"),
+        click.option(
+            "--configs",
+            default="fast,window",
+            show_default=True,
+            help="named configurations, or rules by their path",
+        ),
+        click.option(
+            "--distances", help="tokens, joined by commas; default: 1/4 to 4 times the cache"
+        ),
+        _count("--questions", 16, "for each distance", 1),
+        click.option("--cap-total", default=256, help="entries of the caches", **_entries),
+        click.option(
+            "--plot/--no-plot", default=True, help="with matplotlib, an SVG next to the table"
         ),
     ),
     _command(

@@ -5,13 +5,13 @@ from pathlib import Path
 import click
 
 from streamcache.cli.console import err, out
+from streamcache.cli.marks import split_at_marks
 from streamcache.files import remove_leftovers, write_bytes
 from streamcache.plain import in_markdown
 from streamcache.report import audit, collect, page, render, tables
 from streamcache.report.sinks import sinks_tables
 from streamcache.report.tables import Table
 
-BEGIN, END = "<!-- audit: begin -->", "<!-- audit: end -->"
 _NOT_RUN = f"| {audit.NOT_RUN} |"
 
 
@@ -57,14 +57,7 @@ def write(path: Path, text: str, within: Path | None = None) -> None:
 
 def _replaced(path: Path, verdicts: Table) -> str:
     """The page with these verdicts. Those that the records say nothing of stay as they were."""
-    try:
-        text = path.read_text(encoding="utf-8") if path.exists() else f"{BEGIN}\n{END}\n"
-    except UnicodeDecodeError as error:
-        raise click.UsageError(f"{path} is not UTF-8 text: {error.reason}") from error
-    before, begin, rest = text.partition(BEGIN)
-    rest, end, after = rest.partition(END)
-    if not begin or not end:
-        raise click.UsageError(f"{path} has no lines {BEGIN} and {END} to put the table between")
+    before, rest, after = split_at_marks(path, "audit")
     old = {line.split(" | ")[0]: line for line in rest.splitlines() if line.startswith("| ")}
     lines, kept = render.markdown(verdicts).splitlines(), 0
     for i, line in enumerate(lines):
@@ -74,4 +67,4 @@ def _replaced(path: Path, verdicts: Table) -> str:
     if kept:
         err.print(f"{path}: {kept} verdicts are kept, since no record here is about them")
     table = "\n".join(lines)
-    return f"{before}{BEGIN}\n\n{table}\n\n{END}{after}"
+    return f"{before}\n\n{table}\n\n{after}"

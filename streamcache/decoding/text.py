@@ -95,7 +95,7 @@ class TextStream:
         self.model, self.tokenizer, self.cache = model, tokenizer, cache
         self.n_written, self.finish_reason = 0, ""
         self._logits: Tensor | None = None  # [1, V] after the last token
-        self._ends = _ends(model, tokenizer)
+        self._ends = end_tokens(model, tokenizer)
 
     @property
     def n_tokens(self) -> int:
@@ -188,9 +188,11 @@ def continues(tokenizer: PreTrainedTokenizerBase) -> bool:
         return False
 
 
-def _ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> set[int]:
     """The tokens that end a reply."""
     config: Any = getattr(model, "generation_config", None)
     ends = getattr(config, "eos_token_id", None)
-    found = set(ends if isinstance(ends, list) else [ends]) | {tokenizer.eos_token_id}
+    found = set(ends if isinstance(ends, list) else [ends])
+    if tokenizer is not None:
+        found.add(tokenizer.eos_token_id)
     return found - {None}

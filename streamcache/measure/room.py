@@ -19,16 +19,20 @@ def require_room(configuration: Configuration, model: PreTrainedModel) -> None:
     if configuration.recomputes:
         return
     total = _total_bytes(model.device)
-    an_entry = sum(
-        layer.n_kv_heads * (layer.key_dim + layer.value_dim) for layer in probe_rope(model).layers
-    )
     entries = configuration.policy.capacity + configuration.refresh
-    needed = entries * configuration.batch * an_entry * model.dtype.itemsize
+    needed = entries * configuration.batch * bytes_per_entry(model)
     if total is not None and needed > total:
         raise PolicyError(
             f"a cache of {entries} entries takes {needed / 1e9:.0f} GB and {model.device} has "
             f"{total / 1e9:.0f} GB: choose a smaller window_size or compress_every"
         )
+
+
+def bytes_per_entry(model: PreTrainedModel) -> int:
+    """What the keys and values of one token take in all layers."""
+    layers = probe_rope(model).layers
+    numbers = sum(layer.n_kv_heads * (layer.key_dim + layer.value_dim) for layer in layers)
+    return numbers * model.dtype.itemsize
 
 
 def _total_bytes(device: torch.device) -> int | None:

@@ -19,7 +19,8 @@ from streamcache.measure.version1 import from_version_1, is_version_1
 from streamcache.plain import plain_values
 from streamcache.policy import PolicyError
 
-_PARTIAL = "streamcache-partial"  # of a baseline that was interrupted: not for people
+# Of a baseline that was interrupted, and texts that were written: not for tables.
+_KEPT = "streamcache-partial", "streamcache-written"
 _Other = Diagnosis | Profile | Ladder | Sinks
 _KINDS: dict[str, type[Record | _Other]] = {
     "streamcache-measurement": Record,
@@ -204,7 +205,7 @@ def _record(entry: dict[str, Any]) -> Record | _Other | None:
     if is_version_1(entry):
         return from_version_1(plain_values(entry))
     schema = entry.get("schema")
-    if schema == _PARTIAL:
+    if schema in _KEPT:
         return None
     kind = _KINDS.get(schema) if isinstance(schema, str) else None
     if kind is not None:

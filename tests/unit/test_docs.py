@@ -98,6 +98,9 @@ def test_streamcache_commands(
         "generate": "It was a dark and stormy night; ",
         "chat": "\n",
         "stream": "PPL by book",
+        "recall": "right answers",
+        "leaderboard": "recall at",
+        "fluency": "distinct-2",
     }
     assert printed.get(words[1], "to make" if "--dry-run" in words else "TPOT") in ran.out
 
@@ -118,6 +121,14 @@ def small(words: list[str], folder: Path) -> list[str]:
         return ["--max-eval-tokens", "260", "--tokens", "4", *size]
     if words[1] == "copying":
         return ["--cap-total", "48", "--distances", "32,64", "--passages", "2"]
+    if words[1] == "recall":
+        more = ["--configs", "fast"] if "--configs" in words else []
+        return [*more, "--model-name", "reference", "--cap-total", "96", "--questions", "1"]
+    if words[1] == "leaderboard":
+        few = ["--max-eval-tokens", "200", "--cap-total", "64", "--questions", "1"]
+        return ["--model-name", "reference", "--configs", "fast,gaps", *few]
+    if words[1] == "fluency":
+        return ["--model-name", "reference", "--cap-total", "64", "--tokens", "80"]
     if words[1] == "sinks":
         return ["--model-name", "reference", "--max-eval-tokens", "160", "--cap-total", "64"]
     if words[1] == "stream":

@@ -13,7 +13,6 @@ import msgspec
 import numpy as np
 import pytest
 
-from streamcache.cli.summarize import BEGIN, END
 from streamcache.measure import checked
 from streamcache.measure.configurations import ABLATIONS, NAMED, Configuration, with_budget
 from streamcache.policy import EvictionPolicy
@@ -24,6 +23,8 @@ from tests.shell import Run
 
 H200 = "NVIDIA H200"
 SHAPE = "random:pythia-2.8b"
+
+BEGIN, END = "<!-- audit: begin -->", "<!-- audit: end -->"
 
 
 def test_tables_have_the_methods_by_their_names_and_the_published_beside(summarised: Path) -> None:
