@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 
 Model = TypeVar("Model", bound=nn.Module)
+_OF_ANY_MODULE = frozenset(vars(nn.Module()))  # tensors, hooks, modules and the mode
 
 
 def shared_copy(model: Model) -> Model:
@@ -19,17 +20,17 @@ def shared_copy(model: Model) -> Model:
     Modules and configs are the copy's own; hooks are those that the model has at the time, less
     those that serve its bounded caches.
     """
-    modules = list(model.modules())
-    memo: dict[int, Any] = {id(module): _empty(module) for module in modules}
-    for module in modules:
-        loose = (value for value in _state(module).values() if isinstance(value, Tensor))
+    states = [(module, _state(module)) for module in model.modules()]
+    memo: dict[int, Any] = {id(module): _empty(module) for module, _ in states}
+    for module, state in states:
+        loose = (value for value in state.values() if isinstance(value, Tensor))
         memo.update((id(x), x) for x in (*_tensors(module), *_hooks(module), *loose))
-    for module in modules:
-        for value in _state(module).values():
+    for _, state in states:
+        for value in state.values():
             if isinstance(value, FunctionType):
                 _rebound(value, memo)
-    for module in modules:
-        vars(memo[id(module)]).update(copy.deepcopy(_state(module), memo))
+    for module, state in states:
+        vars(memo[id(module)]).update(copy.deepcopy(state, memo))
     shared: Model = memo[id(model)]
     return shared.eval()
 
@@ -41,7 +42,7 @@ def fingerprint(model: nn.Module) -> object:
     flags and names that modules and their configs hold, also in lists (PEFT has the adapters in
     use there). The mode is left out.
     """
-    configs = {id(c): c for m in model.modules() if (c := getattr(m, "config", None)) is not None}
+    configs = {id(c): c for m in model.modules() if (c := vars(m).get("config")) is not None}
     modules = [
         (type(m), [id(x) for x in (*_tensors(m), *_hooks(m))], _settings(m))
         for m in model.modules()
@@ -61,7 +62,7 @@ def _state(module: nn.Module) -> dict[str, Any]:
     """
     state = vars(module).copy()
     for name, value in state.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and value:
             kept = {k: v for k, v in value.copy().items() if not _is_ours(v)}
             state[name] = type(value)(kept)
     return state
@@ -100,15 +101,16 @@ def _tensors(module: nn.Module) -> list[Tensor | None]:
 def _hooks(module: nn.Module) -> list[object]:
     """Its own, and what accelerate puts on a module that it moves between devices."""
     hooks: list[object] = []
-    for name, value in _state(module).items():
+    for name, value in vars(module).copy().items():
         if "hook" in name:
-            hooks += value.values() if isinstance(value, dict) else [value]
+            found = value.copy().values() if isinstance(value, dict) else [value]
+            hooks += (hook for hook in found if not _is_ours(hook))
     return hooks
 
 
 def _settings(holder: object) -> dict[str, object]:
     values = vars(holder).copy().items()
-    return {k: _frozen(v) for k, v in values if k != "training" and _is_plain(v)}
+    return {k: _frozen(v) for k, v in values if k not in _OF_ANY_MODULE and _is_plain(v)}
 
 
 def _is_plain(value: object) -> bool:
