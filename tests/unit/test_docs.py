@@ -377,3 +377,37 @@ def test_the_messages_of_the_docs_are_those_of_the_code() -> None:
     for quote in quotes:
         for part in re.split(r"…|\b[NM1]\b", quote):
             assert part.strip(" .:,") in said, quote
+
+
+def test_percentages_beside_a_ppl_follow_from_the_ppls_of_their_row() -> None:
+    """In the tables of refresh and overlap: relative to the first PPL, which has its own column."""
+    n_checked = 0
+    for line in (ROOT / "docs" / "findings.md").read_text().splitlines():
+        _, total, first, *others = (cell.strip() for cell in f"{line}|||".split("|"))
+        if total not in ("256", "2048"):
+            continue
+        for ppl, percent in re.findall(r"([\d.]+) \(\+([\d.]+) %\)", " ".join(others)):
+            step, digits = 0.5 * 10 ** -len(ppl.partition(".")[2]), len(percent.partition(".")[2])
+            low, high = (
+                100 * ((float(ppl) + d) / (float(first) - d / abs(d) * 5e-4) - 1)
+                for d in (-step, step)
+            )
+            assert round(low, digits) <= float(percent) <= round(high, digits), line
+            n_checked += 1
+    assert n_checked == 15
+    page = (ROOT / "docs" / "smollm2.md").read_text()
+    row = r"^\| [\d,]+ \| ([\d.]+) \| ([\d.]+) \| \+([\d.]+) % \|$"
+    for four, none, more in re.findall(row, page, re.M):
+        assert abs(100 * (float(none) / float(four) - 1) - float(more)) < 0.1
+        n_checked += 1
+    assert n_checked == 19
+
+
+def test_figures_that_choose_repeats_are_those_of_the_page_it_links() -> None:
+    pages = {name: (ROOT / "docs" / f"{name}.md").read_text() for name in ("choose", "profiling")}
+    shares = re.findall(r"^\| `(ours|fast)` .*\| (\d+) % \| (\d+) % \|$", pages["profiling"], re.M)
+    for _, at_1, at_32 in shares:
+        assert re.search(rf"{at_1} %.{{0,30}}\s{at_32} %", " ".join(pages["choose"].split()))
+    bytes_of_an_entry = 2 * 32 * 32 * 80 * 2
+    assert f"{bytes_of_an_entry:,}\nbytes" in pages["choose"] and len(shares) == 2
+    assert f"{2048 * bytes_of_an_entry / 1e6:.0f} MB per stream" in pages["choose"]
