@@ -28,3 +28,9 @@ def plain_values(value: Any) -> Any:
 def in_markdown(text: str) -> str:
     """As text in a line of markdown: no table, link, image or HTML of its own."""
     return "".join(_MARKDOWN.get(sign, sign) for sign in plain(text))
+
+
+def in_spreadsheet(text: str) -> str:
+    """As text in a cell of a CSV file: a spreadsheet would compute what begins like a formula."""
+    text = plain(text)
+    return f"'{text}" if len(text) > 1 and text[0] in "=+-@" else text

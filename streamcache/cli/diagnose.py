@@ -32,6 +32,7 @@ from streamcache.measure.measurement import environment
 from streamcache.measure.run import What, run
 from streamcache.measure.store import Store, file_stem, folder_name
 from streamcache.measure.workload import Workload
+from streamcache.plain import in_spreadsheet
 from streamcache.policy import EvictionPolicy, count_evictions
 
 
@@ -123,7 +124,7 @@ def _write(
     ids, tokenizer = workload.text.input_ids.tolist(), workload.loaded.tokenizer
     words = [""] * len(ids)
     if tokenizer is not None:
-        words = [repr(word)[1:-1] for word in tokenizer.batch_decode([[i] for i in ids])]
+        words = [in_spreadsheet(word) for word in tokenizer.batch_decode([[i] for i in ids])]
     files = {".csv": tokens_csv(ids, words, states, nll, nll_other)}
     if plot:
         from streamcache.report.diagnosis_plot import svg

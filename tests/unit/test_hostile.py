@@ -20,7 +20,7 @@ from streamcache.measure.checked import RecordError
 from streamcache.measure.configurations import NAMED
 from streamcache.measure.measurement import Measurement
 from streamcache.measure.store import Store, write_partial
-from streamcache.plain import plain
+from streamcache.plain import in_spreadsheet, plain
 from streamcache.report import collect, render
 from streamcache.report.tables import Table
 from tests import made
@@ -242,6 +242,11 @@ def test_what_cannot_be_a_configuration_is_refused_where_it_is_read(
     (tmp_path / "x.json").write_bytes(msgspec.json.encode(content))
     found = collect.collect(tmp_path)
     assert len(found.bad) == 1 and "x.json is no record that counts: damaged" in found.bad[0]
+
+
+def test_a_token_is_no_formula_in_a_spreadsheet() -> None:
+    assert in_spreadsheet("=HYPERLINK(1)\n") == r"'=HYPERLINK(1)\n"
+    assert [in_spreadsheet(text) for text in ("-", "@a", "a=1", "")] == ["-", "'@a", "a=1", ""]
 
 
 def test_plain_text_is_one_line_of_signs_that_can_be_seen() -> None:
