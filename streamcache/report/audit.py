@@ -116,7 +116,7 @@ def has_shape(record: Record) -> bool:
 
 def is_gpu(record: Record) -> bool:
     """Whether it was measured on a GPU."""
-    return record.environment.device.split()[0] != "cpu"
+    return not f"{record.environment.device} ".startswith("cpu ")
 
 
 def _is_pythia(record: Record) -> bool:

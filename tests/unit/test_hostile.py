@@ -6,6 +6,7 @@ import random
 import re
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -21,8 +22,8 @@ from streamcache.measure.configurations import NAMED
 from streamcache.measure.measurement import Measurement
 from streamcache.measure.store import Store, write_partial
 from streamcache.plain import in_spreadsheet, plain
-from streamcache.report import collect, render
-from streamcache.report.tables import Table
+from streamcache.report import audit, collect, render
+from streamcache.report.tables import Table, tables_for
 from tests import made
 from tests.shell import Run
 
@@ -242,6 +243,22 @@ def test_what_cannot_be_a_configuration_is_refused_where_it_is_read(
     (tmp_path / "x.json").write_bytes(msgspec.json.encode(content))
     found = collect.collect(tmp_path)
     assert len(found.bad) == 1 and "x.json is no record that counts: damaged" in found.bad[0]
+
+
+def test_empty_names_and_numbers_without_measure_are_shown(tmp_path: Path) -> None:
+    """Of a record whose checksum is right: no table, verdict or title fails over it."""
+    huge = made.record(NAMED["best"], ppl=1e308, increase=-1e300, tpot_ms=1e-300, device=" ")
+    for value in ("", " "):
+        empty: dict[str, Any] = msgspec.to_builtins(huge)
+        for part in (empty, empty["workload"], empty["environment"], empty["quality"]):
+            part |= {name: value for name in part if isinstance(part[name], str)}
+        record = msgspec.convert(empty | {"schema": "streamcache-measurement"}, type(huge))
+        checked.write_struct(tmp_path / f"a{value}.json", record)
+    groups = collect.collect(tmp_path).groups
+    assert [len(group.rows) for group in groups] == [1, 1]
+    for group in groups:
+        assert all(render.markdown(table) for table in tables_for(group).values())
+    assert "best" in render.latex(audit.table(groups)).lower()
 
 
 def test_a_token_is_no_formula_in_a_spreadsheet() -> None:
