@@ -61,6 +61,8 @@ def _load_on(
     name: str, revision: str | None, dtype: str, quantization: Quantization | None, device: str
 ) -> LoadedModel:
     transformers.utils.logging.disable_progress_bar()  # loading takes no time worth a bar
+    # Else its report of weights that do not fit prints their names as they are.
+    transformers.utils.logging.set_verbosity_error()
     return load_model(
         name, revision=revision, dtype=dtype, device=device, quantization=quantization
     )

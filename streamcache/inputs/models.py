@@ -1,5 +1,6 @@
 """Models by name: the packaged reference, SmolLM2, a folder, a file, a hub id, a random shape."""
 
+import json
 import re
 from dataclasses import dataclass, replace
 from importlib.resources import files
@@ -38,6 +39,10 @@ PINNED = {
     "EleutherAI/pythia-6.9b": "c0e3eee36dc47af0c49f361c74cfe459c09f7f23",
     "EleutherAI/pythia-12b": "bb1e3e710cdf6b524461d543cfb5ba773f0a81b6",
 }
+
+_MAX_TEXT_BYTES = 1 << 28  # of a config or a tokenizer
+_COUNT = re.compile(r"layers?$|num_labels$")  # what is made one by one before a weight is read
+_MOST = 10_000
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -182,8 +187,26 @@ def _digest(folder: Path, describe: tuple[str, ...]) -> str:
             f"{folder} is not a model folder: it needs config.json and model.safetensors (or its "
             "shards); weights in other formats are not loaded"
         )
+    _require_sensible(folder)
     described = {path for pattern in describe for path in folder.glob(pattern) if path.is_file()}
     return _short(sha256_of([*weights, *sorted(described)]))
+
+
+def _require_sensible(folder: Path) -> None:
+    """Refuse what would only take all memory or time: texts without end, and countless layers."""
+    for path in sorted(folder.iterdir()):
+        is_text = path.suffix in (".json", ".txt", ".jinja", ".model")
+        if is_text and path.is_file() and path.stat().st_size > _MAX_TEXT_BYTES:
+            raise ModelError(f"{path} is longer than {_MAX_TEXT_BYTES >> 20} MiB: it is no model's")
+    try:
+        config = json.loads((folder / "config.json").read_bytes())
+    except (ValueError, RecursionError):
+        return  # transformers says what is wrong
+    parts = [config, *config.values()] if isinstance(config, dict) else []
+    for part in parts:
+        for name, n in part.items() if isinstance(part, dict) else ():
+            if _COUNT.search(name) and isinstance(n, int) and n > _MOST:
+                raise ModelError(f"{folder}: its config.json has {name} beyond {_MOST:,}")
 
 
 def _short(digest: str) -> str:

@@ -1,8 +1,10 @@
 """Models by name: what is loaded, in which state, under which revision, and what is refused."""
 
 import hashlib
+import io
 import json
 import os
+from logging import StreamHandler
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers.utils import logging
 
 from streamcache.inputs.models import REFERENCE_FOLDER, ModelError, load_model
 from streamcache.inputs.placement import Placement
 from streamcache.inputs.shapes import SHAPES
+from tests.shell import Run
 from tests.tiny import tiny
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -302,6 +306,43 @@ def test_a_folder_in_which_a_file_is_something_else_is_one_line(
     with pytest.raises(ModelError) as refused:
         load_model(str(folder))
     assert "\n" not in str(refused.value) and folder.name in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["num_hidden_layers", "num_labels"])
+def test_a_config_with_countless_layers_or_labels_is_refused_at_once(
+    folder: Path, name: str
+) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, name: 10**9}))
+    with pytest.raises(ModelError, match=rf"tiny: its config\.json has {name} beyond 10,000"):
+        load_model(str(folder))
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "vocab.json", "adapter_x.json"])
+def test_a_text_of_a_model_without_end_is_refused_at_once(folder: Path, name: str) -> None:
+    """A file of 1 TiB takes no room on the disk."""
+    with (folder / name).open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(ModelError, match=rf"{name} is longer than 256 MiB"):
+        load_model(str(folder))
+
+
+def test_names_of_weights_are_text_in_the_terminal(folder: Path, run: Run) -> None:
+    """transformers reports weights that do not fit, as they are called."""
+    state = load_file(folder / "model.safetensors")
+    state["\x1b]0;title\x07\nevil"] = torch.ones(1)
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    logging.set_verbosity_warning()
+    reported = io.StringIO()
+    handler = StreamHandler(reported)
+    logging.add_handler(handler)
+    try:
+        ran = run("eval", "--model-name", str(folder))
+    finally:
+        logging.remove_handler(handler)
+        logging.set_verbosity_warning()
+    assert ran.status == 2 and ran.err.count("\n") == 1 and not reported.getvalue()
+    assert r"no place for: \x1b]0;title\x07" in ran.err and "\x1b" not in ran.err
 
 
 def test_pickled_weights_are_never_loaded(tmp_path: Path) -> None:
