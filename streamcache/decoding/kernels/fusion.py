@@ -287,9 +287,9 @@ def _start_early(node: Node) -> None:
     the attention, so that the attention is always launched between that launch and the sum.
     """
     xs, *parts, residual = node.args
-    for i, x in enumerate(xs):  # type: ignore[arg-type, union-attr]
+    for i, x in enumerate(xs):  # type: ignore[arg-type]
         origin = _origin(x, _GROUPED)
-        others = [_origin(other, _ATTEND) for j, other in enumerate(xs) if j != i]  # type: ignore[arg-type, union-attr]
+        others = [_origin(other, _ATTEND) for j, other in enumerate(xs) if j != i]  # type: ignore[arg-type]
         if x.target is not operator.getitem or origin is None or not others:
             continue
         if all(other is not None and _origin(other, _GROUPED) is origin for other in others):
