@@ -156,7 +156,7 @@ def test_256_entries_evicted_at_once_show_an_effect_and_one_at_a_time_does_not(
     for path in (tmp_path / "runs" / "diagnose").glob("*/*"):
         path.unlink()
 
-    assert run(*arguments, "--no-plot").status == 0
+    assert run(*arguments, "--max-eval-tokens", "1200", "--no-plot").status == 0
     found = msgspec.json.decode(only(tmp_path, ".json").read_bytes(), type=Diagnosis)
     assert found.effect.excess == 0 and found.effect.excess_p == found.raw.excess_p == 1
 

@@ -16,7 +16,7 @@ from streamcache.caches.refresh import RefreshCache
 from streamcache.caches.streaming import StreamingCache
 from streamcache.decoding.captured import CapturedDecoder
 from streamcache.policy import EvictionPolicy
-from tests.cases import CACHES, HEADS, LOCAL, each_cache, each_policy
+from tests.cases import CACHES, HEADS, LOCAL, POLICIES, each_cache
 from tests.families import model_of
 from tests.tiny import copy_of, error, expected, llama, neox, stream, text, tiny
 
@@ -60,9 +60,13 @@ def test_layers_that_repeat_their_keys_take_long_inputs_in_pieces(
     assert error(logits, expected(model, POLICY, ids)) < TIGHT
 
 
-@each_policy
-def test_inputs_of_one_to_six_windows(model: PreTrainedModel, policy: EvictionPolicy) -> None:
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [*(("llama", name) for name in POLICIES), ("gpt_neox", "softlite"), ("cohere2", "one sink")],
+)
+def test_inputs_of_one_to_six_windows(family: str, name: str) -> None:
     """In one call, and what follows in random pieces: the logits of the oracle."""
+    model, policy = FAMILIES[family](), POLICIES[name]
     ids = text(6 * policy.window_size + policy.n_sink + 40)
     reference = expected(model, policy, ids)
     for cache_type in CACHES:
