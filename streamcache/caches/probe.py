@@ -362,7 +362,7 @@ def _frequencies(model: PreTrainedModel, head_dim: int) -> Iterator[Tensor]:
             seen.append(_frequencies_of(buffer.double()))
             yield seen[-1]
         if "inv_freq" in name and buffer.ndim == 1 and buffer.numel() > 0:
-            candidate = buffer.double()
+            candidate = buffer.to(torch.float64, copy=True)  # some are overwritten in place
             if not any(torch.equal(candidate, other) for other in seen):
                 seen.append(candidate)
                 yield candidate

@@ -15,7 +15,8 @@ _OF_ANY_MODULE = frozenset(vars(nn.Module()))  # tensors, hooks, modules and the
 
 
 def shared_copy(model: Model) -> Model:
-    """A copy in evaluation mode that shares every tensor with the model.
+    """A copy in evaluation mode that shares every tensor with the model, but rotary frequencies
+    that a forward overwrites.
 
     Modules and configs are the copy's own; hooks are those that the model has at the time, less
     those that serve its bounded caches.
@@ -25,6 +26,8 @@ def shared_copy(model: Model) -> Model:
     for module, state in states:
         loose = (value for value in state.values() if isinstance(value, Tensor))
         memo.update((id(x), x) for x in (*_tensors(module), *_hooks(module), *loose))
+        for buffer in _switching(module):
+            del memo[id(buffer)]
     for _, state in states:
         for value in state.values():
             if isinstance(value, FunctionType):
@@ -92,6 +95,15 @@ def _rebound(value: Any, memo: dict[int, Any]) -> Any:
 def _is_ours(hook: object) -> bool:
     function = getattr(hook, "func", hook)  # of a functools.partial
     return getattr(function, "__module__", None) == "streamcache.caches.hooks"
+
+
+def _switching(module: nn.Module) -> list[Tensor]:
+    """Rotary frequencies that depend on the length of the input."""
+    kinds = str(getattr(module, "rope_type", ""))
+    if "dynamic" not in kinds and "longrope" not in kinds:
+        return []
+    buffers = module._buffers.copy().items()
+    return [buffer for name, buffer in buffers if "inv_freq" in name and buffer is not None]
 
 
 def _tensors(module: nn.Module) -> list[Tensor | None]:

@@ -56,6 +56,25 @@ def test_a_switching_table_is_kept_within(family: str, cache_type: type[BoundedC
 
 
 @each_switching
+def test_a_switching_table_of_a_float64_model(family: str) -> None:
+    """Its frequencies are float64 as well, and are overwritten when the table switches."""
+    model: Any = tiny(family, **SWITCHING[family])
+    model, policy, ids = model.double(), EvictionPolicy(4, 20), text(60)
+    logits = stream(model, StreamingCache(model, policy), ids)
+    assert error(logits, expected(model, policy, ids)) < 1e-4
+
+
+@each_switching
+def test_a_probe_does_not_switch_the_table_of_a_model(family: str) -> None:
+    model = tiny(family, **SWITCHING[family])
+    buffers = {name: (b, b._version, b.clone()) for name, b in model.named_buffers()}
+    probe_rope(model)
+    for name, now in model.named_buffers():
+        before, version, numbers = buffers[name]
+        assert now is before and now._version == version and torch.equal(now, numbers)
+
+
+@each_switching
 def test_a_switching_table_that_is_too_short_is_refused(family: str) -> None:
     model = tiny(family, **SWITCHING[family])
     with pytest.raises(UnsupportedModelError, match=r"angles for 64 positions .* can hold 65"):
