@@ -27,7 +27,7 @@ def shared_copy(model: Model) -> Model:
         loose = (value for value in state.values() if isinstance(value, Tensor))
         memo.update((id(x), x) for x in (*_tensors(module), *_hooks(module), *loose))
         for buffer in _switching(module):
-            del memo[id(buffer)]
+            memo.pop(id(buffer), None)
     for _, state in states:
         for value in state.values():
             if isinstance(value, FunctionType):
