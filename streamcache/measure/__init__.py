@@ -1,5 +1,5 @@
-"""From a model, a text and a configuration to a record."""
+"""From a model, a text and a configuration to a record.
 
-from streamcache.extras import require
-
-require("measure", "streamcache.measure")
+What the gate uses of it (pairs, memory, student) needs the standard library alone; a measurement
+needs the extra.
+"""

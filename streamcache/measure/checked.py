@@ -4,6 +4,11 @@ A JSON file holds the fields of a struct and `checksum`, the sha256 of its canon
 sha256 of an array's file stands in the record that it belongs to.
 """
 
+from streamcache.extras import require
+
+require("measure", "streamcache.measure")
+
+# ruff: noqa: E402 (what is missing is named before it is imported)
 import hashlib
 import io
 from pathlib import Path

@@ -5,6 +5,11 @@ The record `<name>.json`, and up to three arrays: the NLL of each predicted toke
 record is written last, so a record that can be read has its arrays.
 """
 
+from streamcache.extras import require
+
+require("measure", "streamcache.measure")
+
+# ruff: noqa: E402 (what is missing is named before it is imported)
 import dataclasses
 import platform
 import warnings

@@ -103,7 +103,7 @@ def message(call):
 
 print(message(lambda: load_tokens("pg19", tokenizer=model.tokenizer)))
 print(message(lambda: load_model("reference", device="cpu", quantization="int8")))
-print(message(lambda: __import__("streamcache.measure")))
+print(message(lambda: __import__("streamcache.measure.run")))
 """
 
 
@@ -145,6 +145,15 @@ def test_without_its_extra_a_benchmark_with_goldens_fails_with_its_name(tmp_path
     ran = run_without(["msgspec"], PLUGIN.format(arguments=""), tmp_path)
     assert ran.returncode == pytest.ExitCode.TESTS_FAILED
     assert "the golden gate needs msgspec: pip install 'streamcache[gate]'" in ran.stdout
+
+
+def test_the_gate_needs_nothing_but_its_extra(tmp_path: Path) -> None:
+    """As in a project that installs it without torch, for benchmarks of other things."""
+    (tmp_path / "test_own.py").write_text("def test_own(golden) -> None:\n    golden.equal(n=1)\n")
+    others = ["torch", "transformers", "numpy", "safetensors", "filelock", "click", "rich"]
+    arguments = "'--golden-samples=samples.json'"
+    ran = run_without(others, PLUGIN.format(arguments=arguments), tmp_path)
+    assert ran.returncode == 0 and "1 passed" in ran.stdout, ran.stdout + ran.stderr
 
 
 def test_with_its_extra_the_plugin_of_the_gate_is_loaded(tmp_path: Path) -> None:
