@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 from torch.nn import functional as F
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from streamcache.caches import attention_override  # noqa: F401 (registers its op)
 from streamcache.decoding.kernels import linear, quantized  # noqa: F401 (likewise)
 from streamcache.decoding.kernels.fold_rope import drop_rotations
+from streamcache.decoding.kernels.graph_nodes import is_parameter, value
+from streamcache.decoding.kernels.graph_norms import norm_before, rms_norm
 from streamcache.decoding.kernels.ranks import move_sums_inside
 
 _MOST = 3  # layers a launch
@@ -85,21 +86,8 @@ def _is_linear(node: object) -> bool:
     """Whether a node is a linear layer of few tokens with parameters of its own."""
     if not isinstance(node, Node) or node.target not in (F.linear, _QUANTIZED):
         return False
-    few = prod(_value(node.args[0]).shape[:-1]) <= linear.MAX_TOKENS
-    return few and all(_is_parameter(p) for p in _parameters(node))
-
-
-def _is_parameter(node: Any) -> bool:
-    """Whether a node is there before all others (None is), as it lies in memory."""
-    if node is None:
-        return True
-    plain = node.op == "placeholder" and not is_traceable_wrapper_subclass(_value(node))
-    return plain and _value(node).is_contiguous()
-
-
-def _value(node: Any) -> Tensor:
-    value: Tensor = node.meta["example_value"]
-    return value
+    few = prod(value(node.args[0]).shape[:-1]) <= linear.MAX_TOKENS
+    return few and all(is_parameter(p) for p in _parameters(node))
 
 
 def _parameters(node: Node) -> tuple[Any, Any, Any]:
@@ -121,7 +109,7 @@ def _fuse_sum(graph: Graph, root: Node) -> None:
     rest: list[Node] = []
 
     def collect(node: Any) -> bool:
-        if not isinstance(node, Node) or _value(node).shape != _value(root).shape:
+        if not isinstance(node, Node) or value(node).shape != value(root).shape:
             return False
         once = node is root or len(node.users) == 1
         if once and node.target is operator.add:
@@ -135,23 +123,13 @@ def _fuse_sum(graph: Graph, root: Node) -> None:
         residual = rest[0] if rest else None
         for node in rest[1:]:
             residual = graph.call_function(operator.add, (residual, node))
-            residual.meta["example_value"] = _value(root)
+            residual.meta["example_value"] = value(root)
         layers = [[term.args[0] for term in terms], *map(list, zip(*map(_parameters, terms)))]
         total = graph.call_function(_SUMMED, (*layers, residual))
-    total.meta["example_value"] = _value(root)
+    total.meta["example_value"] = value(root)
     root.replace_all_uses_with(total)
     graph.erase_node(root)
     graph.eliminate_dead_code()
-
-
-class _Norm(NamedTuple):
-    """A norm over the last dimension of x; without a gain, none."""
-
-    x: Any
-    gain: Any = None
-    shift: Any = None
-    eps: float = 0.0
-    kind: str = ""
 
 
 class _Layer(NamedTuple):
@@ -177,15 +155,15 @@ def _fuse_gate(graph: Graph, node: Node) -> None:
         layers = [_half_of(*halves)] if _half_of(*halves) else halves
         if not all(_is_linear(n) for n in layers) or any(len(n.users) > 1 for n in halves):  # type: ignore[union-attr]
             continue
-        norms = {_norm_before(layer.args[0]) for layer in layers}  # type: ignore[union-attr]
-        shapes = {_value(half).shape for half in halves}
+        norms = {norm_before(layer.args[0]) for layer in layers}  # type: ignore[union-attr]
+        shapes = {value(half).shape for half in halves}
         if len(norms) > 1 or len(shapes) > 1:
             continue
         x, *norm = norms.pop()
         weights, scales, biases = map(list, zip(*map(_parameters, layers)))  # type: ignore[arg-type]
         with graph.inserting_before(node):
             out = graph.call_function(_GATED, (x, weights, scales, biases, *norm, activation))
-        out.meta["example_value"] = _value(node)
+        out.meta["example_value"] = value(node)
         node.replace_all_uses_with(out)
         graph.erase_node(node)
         graph.eliminate_dead_code()
@@ -208,17 +186,17 @@ def _half_of(first: Any, second: Any) -> Node | None:
 def _fuse_summed_norm(graph: Graph, node: Node) -> None:
     """residual + norm(x), after the layers of a block."""
     for residual, term in (node.args, node.args[::-1]):
-        norm = _rms_norm(term)
-        shape = _value(node).shape
-        if norm is None or not isinstance(residual, Node) or _value(residual).shape != shape:
+        norm = rms_norm(term)
+        shape = value(node).shape
+        if norm is None or not isinstance(residual, Node) or value(residual).shape != shape:
             continue
-        if shape[:-1].numel() > linear.MAX_TOKENS or _value(residual).dtype != _value(term).dtype:
+        if shape[:-1].numel() > linear.MAX_TOKENS or value(residual).dtype != value(term).dtype:
             continue
         with graph.inserting_before(node):
             out = graph.call_function(
                 _SUMMED_NORM, (norm.x, residual, norm.gain, norm.eps, norm.kind)
             )
-        out.meta["example_value"] = _value(node)
+        out.meta["example_value"] = value(node)
         node.replace_all_uses_with(out)
         graph.erase_node(node)
         return
@@ -228,12 +206,12 @@ def _fuse_neighbours(graph: Graph) -> None:
     groups: defaultdict[tuple[Any, float, str], list[_Layer]] = defaultdict(list)
     for node in graph.nodes:
         if _is_linear(node):
-            x, gain, shift, eps, kind = _norm_before(node.args[0])
+            x, gain, shift, eps, kind = norm_before(node.args[0])
             out, activation = _activation_after(node)
             layer = _Layer(node, out, *_parameters(node), gain, shift, activation)
             groups[x, eps, kind].append(layer)
     for (_, eps, kind), layers in groups.items():
-        x = _norm_before(layers[0].node.args[0]).x  # what a group before has made of it
+        x = norm_before(layers[0].node.args[0]).x  # what a group before has made of it
         if len(layers) == 1 and not kind and not layers[0].activation:
             _replace_alone(graph, x, layers[0])
             continue
@@ -245,7 +223,7 @@ def _replace_alone(graph: Graph, x: Node, layer: _Layer) -> None:
     with graph.inserting_before(layer.out):
         parts = [x], [layer.weight], [layer.scale], [layer.bias]
         out = graph.call_function(_SUMMED, (*parts, None))
-    out.meta["example_value"] = _value(layer.out)
+    out.meta["example_value"] = value(layer.out)
     layer.out.replace_all_uses_with(out)
 
 
@@ -258,7 +236,7 @@ def _replace(graph: Graph, x: Node, eps: float, kind: str, layers: list[_Layer])
     for i, layer in enumerate(layers):
         with graph.inserting_after(outs):
             out = graph.call_function(operator.getitem, (outs, i))
-        out.meta["example_value"] = _value(layer.out)
+        out.meta["example_value"] = value(layer.out)
         layer.out.replace_all_uses_with(out)
 
 
@@ -267,12 +245,12 @@ def _fuse_head_norms(node: Node) -> None:
     plain, norms = [], []
     for states in node.args[:2]:
         moved = isinstance(states, Node) and states.target == "transpose"
-        norm = _rms_norm(states.args[0]) if moved else None  # type: ignore[union-attr]
+        norm = rms_norm(states.args[0]) if moved else None  # type: ignore[union-attr]
         if norm is None:
             return
         with node.graph.inserting_before(node):
             plain.append(node.graph.call_method("transpose", (norm.x, *states.args[1:])))  # type: ignore[union-attr]
-        plain[-1].meta["example_value"] = _value(states)
+        plain[-1].meta["example_value"] = value(states)
         norms.append(norm)
     query, key = norms
     if (query.eps, query.kind) == (key.eps, key.kind):
@@ -304,87 +282,6 @@ def _origin(node: Any, target: Any) -> Node | None:
     while isinstance(node, Node) and node.target is not target:
         node = node.args[0] if node.args else None
     return node
-
-
-def _norm_before(node: Any) -> _Norm:
-    """The norm that gives a layer its input; without one, the input itself."""
-    return _layer_norm(node) or _rms_norm(node) or _Norm(node)
-
-
-def _layer_norm(node: Any) -> _Norm | None:
-    if node.target is not F.layer_norm or node.kwargs:
-        return None
-    x, shape, weight, bias, eps = (*node.args, None, None, 1e-5)[:5]
-    affine = weight is not None and _is_parameter(weight) and _is_parameter(bias)
-    return _Norm(x, weight, bias, eps, "layer") if affine and _is_last(shape, x) else None
-
-
-def _is_last(shape: Any, x: Any) -> bool:
-    return tuple(shape) == _value(x).shape[-1:]
-
-
-def _rms_norm(node: Any) -> _Norm | None:
-    """x / sqrt(mean(x^2) + eps) * gain, or * (1 + gain), between any dtypes."""
-    if not isinstance(node, Node):
-        return None
-    if node.target is F.rms_norm:
-        x, shape, gain, default = (*node.args, None, None)[:4]
-        eps: Any = node.kwargs.get("eps", default)
-        found = gain is not None and eps is not None and _is_parameter(gain)
-        return _Norm(x, gain, None, eps, "rms") if found and _is_last(shape, x) else None
-    for scaled, factor in _operands(_uncast(node), operator.mul):
-        gain, kind = _gain(factor)
-        x, eps = _over_root_mean_square(_uncast(scaled))
-        if gain is None or x is None:
-            continue
-        same = _value(x).shape == _value(node).shape and _value(x).dtype == _value(node).dtype
-        if same and tuple(_value(gain).shape) == _value(x).shape[-1:]:
-            return _Norm(x, gain, None, eps, kind)
-    return None
-
-
-def _uncast(node: Any) -> Any:
-    """The node before changes of its dtype."""
-    casts = ("to", "float", "type_as", "half", "bfloat16")
-    while isinstance(node, Node) and node.op == "call_method" and node.target in casts:
-        node = node.args[0]
-    return node
-
-
-def _operands(node: Any, target: Any) -> list[tuple[Any, Any]]:
-    """Both orders of a commutative operation's operands."""
-    name = target.__name__
-    known = isinstance(node, Node) and node.target in (target, getattr(torch, name), name)
-    return [node.args, node.args[::-1]] if known and len(node.args) == 2 else []
-
-
-def _gain(node: Any) -> tuple[Node | None, str]:
-    node = _uncast(node)
-    for weight, one in _operands(node, operator.add):
-        if isinstance(one, int | float) and one == 1 and _is_gain(_uncast(weight)):
-            return _uncast(weight), "rms_unit_offset"
-    return (node, "rms") if _is_gain(node) else (None, "")
-
-
-def _is_gain(node: Any) -> bool:
-    return isinstance(node, Node) and _is_parameter(node)
-
-
-def _over_root_mean_square(node: Any) -> tuple[Any, float]:
-    """x and eps, of x * rsqrt(mean(x^2) + eps)."""
-    for x, root in _operands(node, operator.mul):
-        if not isinstance(root, Node) or root.target not in (torch.rsqrt, "rsqrt"):
-            continue
-        for mean, eps in _operands(root.args[0], operator.add):
-            is_mean = isinstance(mean, Node) and mean.target in ("mean", torch.mean)
-            if not is_mean or not isinstance(eps, float):
-                continue
-            dim = mean.args[1] if len(mean.args) > 1 else mean.kwargs.get("dim")
-            square = mean.args[0]
-            is_square = square.target in ("pow", torch.pow) and square.args[1] == 2
-            if dim in (-1, [-1], (-1,)) and is_square and square.args[0] is x:
-                return _uncast(x), eps
-    return None, 0.0
 
 
 def _activation_after(node: Node) -> tuple[Node, str]:
