@@ -103,15 +103,14 @@ def by_position(nll: Floats, begin: int, end: int) -> float | None:
 
 
 def worse_from(nll: Floats, reference: Floats) -> int | None:
-    """The token from which on each piece of 1,024 has a PPL more than 10 % above a reference's.
+    """Where the first 1,024 tokens begin whose PPL is more than 10 % above a reference's.
 
-    None where the last whole piece has not.
+    What follows may be better again: angles of RoPE recur. None where there are no such tokens.
     """
     n_pieces = min(len(nll), len(reference)) // _PIECE
     gaps = (nll[: n_pieces * _PIECE] - reference[: n_pieces * _PIECE]).reshape(n_pieces, _PIECE)
-    good = numpy.flatnonzero(gaps.mean(axis=1) <= _WORSE)
-    first_bad = int(good[-1]) + 1 if len(good) else 0
-    return first_bad * _PIECE if first_bad < n_pieces else None
+    bad = numpy.flatnonzero(gaps.mean(axis=1) > _WORSE)
+    return int(bad[0]) * _PIECE if len(bad) else None
 
 
 def by_book(books: Books, nll: Floats) -> dict[str, Floats]:

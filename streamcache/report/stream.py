@@ -56,8 +56,8 @@ def _by_position(found: Streamed, names: list[str], nll: dict[str, Floats]) -> T
         (*rows, row),
         (
             *(f"{name}: {_sizes(found.by_name[name].record)}" for name in names),
-            f"worse from: the token from which on every 1,024 have a PPL more than 10 % above that "
-            f"of {names[0]}",
+            f"worse from: where the first 1,024 tokens begin whose PPL is more than 10 % above "
+            f"that of {names[0]}",
         ),
     )
 

@@ -123,7 +123,8 @@ def small(words: list[str], folder: Path) -> list[str]:
         return ["--cap-total", "48", "--distances", "32,64", "--passages", "2"]
     if words[1] == "recall":
         more = ["--configs", "fast"] if "--configs" in words else []
-        return [*more, "--model-name", "reference", "--cap-total", "96", "--questions", "1"]
+        more += ["--distances", "64,96", "--questions", "1"]
+        return [*more, "--model-name", "reference", "--cap-total", "96"]
     if words[1] == "leaderboard":
         few = ["--max-eval-tokens", "200", "--cap-total", "64", "--questions", "1"]
         return ["--model-name", "reference", "--configs", "fast,gaps", *few]

@@ -174,16 +174,17 @@ def test_positions_double_and_need_all_their_predictions() -> None:
     assert by_position(nll, 10, 101) is None
 
 
-def test_a_configuration_is_worse_from_where_it_never_recovers() -> None:
+def test_a_configuration_is_worse_from_its_first_bad_piece() -> None:
     reference, nll = np.ones(5 * 1024 + 9), np.ones(5 * 1024 + 9)
     assert worse_from(nll, reference) is None
-    nll[1024:2048] += 0.2
-    nll[3 * 1024 : 5 * 1024] += 0.1
-    assert worse_from(nll, reference) == 3 * 1024, "it had recovered from the first time"
-    nll[3 * 1024 : 4 * 1024] -= 0.02  # 8 % above
-    assert worse_from(nll, reference) == 4 * 1024
-    nll[4 * 1024 :] = 1.0
-    assert worse_from(nll, reference) is None
+    nll[5 * 1024 :] = 9.0
+    assert worse_from(nll, reference) is None, "no whole piece"
+    nll[3 * 1024 : 4 * 1024] += 0.1
+    assert worse_from(nll, reference) == 3 * 1024, "though the next is better again"
+    nll[1024:2048] += 0.09  # 9.4 %
+    assert worse_from(nll, reference) == 3 * 1024
+    nll[1024:2048] += 0.01
+    assert worse_from(nll, reference) == 1024
     assert worse_from(nll[:1000], reference) is None
 
 
