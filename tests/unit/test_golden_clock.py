@@ -39,6 +39,17 @@ def test_waiting_for_a_core_does_not_count() -> None:
     assert found == pytest.approx(0.1, rel=0.15)
 
 
+def test_no_round_is_shorter_than_its_work() -> None:
+    """A wait between two readings of the system was once taken off the round after it."""
+    waits = iter([0.0, 0.0, 0.2, 0.5, 0.5, 0.5, 0.5, 0.5])  # in the third it waits again
+    clock = WaitlessClock()
+    clock._file = -1
+    clock._wait_s = lambda: next(waits)  # type: ignore[method-assign]
+    start, middle, end = clock(), clock(), clock()
+    assert middle - start == pytest.approx(-0.5, abs=0.05), "all that was waited so far, at once"
+    assert end - middle == pytest.approx(0.0, abs=0.05), "and nothing in the next round"
+
+
 def test_sleeping_and_what_other_threads_of_the_process_take_count() -> None:
     clock = WaitlessClock()
     start = clock()
