@@ -27,7 +27,10 @@ def idle_cores(seconds: float = 0.5) -> float:
 
     Where the system does not say, all of them.
     """
-    cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+    try:
+        cores = os.sched_getaffinity(0)
+    except AttributeError:  # not Linux
+        cores = set()
     before = _core_times()
     if not cores or not cores <= before.keys():
         return len(cores) or os.cpu_count() or 1

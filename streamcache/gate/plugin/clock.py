@@ -53,14 +53,15 @@ class WaitlessClock:
         self._file = -1
         with contextlib.suppress(OSError):
             path = f"/proc/self/task/{threading.get_native_id()}/schedstat"
-            self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            self._file = os.open(path, os.O_RDONLY)
         self._waited_before = self._wait_s()
         self._others_before = time.process_time() - time.thread_time()
 
     def _wait_s(self) -> float:
         if self._file is None or self._file < 0:
             return 0.0
-        return int(os.pread(self._file, 64, 0).split()[1]) / 1e9
+        os.lseek(self._file, 0, os.SEEK_SET)
+        return int(os.read(self._file, 64).split()[1]) / 1e9
 
     def __del__(self) -> None:
         if self._file is not None and self._file >= 0:
