@@ -28,15 +28,17 @@ def test_waiting_for_a_core_does_not_count() -> None:
     try:
         clock = WaitlessClock()
         time.sleep(0.05)
-        start, wall = clock(), time.perf_counter()
+        wall = time.perf_counter()
+        start = clock()
         worked(0.1)
-        found, wall = clock() - start, time.perf_counter() - wall
+        found = clock() - start
+        wall = time.perf_counter() - wall
     finally:
         other.kill()
         other.wait()
         os.sched_setaffinity(0, allowed)
     assert wall > 0.13, "the core was shared"
-    assert found == pytest.approx(0.1, rel=0.15)
+    assert 0.1 <= found < 0.1 + (wall - 0.1) / 2, "less than half of the waits are left"
 
 
 def test_no_round_is_shorter_than_its_work() -> None:
