@@ -227,7 +227,11 @@ DEFECTS = [
         "sinks not shifted in the one pass",
         READ,
         "ppl",
-        patch(ONE_PASS, "angles(rotation, tokens - evicted)", "angles(rotation, tokens)"),
+        patch(
+            ONE_PASS,
+            "angles(rotation, self.positions_for_sinks(tokens, evicted))",
+            "angles(rotation, self.positions(tokens))",
+        ),
     ),
     fails(
         "sinks not met by the captured query",
@@ -443,7 +447,7 @@ DEFECTS = [
         "apart from one pass",
         patch(
             STEPS,
-            "    return decode(_fed(cache, model), input_ids, cache, advance)\n",
+            "    return decode(fed_model(cache, model), input_ids, cache, advance, score)\n",
             "    from streamcache.decoding.onepass import streaming_nll\n\n"
             "    return streaming_nll(model, input_ids, configuration.policy)\n",
         ),
@@ -454,8 +458,8 @@ DEFECTS = [
         "ppl",
         patch(
             DECODE,
-            "token_nll(logits, input_ids[t + 1 : t + 2])",
-            "token_nll(logits, input_ids[t : t + 1])",
+            "score(logits, input_ids[t + 1 : t + 2])",
+            "score(logits, input_ids[t : t + 1])",
         ),
     ),
     fails(
@@ -682,7 +686,7 @@ DEFECTS = [
         "held",
         patch(
             STEPS,
-            "return SteadyDecode(_fed(cache, model), input_ids, cache, batch)",
+            "return SteadyDecode(fed_model(cache, model), input_ids, cache, batch)",
             "cache = cache_type(configuration.cache)(model, type(policy)(4, 124))\n"
             "    return SteadyDecode(model, input_ids, cache, batch)",
         ),
