@@ -11,9 +11,11 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from streamcache.extras import require
 
+_MOST_BEHIND = 1 << 16  # bytes that may pad a file after its last tensor
+
 
 class GGUFError(ValueError):
-    """A GGUF file says something about its model that transformers would leave out."""
+    """A GGUF file is not what its header says, or says what transformers would leave out."""
 
 
 def is_gguf(name: str | Path) -> bool:
@@ -42,12 +44,16 @@ def has_tokenizer(path: Path, config: PreTrainedConfig) -> bool:
     """Whether a file has a tokenizer besides its weights.
 
     Raises:
-        GGUFError: it scales its rotary angles, and the config that transformers made of it does
-            not: the model would load and predict something else.
+        GGUFError: it has more bytes than its header says; or it scales its rotary angles, and the
+            config that transformers made of it does not: the model would load and predict
+            something else.
     """
     from gguf import GGUFReader
 
     reader = GGUFReader(path)
+    end = max((int(t.data_offset + t.n_bytes) for t in reader.tensors), default=0)
+    if reader.tensors and path.stat().st_size > end + _MOST_BEHIND:
+        raise GGUFError(f"its tensors end after {end} of {path.stat().st_size} bytes")
     kind = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
     factors = [tensor.name for tensor in reader.tensors if tensor.name.startswith("rope_")]
     scaling = [name for name in reader.fields if name.endswith("rope.scaling.factor")]

@@ -144,7 +144,9 @@ def _load(name: str, revision: str | None, dtype: str, device: str | torch.devic
     elif name == "reference":
         source, label, commit = REFERENCE_FOLDER, name, _digest(REFERENCE_FOLDER, ())
     elif is_gguf(name):
-        commit = _short(sha256_of([_existing(path)]))
+        loaded = pretrained(_existing(path).resolve(), "", found_dtype, where)
+        # Only now: what is no GGUF file may be endless.
+        return LoadedModel(*loaded, label, _short(sha256_of([path])))
     else:
         commit = _digest(path.resolve(), _DESCRIBE)
     return LoadedModel(*pretrained(source, commit, found_dtype, where), label, commit)

