@@ -1,12 +1,17 @@
-"""What the commands share that measure what is lost by distance: distances and configurations."""
+"""What the commands share that measure what is lost by distance."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import click
 
+from streamcache.cli.console import err, show
+from streamcache.files import write_bytes
 from streamcache.inputs.models import LoadedModel
 from streamcache.measure.configurations import NAMED, Configuration
 from streamcache.measure.stream import configuration_of, trained_context
+from streamcache.report import render, terminal
+from streamcache.report.tables import Table
 
 
 def distances_of(text: str | None, total: int, least: int) -> list[int]:
@@ -39,3 +44,13 @@ def configurations_of(configs: str, loaded: LoadedModel, total: int) -> list[Con
         full = configuration_of("fast", loaded, context)
         chosen.append(replace(full, label=f"fast, {context:,} entries"))
     return chosen
+
+
+def write(path: Path, table: Table, plot: bytes | None, output_dir: Path) -> None:
+    """Write a table, and beside it its plot (SVG) where there is one; print the table."""
+    write_bytes(path, render.markdown(table).encode(), output_dir)
+    err.print(f"table: {path}")
+    if plot is not None:
+        write_bytes(path.with_suffix(".svg"), plot, output_dir)
+        err.print(f"plot: {path.with_suffix('.svg')}")
+    show(terminal.of_table(table))

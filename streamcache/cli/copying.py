@@ -5,16 +5,13 @@ from typing import Any
 
 import click
 
-from streamcache.cli.by_distance import configurations_of, distances_of
+from streamcache.cli.by_distance import configurations_of, distances_of, write
 from streamcache.cli.common import bars, load_one
-from streamcache.cli.console import err, show
 from streamcache.extras import require
-from streamcache.files import write_bytes
 from streamcache.inputs.corpora import load_tokens
 from streamcache.measure.copying import PASSAGE, copying_text, measure_copying
 from streamcache.measure.store import Store, folder_name
 from streamcache.measure.workload import Workload
-from streamcache.report import render, terminal
 from streamcache.report.copying import copying_table, svg
 
 
@@ -50,9 +47,4 @@ def copying(
     title = f"{loaded.name}: copying of {text.name}, {cap_total} entries"
     path = output_dir / "copying" / f"{folder_name(longest)}-{cap_total}.md"
     table = copying_table(found, title)
-    write_bytes(path, render.markdown(table).encode(), output_dir)
-    err.print(f"table: {path}")
-    if plot:
-        write_bytes(path.with_suffix(".svg"), svg(found, title), output_dir)
-        err.print(f"plot: {path.with_suffix('.svg')}")
-    show(terminal.of_table(table))
+    write(path, table, svg(found, title) if plot else None, output_dir)

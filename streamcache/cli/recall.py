@@ -5,17 +5,14 @@ from typing import Any
 
 import click
 
-from streamcache.cli.by_distance import configurations_of, distances_of
+from streamcache.cli.by_distance import configurations_of, distances_of, write
 from streamcache.cli.common import bars, load_one
-from streamcache.cli.console import err, show
 from streamcache.extras import require
-from streamcache.files import write_bytes
 from streamcache.inputs.corpora import load_tokens
 from streamcache.inputs.facts import LEAST_DISTANCE, MOST_FACTS, tokens_needed
 from streamcache.measure.recall import measure_recall
 from streamcache.measure.store import Store, folder_name
 from streamcache.measure.workload import Workload
-from streamcache.report import render, terminal
 from streamcache.report.recall import recall_table, svg
 
 
@@ -54,9 +51,4 @@ def recall(
     title = f"{loaded.name}: facts in {text.name}, {cap_total} entries"
     path = output_dir / "recall" / f"{folder_name(workload.record)}-{cap_total}.md"
     table = recall_table(found, title)
-    write_bytes(path, render.markdown(table).encode(), output_dir)
-    err.print(f"table: {path}")
-    if plot:
-        write_bytes(path.with_suffix(".svg"), svg(found, title, cap_total), output_dir)
-        err.print(f"plot: {path.with_suffix('.svg')}")
-    show(terminal.of_table(table))
+    write(path, table, svg(found, title, cap_total) if plot else None, output_dir)
