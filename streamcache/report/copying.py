@@ -1,8 +1,7 @@
 """PPL of passages that are read again: a table and a picture."""
 
-import io
-
 from streamcache.measure.copying import PASSAGE, Copied
+from streamcache.report.svg_file import svg_file
 from streamcache.report.tables import Table, number
 
 
@@ -54,7 +53,4 @@ def svg(found: list[Copied], title: str) -> bytes:
     )
     axes.legend()
     axes.grid(alpha=0.25)
-    file = io.BytesIO()
-    figure.savefig(file, format="svg", metadata={"Date": None})
-    plt.close(figure)
-    return file.getvalue()
+    return svg_file(figure)

@@ -1,7 +1,5 @@
 """The picture of a diagnosis: some tokens, the mean around all evictions, and the shuffles."""
 
-import io
-
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
@@ -10,6 +8,7 @@ from numpy.typing import NDArray
 from streamcache.measure.checked import Floats
 from streamcache.measure.diagnose import CacheState, Diagnosis, EvictionEffect
 from streamcache.report.plots import around_evictions
+from streamcache.report.svg_file import svg_file
 
 _POLICY, _EVICTION = "C0", "C3"
 _SHOWN = 400  # tokens in the first panels: more could not be distinguished
@@ -39,10 +38,7 @@ def svg(diagnosis: Diagnosis, states: list[CacheState], nll: Floats, against: Fl
     _shuffles(panels[3], diagnosis)
     for axes in panels:
         axes.grid(alpha=0.25)
-    file = io.BytesIO()
-    figure.savefig(file, format="svg", metadata={"Date": None})
-    plt.close(figure)
-    return file.getvalue()
+    return svg_file(figure)
 
 
 def _tokens(axes: Axes, shown: NDArray[np.int64], series: Floats, label: str, title: str) -> None:

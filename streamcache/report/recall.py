@@ -1,8 +1,7 @@
 """Right answers by the distance of the fact: a table and a picture."""
 
-import io
-
 from streamcache.measure.recall import Recalled
+from streamcache.report.svg_file import svg_file
 from streamcache.report.tables import Table
 
 
@@ -58,7 +57,4 @@ def svg(found: list[Recalled], title: str, entries: int) -> bytes:
     )
     axes.legend()
     axes.grid(alpha=0.25)
-    file = io.BytesIO()
-    figure.savefig(file, format="svg", metadata={"Date": None})
-    plt.close(figure)
-    return file.getvalue()
+    return svg_file(figure)
